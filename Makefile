@@ -1,0 +1,76 @@
+# Everything that people and CI do here is a target. `make` lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TOOLS := $(CURDIR)/.tools
+GRPCURL := github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
+HEALTH_PROBE := github.com/grpc-ecosystem/grpc-health-probe@v0.4.61
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header
+TESTS := $(BIN)/python -m pytest -n 2
+export PATH := $(TOOLS):$(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help run test coverage lint types imports protos protos-check tools ci requirements clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(VENV)/server.stamp ## run the daemon on 127.0.0.1:50051 with the local provider and ./data
+	@printf '%s\n' \
+	  'betrace-kms serves on 127.0.0.1:50051 until Ctrl-C. Call it from another shell:' \
+	  '  .venv/bin/betrace-kms health' \
+	  '  echo "hello" | .venv/bin/betrace-kms encrypt --tenant acme | .venv/bin/betrace-kms decrypt --tenant acme' \
+	  '  grpcurl -plaintext 127.0.0.1:50051 list' ''
+	@exec $(BIN)/betrace-kms serve
+
+test: $(VENV)/dev.stamp ## run all tests
+	$(TESTS)
+
+coverage: $(VENV)/dev.stamp ## run all tests and show what they do not reach
+	rm -f .coverage .coverage.*
+	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(TESTS) --cov --cov-report=term-missing
+
+lint: $(VENV)/dev.stamp ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev.stamp ## check types
+	$(BIN)/mypy
+
+imports: $(VENV)/dev.stamp ## check that imports point one way
+	$(BIN)/lint-imports
+
+protos: $(VENV)/dev.stamp ## regenerate the stubs from protos/
+	cd protos && ../$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --mypy_out=quiet:. betrace/kms/v1/*.proto
+	cd protos && ../$(BIN)/python -m grpc_tools.protoc -I . --grpc_python_out=. --mypy_grpc_out=quiet:. \
+	  betrace/kms/v1/admin.proto betrace/kms/v1/key_management.proto
+
+protos-check: protos ## check that the stubs are what protos/ says
+	@test -z "$$(git status --porcelain -- protos)" || { git status --short -- protos; git diff --stat -- protos; echo 'protos/ differs from its stubs: commit what make protos wrote'; exit 1; }
+
+tools: ## build grpcurl and grpc_health_probe into .tools (needs Go)
+	GOBIN=$(TOOLS) GOFLAGS=-modcacherw go install $(GRPCURL)
+	GOBIN=$(TOOLS) GOFLAGS=-modcacherw go install $(HEALTH_PROBE)
+	mv -f $(TOOLS)/grpc-health-probe $(TOOLS)/grpc_health_probe
+
+ci: tools coverage lint types imports protos-check ## everything that CI runs
+
+requirements: $(VENV)/dev.stamp ## pin the newest versions that pyproject.toml allows
+	$(COMPILE) pyproject.toml requirements/build.in --extra server --group dev -o requirements/dev.txt
+	$(COMPILE) pyproject.toml requirements/build.in --extra server -c requirements/dev.txt -o requirements/server.txt
+
+clean: ## remove what the other targets made, but not ./data
+	rm -rf $(VENV) .tools .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11'; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp stands for "what this requirements file pins, and the package itself, are installed".
+$(VENV)/%.stamp: requirements/%.txt pyproject.toml | $(BIN)/python
+	@echo 'Installing what requirements/$*.txt pins into $(VENV) ...'
+	$(PIP) --require-hashes -r requirements/$*.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,155 @@
+"""The canonical span: the one byte string that stands for a compliance span, and that gets signed.
+
+It is a JSON object in the JSON Canonicalization Scheme (RFC 8785), whose members are, in order:
+
+====================  =====================================================================================
+``attributes``        object: name -> value, members ordered by UTF-16 code units (RFC 8785, section 3.2.3)
+``control``           string or null
+``durationNano``      string: signed decimal nanoseconds; or null
+``error``             string or null
+``evidenceType``      string or null
+``framework``         string or null
+``keyId``             string: id of the signing key
+``name``              string or null
+``parentSpanId``      string: 16 lower-case hexadecimal digits; or null
+``result``            string or null
+``spanId``            string: 16 lower-case hexadecimal digits
+``startTimeUnixNano`` string: signed decimal nanoseconds since the Unix epoch; or null
+``tenantId``          string
+``traceId``           string: 32 lower-case hexadecimal digits
+====================  =====================================================================================
+
+A value is an object whose only member names its type, as in OTLP/JSON: ``{"stringValue": "a"}``, ``{"boolValue":
+true}``, ``{"intValue": "42"}`` (64-bit integers are strings, because JSON numbers lose them), ``{"doubleValue": 1.5}``,
+``{"bytesValue": "AAE="}`` (base64 with padding), ``{"arrayValue": {"values": [..]}}``, ``{"kvlistValue": {"values":
+[{"key": .., "value": ..}]}}`` with the pairs ordered as the members of an object, and ``{}`` for OpenTelemetry's empty
+value.
+
+Two spans with equal canonical bytes are the same evidence, so whatever could hide in a span is refused: duplicate keys
+of a key-value list, fields that this version does not know, NaN and the infinities, and ids of a wrong length.
+
+orjson writes the text. It differs from RFC 8785 in two ways, both handled here: it does not order members by UTF-16
+code units, so they are inserted in that order; and it writes some doubles in another form (1.0, 1e16, 1e-6, -0.0), so
+those are formatted by the rfc8785 package.
+"""
+
+from binascii import b2a_base64
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import orjson
+import rfc8785
+from betrace.kms.v1 import span_pb2 as pb
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+_NANOS = 1_000_000_000
+_TIMESTAMP_SECONDS = (-62_135_596_800, 253_402_300_799)  # 0001-01-01 to 9999-12-31 (google/protobuf/timestamp.proto)
+_DURATION_SECONDS = 315_576_000_000  # about 10,000 years (google/protobuf/duration.proto)
+
+
+class InvalidSpan(ValueError):
+    """The span has no canonical form. The message says which field to mend, and never quotes a value."""
+
+
+def canonical_span(tenant_id: str, key_id: str, span: pb.ComplianceSpan) -> bytes:
+    """Return the canonical JSON (UTF-8) of a span as signed by one key of one tenant.
+
+    Raises InvalidSpan for a span that has no canonical form; see the module's description.
+    """
+    _refuse_unknown_fields(span)
+    has = span.HasField
+    return orjson.dumps(
+        {
+            "attributes": {name: _value(span.attributes[name], name) for name in _in_order(span.attributes)},
+            "control": span.control if has("control") else None,
+            "durationNano": _duration(span.duration) if has("duration") else None,
+            "error": span.error if has("error") else None,
+            "evidenceType": span.evidence_type if has("evidence_type") else None,
+            "framework": span.framework if has("framework") else None,
+            "keyId": key_id,
+            "name": span.name if has("name") else None,
+            "parentSpanId": _id(span.parent_span_id, 8, "parent_span_id") if has("parent_span_id") else None,
+            "result": span.result if has("result") else None,
+            "spanId": _id(span.span_id, 8, "span_id"),
+            "startTimeUnixNano": _timestamp(span.start_time) if has("start_time") else None,
+            "tenantId": tenant_id,
+            "traceId": _id(span.trace_id, 16, "trace_id"),
+        }
+    )
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Sort by UTF-16 code units (RFC 8785, section 3.2.3); for ASCII that is the order of code points."""
+    ordered = sorted(names)
+    if all(map(str.isascii, ordered)):
+        return ordered
+    return sorted(ordered, key=lambda name: name.encode("utf-16-be"))
+
+
+def _id(raw: bytes, size: int, field: str) -> str:
+    if len(raw) != size:
+        raise InvalidSpan(f"span.{field} must be {size} bytes, not {len(raw)}")
+    if not any(raw):
+        raise InvalidSpan(f"span.{field} must not be all zero")
+    return raw.hex()
+
+
+def _timestamp(time: Timestamp) -> str:
+    low, high = _TIMESTAMP_SECONDS
+    if not (low <= time.seconds <= high and 0 <= time.nanos < _NANOS):
+        raise InvalidSpan(
+            "span.start_time is not a valid google.protobuf.Timestamp (years 1 to 9999, nanos 0 to 1e9-1)"
+        )
+    return str(time.seconds * _NANOS + time.nanos)
+
+
+def _duration(length: Duration) -> str:
+    seconds, nanos = length.seconds, length.nanos
+    if abs(seconds) > _DURATION_SECONDS or abs(nanos) >= _NANOS or seconds * nanos < 0:
+        raise InvalidSpan("span.duration is not a valid google.protobuf.Duration (seconds and nanos of one sign)")
+    return str(seconds * _NANOS + nanos)
+
+
+def _value(value: pb.AttributeValue, name: str) -> dict[str, Any]:
+    kind = value.WhichOneof("value")
+    return {} if kind is None else _KINDS[kind](value, name)
+
+
+def _double(number: float, name: str) -> float | orjson.Fragment:
+    text = repr(number)
+    if text.endswith(".0") or "e" in text:
+        return orjson.Fragment(rfc8785.dumps(number))
+    if text in ("nan", "inf", "-inf"):
+        raise InvalidSpan(f"attribute {name!r} holds NaN or an infinity, which JSON cannot carry")
+    return number
+
+
+def _pairs(pairs: pb.KeyValueList, name: str) -> list[dict[str, Any]]:
+    by_key = {pair.key: pair.value for pair in pairs.values}
+    if len(by_key) != len(pairs.values):
+        raise InvalidSpan(f"attribute {name!r} holds a key-value list with a duplicate key")
+    return [{"key": key, "value": _value(by_key[key], name)} for key in _in_order(by_key)]
+
+
+_KINDS: Mapping[str, Callable[[pb.AttributeValue, str], dict[str, Any]]] = {
+    "string_value": lambda value, _: {"stringValue": value.string_value},
+    "bool_value": lambda value, _: {"boolValue": value.bool_value},
+    "int_value": lambda value, _: {"intValue": str(value.int_value)},
+    "double_value": lambda value, name: {"doubleValue": _double(value.double_value, name)},
+    "array_value": lambda value, name: {
+        "arrayValue": {"values": [_value(item, name) for item in value.array_value.values]}
+    },
+    "kvlist_value": lambda value, name: {"kvlistValue": {"values": _pairs(value.kvlist_value, name)}},
+    "bytes_value": lambda value, _: {"bytesValue": b2a_base64(value.bytes_value, newline=False).decode("ascii")},
+}
+
+
+def _refuse_unknown_fields(span: pb.ComplianceSpan) -> None:
+    """Refuse what a newer sender put in and this version would leave unsigned."""
+    size = span.ByteSize()
+    known = pb.ComplianceSpan()
+    known.CopyFrom(span)
+    known.DiscardUnknownFields()  # type: ignore[attr-defined]  # upb and python both have it, the stubs do not
+    if known.ByteSize() != size:
+        raise InvalidSpan("span holds fields that this version does not know and could not sign; upgrade betrace-kms")

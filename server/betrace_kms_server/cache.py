@@ -1,0 +1,204 @@
+"""KeyCache: a bounded key cache with single-flight loads, on aiocache's BaseCache.
+
+What it keeps:
+
+- A hit is synchronous (`get_nowait`): no task, no timer, no lock, no KMS.
+- However many callers miss one key at once, one load runs. It belongs to the cache, not to the caller that began it,
+  so a caller that is cancelled takes nobody's load with it.
+- A load that began before an invalidation of its tenant never lands: not in the cache, and not in the hands of those
+  who waited for it; they load anew.
+- From 75 % of the time to live on, a hit refreshes its entry in the background, at a moment that is jittered so that
+  keys loaded together are not refreshed together. A refresh that fails is tried again later, and the old value serves
+  until its time to live ends, and not a second longer.
+- At most `max_size` entries; the least recently used goes first. Dropping only unlinks: see keys.py for the wiping.
+
+Keys are tuples (use, master key ARN, tenant, ...). Values are never serialised.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from aiocache.base import SENTINEL, BaseCache
+from aiocache.serializers import NullSerializer
+
+log = logging.getLogger(__name__)
+
+V = TypeVar("V")
+Key = tuple[Hashable, ...]
+Load = Callable[[], Awaitable[V]]
+_TENANT = 2
+
+REFRESH_AT = 0.75
+"""Share of the time to live after which a hit refreshes its entry."""
+JITTER = 0.10
+"""Largest share of the time to live that a refresh is put off, at random."""
+RETRY_AFTER = 0.05
+"""Share of the time to live after which a failed refresh is tried again."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    value: Any
+    expires_at: float
+    refresh_at: float
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A running load. `disowned` once its tenant was invalidated: then its result must not be used."""
+
+    task: asyncio.Task[Any]
+    disowned: bool = False
+
+
+class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
+    """A bounded cache of one kind of key.
+
+    `ttl` is in seconds of `clock`, which is monotonic; `jitter` returns a number in [0, 1).
+    """
+
+    NAME = "keys"
+
+    def __init__(
+        self,
+        kind: str,
+        *,
+        ttl: float,
+        max_size: int,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        super().__init__(serializer=NullSerializer(), key_builder=lambda key, namespace=None: key, timeout=0, ttl=ttl)
+        self.kind = kind
+        self.hits = 0
+        self.misses = 0
+        self._max_size = max_size
+        self._clock = clock
+        self._jitter = jitter
+        self._entries: OrderedDict[Key, _Entry] = OrderedDict()
+        self._flights: dict[Key, _Flight] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get_nowait(self, key: Key, load: Load[V]) -> V | None:
+        """Return the cached value, or None on a miss; start a refresh by `load` in the background if one is due."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        now = self._clock()
+        if now >= entry.expires_at:
+            del self._entries[key]
+            return None
+        self._entries.move_to_end(key)
+        self.hits += 1
+        if now >= entry.refresh_at and key not in self._flights:
+            entry.refresh_at = now + RETRY_AFTER * self.ttl
+            self._start(key, load).task.add_done_callback(self._log_failed_refresh)
+        value: V = entry.value
+        return value
+
+    async def get_or_load(self, key: Key, load: Load[V]) -> V:
+        """Return the cached value, or load it once for all who ask. Raises what `load` raises."""
+        while True:
+            if (value := self.get_nowait(key, load)) is not None:
+                return value
+            self.misses += 1
+            flight = self._flights.get(key) or self._start(key, load)
+            loaded: V = await asyncio.shield(flight.task)
+            if not flight.disowned:
+                return loaded
+
+    def invalidate(self, tenant: Hashable) -> int:
+        """Drop a tenant's entries and disown its running loads. Returns how many entries were dropped."""
+        for key in [key for key in self._flights if key[_TENANT] == tenant]:
+            self._flights.pop(key).disowned = True
+        dropped = [key for key in self._entries if key[_TENANT] == tenant]
+        for key in dropped:
+            del self._entries[key]
+        return len(dropped)
+
+    def drop_expired(self) -> int:
+        """Drop what nobody asked for since it expired. Returns how many entries were dropped."""
+        now = self._clock()
+        expired = [key for key, entry in self._entries.items() if now >= entry.expires_at]
+        for key in expired:
+            del self._entries[key]
+        return len(expired)
+
+    def _start(self, key: Key, load: Load[V]) -> _Flight:
+        async def run() -> V:
+            try:
+                value = await load()
+                if not flight.disowned:
+                    self._put(key, value, self.ttl)
+                return value
+            finally:
+                if not flight.disowned:
+                    del self._flights[key]
+
+        flight = _Flight(asyncio.create_task(run(), name=f"load {self.kind} key"))
+        self._flights[key] = flight
+        self._tasks.add(flight.task)
+        flight.task.add_done_callback(self._finished)
+        return flight
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waits gets it; if nobody does any more, asyncio must not report it as unseen
+
+    def _log_failed_refresh(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("refreshing a cached %s key failed, the old one serves on: %s", self.kind, error)
+
+    def _put(self, key: Key, value: Any, ttl: float) -> None:
+        now = self._clock()
+        refresh_after = ttl * (REFRESH_AT + JITTER * self._jitter())
+        self._entries[key] = _Entry(value, now + ttl, now + refresh_after)
+        self._entries.move_to_end(key)
+        while len(self._entries) > self._max_size:
+            self._entries.popitem(last=False)
+
+    # What BaseCache asks of a backend. Code on the hot path calls the methods above.
+
+    async def _get(self, key: Key, encoding: Any = None, _conn: Any = None) -> Any:
+        entry = self._entries.get(key)
+        if entry is None or self._clock() >= entry.expires_at:
+            return None
+        self._entries.move_to_end(key)
+        return entry.value
+
+    async def _set(self, key: Key, value: Any, ttl: Any = SENTINEL, _cas_token: Any = None, _conn: Any = None) -> bool:
+        self._put(key, value, self._get_ttl(ttl))
+        return True
+
+    async def _add(self, key: Key, value: Any, ttl: Any = SENTINEL, _conn: Any = None) -> bool:
+        if await self._exists(key):
+            raise ValueError("the key is cached already; use set to replace it")
+        return await self._set(key, value, ttl)
+
+    async def _exists(self, key: Key, _conn: Any = None) -> bool:
+        return await self._get(key) is not None
+
+    async def _delete(self, key: Key, _conn: Any = None) -> int:
+        return 0 if self._entries.pop(key, None) is None else 1
+
+    async def _clear(self, namespace: str | None = None, _conn: Any = None) -> bool:
+        for tenant in {key[_TENANT] for key in (*self._entries, *self._flights)}:
+            self.invalidate(tenant)
+        return True
+
+    async def _close(self, *args: Any, **kwargs: Any) -> None:
+        running = list(self._tasks)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await self._clear()

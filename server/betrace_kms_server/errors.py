@@ -1,0 +1,117 @@
+"""Every error that a caller or an operator can meet, named for its condition.
+
+::
+
+    KmsError
+    ├── InvalidRequest            a field is missing, malformed or too large
+    ├── DoesNotOpen               a ciphertext does not open, for whatever reason: one text, no oracle
+    ├── NoSigningKey              the tenant has no key and none may be made
+    ├── MasterKeyUnusable         the master key is missing, disabled, pending deletion or of another usage
+    ├── KeyDamaged                a stored key is not what it was when it was written
+    ├── AccessDenied              KMS denies one of our four actions
+    ├── Throttled                 KMS asks us to slow down
+    ├── KmsUnreachable            no answer from KMS in time
+    ├── CredentialsUnavailable    the daemon's own AWS credentials are missing or expired
+    └── StoreUnavailable          the key store is unreachable, full or read-only
+    StartRefused                  the daemon cannot start safely; exit code 2
+
+Messages are written for the caller: they say what to do next and hold no key material, plaintext, token or raw answer
+of an SDK. What an SDK said stays in ``__cause__``, for the log. Which gRPC status an error becomes is the business of
+rpc/status.py alone.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+
+class KmsError(Exception):
+    """An error whose message may be shown to the caller.
+
+    `metadata` holds names and numbers that help a program (google.rpc.ErrorInfo), never secrets.
+    """
+
+    reason: ClassVar[str]
+    """Machine-readable name of the condition, UPPER_SNAKE_CASE as google.rpc.ErrorInfo asks for."""
+
+    retry_after: ClassVar[float | None] = None
+    """Seconds after which the same call may succeed, where it may."""
+
+    def __init__(self, message: str, *, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = dict(metadata or {})
+
+
+class InvalidRequest(KmsError):
+    """A field is missing, malformed or too large; the message names it."""
+
+    reason = "INVALID_REQUEST"
+
+
+class DoesNotOpen(KmsError):
+    """A ciphertext does not open. The text is one for every cause, so that nobody learns how close a forgery came."""
+
+    reason = "CIPHERTEXT_DOES_NOT_OPEN"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the ciphertext does not open: check that it is whole and that tenant_id and encryption_context are those"
+            " it was made with; if its master key is no longer aws.kms.master-key-id, list that key in"
+            " aws.kms.decrypt-key-ids"
+        )
+
+
+class NoSigningKey(KmsError):
+    """The tenant has no signing key and `kms.signing.auto-create` is off."""
+
+    reason = "NO_SIGNING_KEY"
+
+
+class MasterKeyUnusable(KmsError):
+    """The master key does not exist, is disabled, is pending deletion, or is no symmetric encryption key."""
+
+    reason = "MASTER_KEY_UNUSABLE"
+
+
+class KeyDamaged(KmsError):
+    """A stored key is not what was written. It is left as it is and never replaced."""
+
+    reason = "KEY_DAMAGED"
+
+
+class AccessDenied(KmsError):
+    """KMS denies one of our four actions; the message names it."""
+
+    reason = "KMS_ACCESS_DENIED"
+
+
+class Throttled(KmsError):
+    """KMS asks for fewer calls."""
+
+    reason = "KMS_THROTTLED"
+    retry_after = 2.0
+
+
+class KmsUnreachable(KmsError):
+    """No answer from KMS in time, or one that says that it is out of order."""
+
+    reason = "KMS_UNREACHABLE"
+    retry_after = 1.0
+
+
+class CredentialsUnavailable(KmsError):
+    """The daemon's own AWS credentials are missing, expired or refused."""
+
+    reason = "KMS_CREDENTIALS_UNAVAILABLE"
+    retry_after = 5.0
+
+
+class StoreUnavailable(KmsError):
+    """The key store cannot be read or written now."""
+
+    reason = "KEY_STORE_UNAVAILABLE"
+    retry_after = 1.0
+
+
+class StartRefused(Exception):
+    """The daemon does not start: each line says what to mend. The process exits with code 2."""

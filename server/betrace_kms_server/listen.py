@@ -1,0 +1,118 @@
+"""Where the daemon listens: loopback addresses and unix sockets, and nobody else's.
+
+Calls are in the clear and callers do not identify themselves, so an address that other machines reach is refused. Two
+daemons must not share one: a TCP port is not reused (grpc would, by SO_REUSEPORT), and a unix socket on which somebody
+answers is left alone (grpc would unlink it).
+"""
+
+import ipaddress
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from betrace_kms_server.errors import StartRefused
+
+_SOCKET_PATH_BYTES = 107
+"""Longest path that sockaddr_un takes on Linux (unix(7)), its final zero byte aside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A loopback host and port, or the path of a unix socket."""
+
+    text: str
+    socket_path: Path | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_addresses(value: object) -> tuple[Address, ...]:
+    """Parse addresses that are separated by commas. Raises ValueError that says what to mend."""
+    addresses = tuple(_parse(part.strip()) for part in str(value).split(",") if part.strip())
+    if not addresses:
+        raise ValueError("give at least one address, such as 127.0.0.1:50051 or unix:/run/betrace-kms/kms.sock")
+    return addresses
+
+
+def _parse(text: str) -> Address:
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:").removeprefix("//")
+        if not path or len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
+            raise ValueError(f"a unix socket needs a path of 1 to {_SOCKET_PATH_BYTES} bytes")
+        return Address(f"unix:{path}", Path(path))
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 <= int(port) <= 65535:
+        raise ValueError(f"{text!r} is no address: write host:port, [::1]:port or unix:/path")
+    if not _is_loopback(host.strip("[]")):
+        raise ValueError(
+            f"{text!r} can be reached from other machines, and callers are not authenticated: use 127.0.0.1, [::1] or"
+            " unix:/path"
+        )
+    return Address(text)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@contextmanager
+def claimed(address: Address) -> Iterator[None]:
+    """Hold a unix socket's path for this process while it lives; a TCP address needs no claim.
+
+    Raises StartRefused if another daemon has it. Removes a socket that nobody answers on, and nothing else.
+    """
+    path = address.socket_path
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with exclusive(path.with_name(path.name + ".lock"), f"another daemon holds {path}"):
+        if path.is_socket():
+            if _answers(path):
+                raise StartRefused(f"something answers on {path}: stop it, or choose another kms.server.listen")
+            path.unlink()
+        elif path.exists():
+            raise StartRefused(f"{path} exists and is no socket: choose another kms.server.listen")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(lock_file: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock file. Raises StartRefused with `refusal` if another process holds it."""
+    lock = FileLock(lock_file, mode=0o600)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise StartRefused(f"{refusal}: stop it first") from None
+    except OSError as cause:
+        raise StartRefused(f"{lock_file} cannot be locked: {cause.strerror}") from cause
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True
+    return True

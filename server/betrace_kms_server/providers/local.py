@@ -1,0 +1,119 @@
+"""A provider without a cloud: a master key in a file. NOT FOR PRODUCTION USE.
+
+It keeps the contract of the real ones with AES-256-GCM (NIST SP 800-38D) under a random 96-bit nonce, with the
+encryption context as AAD. Who can read the file can read everything, and who loses it has lost everything.
+
+Master key file, one line of ASCII: ``betrace-kms-local-v1``, the key (64 hexadecimal digits), and the first 8 bytes of
+SHA-256 of all before it (16 digits), so that a file that was cut short or edited is told from a good one.
+
+Wrapped key: ``btl1``, 12 bytes nonce, AES-GCM ciphertext with its tag of 16 bytes.
+"""
+
+import hashlib
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+
+from betrace_kms_server.errors import DoesNotOpen, StartRefused
+from betrace_kms_server.keys import DataKey, KeyMaterial, WrappedKey
+from betrace_kms_server.tenancy import Context
+
+MASTER_KEY_FILE = "local-master.key"
+_HEADING = b"betrace-kms-local-v1"
+_MAGIC = b"btl1"
+_NONCE_BYTES = 12
+
+
+class LocalProvider:
+    """Wraps keys under a 32-byte master key that the caller read from its file."""
+
+    name = "local"
+    message_provider_id = "betrace-local"
+
+    def __init__(self, master_key: bytes) -> None:
+        self._cipher = AESGCM(master_key)
+        fingerprint = HKDFExpand(hashes.SHA256(), 16, b"betrace-kms-local fingerprint").derive(master_key)
+        self.master_key_arn = f"arn:betrace:kms:local::key/{fingerprint.hex()}"
+
+    @property
+    def decrypt_key_arns(self) -> Sequence[str]:
+        """The one master key there is."""
+        return (self.master_key_arn,)
+
+    async def generate_data_key(self, number_of_bytes: int, context: Context) -> DataKey:
+        """See KeyProvider."""
+        raw, nonce = os.urandom(number_of_bytes), os.urandom(_NONCE_BYTES)
+        blob = _MAGIC + nonce + self._cipher.encrypt(nonce, raw, _aad(context))
+        return DataKey(KeyMaterial(raw), WrappedKey(blob, self.master_key_arn))
+
+    async def decrypt(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
+        """See KeyProvider."""
+        sealed = wrapped.blob.removeprefix(_MAGIC)
+        if wrapped.master_key_arn != self.master_key_arn or len(sealed) == len(wrapped.blob):
+            raise DoesNotOpen
+        try:
+            return KeyMaterial(self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], _aad(context)))
+        except (InvalidTag, ValueError):  # ValueError: shorter than a nonce
+            raise DoesNotOpen from None
+
+    async def check(self) -> None:
+        """A master key in memory is always usable."""
+
+
+def load_master_key(path: Path, *, create: bool) -> bytes:
+    """Return the 32-byte master key of a file; make the file first if it is missing and `create` allows it.
+
+    Raises StartRefused for a file that is missing, damaged, or readable for others than its owner.
+    """
+    if create and not path.exists():
+        _create(path)
+    try:
+        mode, content = stat.S_IMODE(path.stat().st_mode), path.read_bytes()
+    except FileNotFoundError:
+        raise StartRefused(
+            f"{path} is missing, and the key store holds keys that it wrapped: restore the file, or move the key store"
+            " away to start with new keys"
+        ) from None
+    except OSError as cause:
+        raise StartRefused(f"{path} cannot be read: {cause.strerror}") from cause
+    if mode & 0o077:
+        raise StartRefused(f"{path} is open to others (mode {mode:04o}): run chmod 600 on it")
+    parts = content.split()
+    if len(parts) != 3 or parts[0] != _HEADING or parts[2] != _checksum(parts[1]):
+        raise StartRefused(f"{path} is damaged or cut short: restore it from a backup; nothing was changed")
+    return bytes.fromhex(parts[1].decode("ascii"))
+
+
+def _create(path: Path) -> None:
+    """Write a new master key durably, and never over a file that is there."""
+    key = os.urandom(32).hex().encode()
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(b" ".join((_HEADING, key, _checksum(key))) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    finally:
+        temporary.unlink()
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _checksum(key: bytes) -> bytes:
+    return hashlib.sha256(_HEADING + b" " + key).hexdigest()[:16].encode()
+
+
+def _aad(context: Context) -> bytes:
+    parts = [part.encode() for pair in sorted(context.items()) for part in pair]
+    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)

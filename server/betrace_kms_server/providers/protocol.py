@@ -1,0 +1,39 @@
+"""What a key-management service must do for us. tests/contract/test_providers.py holds every provider to it."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from betrace_kms_server.keys import DataKey, KeyMaterial, WrappedKey
+from betrace_kms_server.tenancy import Context
+
+
+class KeyProvider(Protocol):
+    """Makes, wraps and unwraps keys under one master key."""
+
+    @property
+    def name(self) -> str:
+        """Name in the configuration and in the rows of the key store, e.g. "aws"."""
+
+    @property
+    def message_provider_id(self) -> str:
+        """Provider id of an encrypted data key in an AWS Encryption SDK message."""
+
+    @property
+    def master_key_arn(self) -> str:
+        """ARN of the master key that wraps what is new."""
+
+    @property
+    def decrypt_key_arns(self) -> Sequence[str]:
+        """ARNs of the master keys that may unwrap, the current one first."""
+
+    async def generate_data_key(self, number_of_bytes: int, context: Context) -> DataKey:
+        """Return a new random key of 1 to 1,024 bytes, in plaintext and wrapped under the master key and context."""
+
+    async def decrypt(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
+        """Return the key that was wrapped under that master key and context.
+
+        Raises DoesNotOpen if it was not, or if its master key is not one of `decrypt_key_arns`.
+        """
+
+    async def check(self) -> None:
+        """Return if the master key can be used; raise the KmsError that says why it cannot."""

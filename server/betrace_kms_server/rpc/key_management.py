@@ -1,0 +1,105 @@
+"""KeyManagementService: checks what came over the wire, asks the core, and puts the answer into a message."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+from betrace.kms.v1 import key_management_pb2 as pb
+from betrace.kms.v1 import key_management_pb2_grpc
+from betrace_kms_evidence import ALGORITHM, PAYLOAD_TYPE
+
+from betrace_kms_server.errors import InvalidRequest
+from betrace_kms_server.keyring import KeyRing
+from betrace_kms_server.signing import Signer
+from betrace_kms_server.tenancy import check_caller_context, check_key_id, check_tenant_id
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+MAX_DATA_KEY_BYTES = 1024
+"""AWS KMS API reference, GenerateDataKey, NumberOfBytes."""
+SIGNATURE_BYTES = 64
+_SPEC_BYTES: Mapping[int, int] = {pb.AES_256: 32, pb.AES_128: 16}
+
+
+class KeyManagementService(key_management_pb2_grpc.KeyManagementServiceServicer):
+    """The service that callers use. Methods that are not here answer UNIMPLEMENTED."""
+
+    def __init__(self, keyring: KeyRing, signer: Signer, *, max_payload_bytes: int) -> None:
+        self._keyring = keyring
+        self._signer = signer
+        self._max_payload_bytes = max_payload_bytes
+
+    async def GenerateDataKey(
+        self, request: pb.GenerateDataKeyRequest, context: _Context
+    ) -> pb.GenerateDataKeyResponse:
+        """Return a data key, cached unless `fresh`."""
+        tenant_id = check_tenant_id(request.tenant_id)
+        key = await self._keyring.data_key(
+            tenant_id, _number_of_bytes(request), check_caller_context(request.encryption_context), fresh=request.fresh
+        )
+        return pb.GenerateDataKeyResponse(
+            plaintext=bytes(key.material.raw), ciphertext_blob=key.wrapped.blob, key_id=key.wrapped.master_key_arn
+        )
+
+    async def Encrypt(self, request: pb.EncryptRequest, context: _Context) -> pb.EncryptResponse:
+        """Seal a payload."""
+        tenant_id = check_tenant_id(request.tenant_id)
+        if len(request.plaintext) > self._max_payload_bytes:
+            raise InvalidRequest(
+                f"plaintext has {len(request.plaintext)} bytes, the limit is {self._max_payload_bytes}: raise"
+                " kms.server.max-message-bytes, or encrypt it yourself under a key of GenerateDataKey"
+            )
+        sealed = await self._keyring.seal(
+            tenant_id, request.plaintext, check_caller_context(request.encryption_context)
+        )
+        return pb.EncryptResponse(ciphertext_blob=sealed.ciphertext, key_id=sealed.master_key_arn)
+
+    async def Decrypt(self, request: pb.DecryptRequest, context: _Context) -> pb.DecryptResponse:
+        """Open a ciphertext of Encrypt, or unwrap a key of GenerateDataKey."""
+        tenant_id = check_tenant_id(request.tenant_id)
+        if not request.ciphertext_blob:
+            raise InvalidRequest("ciphertext_blob is empty: send what Encrypt or GenerateDataKey returned")
+        opened = await self._keyring.open(
+            tenant_id, request.ciphertext_blob, check_caller_context(request.encryption_context)
+        )
+        return pb.DecryptResponse(plaintext=opened.plaintext, key_id=opened.master_key_arn)
+
+    async def SignSpan(self, request: pb.SignSpanRequest, context: _Context) -> pb.SignSpanResponse:
+        """Sign a span with the tenant's active key."""
+        tenant_id = check_tenant_id(request.tenant_id)
+        _check_span(request)
+        signed = await self._signer.sign(tenant_id, request.span)
+        return pb.SignSpanResponse(
+            signature=signed.signature,
+            key_id=signed.key_id,
+            algorithm=ALGORITHM,
+            payload_type=PAYLOAD_TYPE,
+            payload=signed.payload if request.return_payload else b"",
+        )
+
+    async def VerifySpan(self, request: pb.VerifySpanRequest, context: _Context) -> pb.VerifySpanResponse:
+        """Tell whether a signature belongs to a span."""
+        tenant_id = check_tenant_id(request.tenant_id)
+        _check_span(request)
+        if len(request.signature) != SIGNATURE_BYTES:
+            raise InvalidRequest(f"signature must be {SIGNATURE_BYTES} bytes, not {len(request.signature)}")
+        if request.HasField("proof"):
+            raise InvalidRequest("proof is not supported by this version: verify a signature of the span itself")
+        verdict = await self._signer.verify(tenant_id, check_key_id(request.key_id), request.span, request.signature)
+        return pb.VerifySpanResponse(valid=verdict == "VALID", reason=pb.VerifyReason.Value(verdict))
+
+
+def _number_of_bytes(request: pb.GenerateDataKeyRequest) -> int:
+    spec, size = request.key_spec, request.number_of_bytes
+    if bool(spec) == bool(size):
+        raise InvalidRequest("give either key_spec (AES_256 or AES_128) or number_of_bytes (1 to 1,024)")
+    if spec and spec not in _SPEC_BYTES:
+        raise InvalidRequest("key_spec must be AES_256 or AES_128")
+    if size > MAX_DATA_KEY_BYTES:
+        raise InvalidRequest(f"number_of_bytes must be 1 to {MAX_DATA_KEY_BYTES}, not {size}")
+    return size or _SPEC_BYTES[spec]
+
+
+def _check_span(request: pb.SignSpanRequest | pb.VerifySpanRequest) -> None:
+    if not request.HasField("span"):
+        raise InvalidRequest("span is missing")

@@ -1,0 +1,63 @@
+"""Builds the gRPC server with the channel arguments that a sidecar needs."""
+
+from collections.abc import Sequence
+
+import grpc
+from betrace.kms.v1 import key_management_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from betrace_kms_server.errors import StartRefused
+from betrace_kms_server.listen import Address
+from betrace_kms_server.rpc.health import KEY_MANAGEMENT, HealthService
+from betrace_kms_server.rpc.interceptors import ErrorInterceptor
+from betrace_kms_server.rpc.key_management import KeyManagementService
+
+_OVERHEAD_BYTES = 64 * 1024
+_OVERHEAD_SHARE = 1024
+
+
+def transport_limit(max_payload_bytes: int) -> int:
+    """Return the receive limit in bytes under which what Encrypt sealed at its limit can be sent back to Decrypt.
+
+    A sealed message adds 32 bytes to each frame of 64 KiB, and less than 32 KiB of header and request fields.
+    """
+    return max_payload_bytes + max_payload_bytes // _OVERHEAD_SHARE + _OVERHEAD_BYTES
+
+
+def build_server(
+    key_management: KeyManagementService, health_service: HealthService, *, max_payload_bytes: int, reflect: bool
+) -> grpc.aio.Server:
+    """Return a server with our services, not listening yet."""
+    server = grpc.aio.server(
+        interceptors=[ErrorInterceptor()],
+        options=[
+            ("grpc.so_reuseport", 0),  # a second daemon must not take calls from the first
+            ("grpc.max_receive_message_length", transport_limit(max_payload_bytes)),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.server_handshake_timeout_ms", 5_000),  # connections that never speak go away
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_ping_strikes", 0),  # clients that ping often are not told ENHANCE_YOUR_CALM
+        ],
+    )
+    key_management_pb2_grpc.add_KeyManagementServiceServicer_to_server(key_management, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    if reflect:
+        reflection.enable_server_reflection((KEY_MANAGEMENT, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    return server
+
+
+def bind(server: grpc.aio.Server, addresses: Sequence[Address]) -> list[str]:
+    """Listen on every address and return them with the ports that were bound. Raises StartRefused for one in use."""
+    bound = []
+    for address in addresses:
+        try:
+            port = server.add_insecure_port(address.text)
+        except RuntimeError as cause:
+            raise StartRefused(
+                f"cannot listen on {address}: another process holds it, or it is not this machine's; stop that process"
+                " or choose another kms.server.listen"
+            ) from cause
+        bound.append(address.text if address.socket_path else f"{address.text.rpartition(':')[0]}:{port}")
+    return bound

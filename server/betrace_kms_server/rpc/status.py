@@ -1,0 +1,64 @@
+"""Which gRPC status each of our errors becomes, and the details that go with it.
+
+Details are the standard ones (google/rpc/error_details.proto): ErrorInfo always, RetryInfo where another try is worth
+it, RequestInfo with the id that the log has too. tests/unit/test_status.py fails when an error is missing here.
+"""
+
+from collections.abc import Mapping
+
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from betrace_kms_server import errors
+
+DOMAIN = "kms.betrace.dev"
+
+STATUS: Mapping[type[errors.KmsError], grpc.StatusCode] = {
+    errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.DoesNotOpen: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NoSigningKey: grpc.StatusCode.NOT_FOUND,
+    errors.MasterKeyUnusable: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.KeyDamaged: grpc.StatusCode.DATA_LOSS,
+    errors.AccessDenied: grpc.StatusCode.PERMISSION_DENIED,
+    errors.Throttled: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.KmsUnreachable: grpc.StatusCode.UNAVAILABLE,
+    errors.CredentialsUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
+}
+
+
+def of_error(error: errors.KmsError, request_id: str) -> grpc.Status:
+    """Return the status for one of our errors."""
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata),
+        error_details_pb2.RequestInfo(request_id=request_id),
+    ]
+    if error.retry_after is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(int(error.retry_after * 1000))
+        details.append(retry)
+    return _status(STATUS[type(error)], error.message, details)
+
+
+def of_defect(request_id: str) -> grpc.Status:
+    """Return the status for an error that is no business of the caller's. The log has it under the request id."""
+    return _status(
+        grpc.StatusCode.INTERNAL,
+        "internal error",
+        [
+            error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN),
+            error_details_pb2.RequestInfo(request_id=request_id),
+        ],
+    )
+
+
+def _status(code: grpc.StatusCode, message: str, details: list[Message]) -> grpc.Status:
+    packed = []
+    for detail in details:
+        any_detail = any_pb2.Any()
+        any_detail.Pack(detail)
+        packed.append(any_detail)
+    return rpc_status.to_status(status_pb2.Status(code=code.value[0], message=message, details=packed))

@@ -1,0 +1,154 @@
+"""The key store in one SQLite file: for one daemon, on a volume that outlives the pod.
+
+A commit is durable when it returns: rollback journal and ``synchronous=EXTRA``, which also syncs the folder after the
+journal is gone (https://www.sqlite.org/pragma.html#pragma_synchronous). No WAL: SQLite before 3.51.3 can corrupt one,
+and with one connection it gains nothing. A unique index on the active key makes two creations agree on one winner.
+"""
+
+import logging
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiosqlite
+
+from betrace_kms_server.errors import KeyDamaged, StartRefused, StoreUnavailable
+from betrace_kms_server.keys import StoredKey, WrappedKey
+
+log = logging.getLogger(__name__)
+
+DATABASE_FILE = "keystore.db"
+_APPLICATION_ID = 0x42544B53  # "BTKS"
+_SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE signing_keys (
+    tenant_id      TEXT    NOT NULL,
+    key_id         TEXT    NOT NULL,
+    provider       TEXT    NOT NULL,
+    master_key_arn TEXT    NOT NULL,
+    wrapped_seed   BLOB    NOT NULL,
+    public_key     BLOB    NOT NULL,
+    status         TEXT    NOT NULL CHECK (status IN ('active', 'rotated', 'revoked')),
+    create_time_ms INTEGER NOT NULL,
+    checksum       BLOB    NOT NULL,
+    PRIMARY KEY (tenant_id, key_id)
+) STRICT;
+CREATE UNIQUE INDEX one_active_key ON signing_keys (tenant_id) WHERE status = 'active';
+"""
+_SELECT = (
+    "SELECT tenant_id, key_id, provider, wrapped_seed, master_key_arn, public_key, status, create_time_ms, checksum"
+    " FROM signing_keys WHERE tenant_id = ? AND "
+)
+
+
+class SqliteStore:
+    """A KeyStore in one file. See `open_sqlite`."""
+
+    def __init__(self, database: aiosqlite.Connection) -> None:
+        self._database = database
+
+    async def active(self, tenant_id: str) -> StoredKey | None:
+        """See KeyStore."""
+        return await self._one("status = 'active'", tenant_id)
+
+    async def get(self, tenant_id: str, key_id: str) -> StoredKey | None:
+        """See KeyStore."""
+        return await self._one("key_id = ?", tenant_id, key_id)
+
+    async def create(self, key: StoredKey) -> StoredKey:
+        """See KeyStore."""
+        await self._fetch(
+            "INSERT INTO signing_keys (tenant_id, key_id, provider, master_key_arn, wrapped_seed, public_key, status,"
+            " create_time_ms, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            key.tenant_id,
+            key.key_id,
+            key.provider,
+            key.wrapped_seed.master_key_arn,
+            key.wrapped_seed.blob,
+            key.public_key,
+            key.status,
+            key.create_time_ms,
+            key.checksum(),
+        )
+        winner = await self.active(key.tenant_id)
+        if winner is None:
+            raise StoreUnavailable("the key store did not keep a key that it was given: look at its volume")
+        return winner
+
+    async def wrapped_by(self) -> AbstractSet[tuple[str, str]]:
+        """See KeyStore."""
+        rows = await self._fetch("SELECT DISTINCT provider, master_key_arn FROM signing_keys")
+        return {(provider, arn) for provider, arn in rows}
+
+    async def _one(self, condition: str, *parameters: str) -> StoredKey | None:
+        rows = await self._fetch(_SELECT + condition, *parameters)
+        return _stored_key(rows[0]) if rows else None
+
+    async def _fetch(self, statement: str, *parameters: object) -> Sequence[sqlite3.Row]:
+        """Run one statement; in autocommit mode what it wrote is durable when it returns."""
+        try:
+            return list(await self._database.execute_fetchall(statement, parameters))
+        except sqlite3.Error as cause:
+            raise StoreUnavailable(
+                f"the key store does not answer ({cause.sqlite_errorname}): check that its volume is there, writable"
+                " and not full"
+            ) from cause
+
+
+def _stored_key(row: sqlite3.Row) -> StoredKey:
+    tenant_id, key_id, provider, wrapped_seed, arn, public_key, status, create_time_ms, checksum = row
+    key = StoredKey(tenant_id, key_id, provider, WrappedKey(wrapped_seed, arn), public_key, status, create_time_ms)
+    if key.checksum() != checksum:
+        raise KeyDamaged(
+            f"signing key {key_id} is damaged in the key store: restore the store from a backup; the key was neither"
+            " used nor replaced"
+        )
+    return key
+
+
+@asynccontextmanager
+async def open_sqlite(path: Path) -> AsyncIterator[SqliteStore]:
+    """Open the store's file, making it if it is missing. Raises StartRefused for one that is damaged or not ours."""
+    new = not path.exists()
+    database = aiosqlite.connect(path, isolation_level=None, timeout=2.0)
+    try:
+        async with database:
+            if new:
+                os.chmod(path, 0o600)
+            await _prepare(database, path)
+            yield SqliteStore(database)
+    except sqlite3.Error as cause:
+        raise StartRefused(
+            f"the key store {path} is damaged or cannot be opened ({cause}): restore it from a backup; nothing was"
+            " changed"
+        ) from cause
+
+
+async def _prepare(database: aiosqlite.Connection, path: Path) -> None:
+    async def pragma(name: str) -> int | str:
+        async with database.execute(f"PRAGMA {name}") as cursor:
+            row = await cursor.fetchone()
+        return row[0] if row else ""
+
+    application_id, version = await pragma("application_id"), await pragma("user_version")
+    async with database.execute("SELECT count(*) FROM sqlite_schema") as cursor:
+        tables = await cursor.fetchone()
+    empty = tables is not None and tables[0] == 0 and application_id == 0
+    if not empty and application_id != _APPLICATION_ID:
+        raise StartRefused(f"{path} is not a key store of betrace-kms: choose another kms.data-dir")
+    if not empty and version != _SCHEMA_VERSION:
+        raise StartRefused(f"{path} has schema version {version}, this betrace-kms knows {_SCHEMA_VERSION}: upgrade it")
+    if not empty and (verdict := await pragma("integrity_check")) != "ok":
+        raise StartRefused(
+            f"the key store {path} is damaged ({verdict}): restore it from a backup; nothing was changed"
+        )
+    await pragma("journal_mode=DELETE")
+    await pragma("synchronous=EXTRA")
+    if empty:
+        await database.executescript(
+            f"BEGIN EXCLUSIVE; {_SCHEMA} PRAGMA application_id={_APPLICATION_ID};"
+            f" PRAGMA user_version={_SCHEMA_VERSION}; COMMIT;"
+        )

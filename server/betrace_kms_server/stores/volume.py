@@ -1,0 +1,27 @@
+"""Tells whether a folder dies with the pod. Wrapped signing keys must not: nobody could make them again."""
+
+from pathlib import Path
+
+_EPHEMERAL_TYPES = {"tmpfs", "ramfs", "overlay", "aufs"}
+_EMPTY_DIR = "kubernetes.io~empty-dir"
+_MOUNTS = Path("/proc/self/mountinfo")
+
+
+def ephemeral_kind(folder: Path, mounts: Path = _MOUNTS) -> str | None:
+    """Return what makes a folder ephemeral ("tmpfs", "overlay", "emptyDir" ..), or None if nothing is known to.
+
+    Reads the kernel's mount table (proc_pid_mountinfo(5)); where there is none, nothing is known.
+    """
+    try:
+        lines = mounts.read_text().splitlines()
+    except OSError:
+        return None
+    target, best, kind = folder.resolve(), -1, None
+    for line in lines:
+        fields, _, rest = line.partition(" - ")
+        root, mount_point = (text.encode().decode("unicode_escape") for text in fields.split()[3:5])
+        if target.is_relative_to(mount_point) and len(mount_point) >= best:
+            filesystem = rest.split()[0]
+            best = len(mount_point)
+            kind = "emptyDir" if _EMPTY_DIR in root else filesystem if filesystem in _EPHEMERAL_TYPES else None
+    return kind

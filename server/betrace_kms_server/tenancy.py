@@ -1,0 +1,71 @@
+"""Tenant ids and encryption contexts: what keeps one tenant's keys from another.
+
+KMS binds a wrapped key to its encryption context: it unwraps only for the very same pairs. The server itself puts
+``tenantId`` and ``keyType`` there, so no caller can ask for another tenant's key by naming pairs of its own.
+"""
+
+import re
+from collections.abc import Mapping
+
+from betrace_kms_server.errors import InvalidRequest
+
+Context = Mapping[str, str]
+
+_TENANT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
+_KEY_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_RESERVED = ("tenantId", "keyType")
+_RESERVED_PREFIX = "aws-crypto-"
+_CONTEXT_LIMIT = 4096
+"""Bytes of UTF-8 that a caller's pairs may have together. KMS takes 8,192 for the whole serialised context (AWS KMS API
+reference, Encrypt), and JSON's escapes and our own pairs need room."""
+
+
+def check_tenant_id(tenant_id: str) -> str:
+    """Return the id, or raise InvalidRequest if it is not 1 to 128 characters of [A-Za-z0-9._:-]."""
+    if not _TENANT_ID.fullmatch(tenant_id):
+        raise InvalidRequest("tenant_id must be 1 to 128 characters of [A-Za-z0-9._:-]")
+    return tenant_id
+
+
+def check_key_id(key_id: str) -> str:
+    """Return the id, or raise InvalidRequest if it is not 32 lower-case hexadecimal digits."""
+    if not _KEY_ID.fullmatch(key_id):
+        raise InvalidRequest("key_id must be the 32 lower-case hexadecimal digits that SignSpan returned")
+    return key_id
+
+
+def check_caller_context(pairs: Context, field: str = "encryption_context") -> dict[str, str]:
+    """Return a copy of the caller's pairs, or raise InvalidRequest if they use a reserved name or are too many."""
+    size = 0
+    for name, value in pairs.items():
+        if name in _RESERVED or name.startswith(_RESERVED_PREFIX):
+            raise InvalidRequest(
+                f"{field} may not set tenantId, keyType or a name that begins with aws-crypto-: the server does"
+            )
+        if not name:
+            raise InvalidRequest(f"{field} may not have an empty name")
+        size += len(name.encode()) + len(value.encode())
+    if size > _CONTEXT_LIMIT:
+        raise InvalidRequest(
+            f"{field} has {size} bytes; KMS takes about {_CONTEXT_LIMIT}, keep only short labels in it"
+        )
+    return dict(pairs)
+
+
+def encryption_context(tenant_id: str, caller: Context) -> dict[str, str]:
+    """Return the whole context of a data key."""
+    return {**caller, "tenantId": tenant_id, "keyType": "encryption"}
+
+
+def signing_context(tenant_id: str, key_id: str) -> dict[str, str]:
+    """Return the whole context of a signing key's seed."""
+    return {"tenantId": tenant_id, "keyType": "signing", "keyId": key_id}
+
+
+def belongs_to(whole: Context, tenant_id: str, caller: Context) -> bool:
+    """Tell whether a message's whole context is that of this tenant's data key with exactly the caller's pairs.
+
+    Pairs that begin with ``aws-crypto-`` are the message format's own and are not the caller's to give.
+    """
+    shown = {name: value for name, value in whole.items() if not name.startswith(_RESERVED_PREFIX)}
+    return shown == encryption_context(tenant_id, caller)
