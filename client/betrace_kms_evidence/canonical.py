@@ -150,6 +150,6 @@ def _refuse_unknown_fields(span: pb.ComplianceSpan) -> None:
     size = span.ByteSize()
     known = pb.ComplianceSpan()
     known.CopyFrom(span)
-    known.DiscardUnknownFields()  # type: ignore[attr-defined]  # upb and python both have it, the stubs do not
+    known.DiscardUnknownFields()
     if known.ByteSize() != size:
         raise InvalidSpan("span holds fields that this version does not know and could not sign; upgrade betrace-kms")

@@ -2,7 +2,7 @@
 
 What it keeps:
 
-- A hit is synchronous (`get_nowait`): no task, no timer, no lock, no KMS.
+- A hit never waits: no task, no timer, no lock, no KMS.
 - However many callers miss one key at once, one load runs. It belongs to the cache, not to the caller that began it,
   so a caller that is cancelled takes nobody's load with it.
 - A load that began before an invalidation of its tenant never lands: not in the cache, and not in the hands of those

@@ -1,11 +1,11 @@
 """Settings: one frozen object, and where each value came from.
 
 The names are those of BeTrace's application.properties, so that an operator's file works as it is. Sources, strongest
-first: command line, environment, mounted folders (one file for each name, as Kubernetes mounts a ConfigMap or a Secret),
-a properties file, defaults. An empty value counts as unset.
+first: command line, environment, mounted folders (one file for each name, as Kubernetes mounts a ConfigMap or a
+Secret), a properties file, defaults. An empty value counts as unset.
 
-Names under `kms.`, `betrace.kms.` and `aws.kms.` that we do not know are refused, because a typo must not fall back to a
-default; not so in the environment, where Kubernetes puts names such as KMS_SERVICE_HOST.
+Names under `kms.`, `betrace.kms.` and `aws.kms.` that we do not know are refused, because a typo must not fall back to
+a default; not so in the environment, where Kubernetes puts names such as KMS_SERVICE_HOST.
 """
 
 import re
@@ -130,14 +130,14 @@ class Settings(BaseModel):
         arn = _KEY_ARN.fullmatch(self.master_key_id)
         if arn is None and self.endpoint is None:
             raise ValueError(
-                "aws.kms.master-key-id must be a full key ARN (arn:aws:kms:REGION:ACCOUNT:key/ID); an alias or a bare id"
-                " works only with aws.kms.endpoint"
+                "aws.kms.master-key-id must be a full key ARN (arn:aws:kms:REGION:ACCOUNT:key/ID); an alias or a bare"
+                " id works only with aws.kms.endpoint"
             )
         if arn is None and self.region is None:
             raise ValueError("aws.kms.region is missing: give the region of the KMS key")
         if arn is not None and self.region not in (None, arn["region"]):
             raise ValueError(
-                f"aws.kms.region is {self.region}, but aws.kms.master-key-id is a key of {arn['region']}: make them equal"
+                f"aws.kms.region is {self.region}, aws.kms.master-key-id is a key of {arn['region']}: make them equal"
             )
         return self
 

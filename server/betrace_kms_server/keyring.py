@@ -43,7 +43,7 @@ class Sealed:
 class Opened:
     """What a ciphertext held, and the master key behind it."""
 
-    plaintext: bytes | bytearray = field(repr=False)
+    plaintext: bytes = field(repr=False)
     master_key_arn: str
 
 
@@ -64,7 +64,7 @@ class KeyRing:
         if fresh:
             return await load()
         key = ("data key", self._provider.master_key_arn, tenant_id, number_of_bytes, _pairs(caller))
-        return self._cache.get_nowait(key, load) or await self._cache.get_or_load(key, load)
+        return await self._cache.get_or_load(key, load)
 
     async def seal(self, tenant_id: str, plaintext: bytes, caller: Context) -> Sealed:
         """Seal a payload under the tenant's sealing key for this context."""
@@ -78,7 +78,7 @@ class KeyRing:
             return SealingKey(data_key, Sealer(wrapped, context))
 
         key = ("sealing key", self._provider.master_key_arn, tenant_id, DATA_KEY_BYTES, _pairs(caller))
-        found = self._cache.get_nowait(key, load) or await self._cache.get_or_load(key, load)
+        found = await self._cache.get_or_load(key, load)
         ciphertext = found.sealer.seal(plaintext, found.data_key.material.raw)
         return Sealed(ciphertext, found.data_key.wrapped.master_key_arn)
 
@@ -121,7 +121,7 @@ class KeyRing:
             return await self._provider.decrypt(wrapped, context)
 
         key = ("opening key", wrapped.master_key_arn, tenant_id, wrapped.blob, _pairs(context))
-        return self._cache.get_nowait(key, load) or await self._cache.get_or_load(key, load)
+        return await self._cache.get_or_load(key, load)
 
 
 def _pairs(context: Context) -> tuple[tuple[str, str], ...]:

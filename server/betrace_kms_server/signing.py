@@ -74,9 +74,9 @@ class Signer:
             return await self._verification_key(tenant_id, key_id)
 
         payload = _canonical(tenant_id, key_id, span)
-        cache, key = self._public_keys, ("public key", self._provider.master_key_arn, tenant_id, key_id)
+        key = ("public key", self._provider.master_key_arn, tenant_id, key_id)
         try:
-            public_key = cache.get_nowait(key, load) or await cache.get_or_load(key, load)
+            public_key = await self._public_keys.get_or_load(key, load)
         except NoSigningKey:
             return "UNKNOWN_KEY"
         if public_key.status == "revoked":

@@ -4,12 +4,12 @@ The servicer of grpcio-health-checking keeps its watches open while the server s
 out its whole grace; and it holds a lock while it writes to a watcher, so one that does not read blocks the next change
 for all. Here a watcher has an event of its own, and draining ends it.
 
-Services: "" is the process (liveness) and never touches KMS; `betrace.kms.v1.KeyManagementService` serves from the first
-time that the master key was usable until the drain; `kms` is the provider's state now.
+Services: "" is the process (liveness) and never touches KMS; `betrace.kms.v1.KeyManagementService` serves from the
+first time that the master key was usable until the drain; `kms` is the provider's state now.
 """
 
 import asyncio
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from betrace.kms.v1 import key_management_pb2
@@ -20,7 +20,7 @@ KEY_MANAGEMENT = key_management_pb2.DESCRIPTOR.services_by_name["KeyManagementSe
 KMS = "kms"
 
 _Context = grpc.aio.ServicerContext[Any, Any]
-_Status = health_pb2.HealthCheckResponse
+_Status: TypeAlias = health_pb2.HealthCheckResponse
 
 
 class HealthService(health_pb2_grpc.HealthServicer):
@@ -73,7 +73,7 @@ class HealthService(health_pb2_grpc.HealthServicer):
         for changed in self._watchers:
             changed.set()
 
-    def _state(self, service: str) -> "_Status.ServingStatus.ValueType":
+    def _state(self, service: str) -> int:
         serving = self._serving.get(service)
         if serving is None:
             return _Status.SERVICE_UNKNOWN

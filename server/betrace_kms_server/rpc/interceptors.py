@@ -7,7 +7,7 @@ the metadata `x-request-id`.
 import re
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import structlog
@@ -19,18 +19,20 @@ log = structlog.get_logger()
 
 REQUEST_ID = "x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
-_Continuation = Callable[[grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any]"]]
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Turns errors of unary handlers into statuses. Streams (health, reflection) answer for themselves."""
 
     def __init__(self) -> None:
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
-        self, continuation: _Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> "grpc.RpcMethodHandler[Any, Any]":
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler:
         """Return the method's handler, wrapped; each method is wrapped at its first call."""
         method = handler_call_details.method
         wrapped = self._wrapped.get(method)
@@ -52,9 +54,9 @@ def _guarded(call: Callable[..., Awaitable[Any]], method: str) -> Callable[..., 
             raise
         except KmsError as error:
             request_id = _request_id(context)
-            log.warning("call failed", method=method, reason=error.reason, message=error.message, request_id=request_id)
+            log.warning("Call failed", method=method, reason=error.reason, message=error.message, request_id=request_id)
             answer = status.of_error(error, request_id)
-        except Exception as error:  # noqa: BLE001  # the edge: a defect of ours must not show itself to the caller
+        except Exception as error:  # the edge: a defect of ours must not show itself to the caller
             request_id = _request_id(context)
             log.error("internal error", method=method, request_id=request_id, exc_info=error)
             answer = status.of_defect(request_id)

@@ -61,4 +61,5 @@ def _status(code: grpc.StatusCode, message: str, details: list[Message]) -> grpc
         any_detail = any_pb2.Any()
         any_detail.Pack(detail)
         packed.append(any_detail)
-    return rpc_status.to_status(status_pb2.Status(code=code.value[0], message=message, details=packed))
+    answer: grpc.Status = rpc_status.to_status(status_pb2.Status(code=code.value[0], message=message, details=packed))
+    return answer

@@ -1,1 +1,1 @@
-"""Where wrapped signing keys live: one file for each kind of store. They share a protocol and never import each other."""
+"""Where wrapped signing keys live: a file for each kind. They share a protocol and never import each other."""

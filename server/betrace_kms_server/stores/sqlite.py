@@ -112,12 +112,13 @@ def _stored_key(row: sqlite3.Row) -> StoredKey:
 @asynccontextmanager
 async def open_sqlite(path: Path) -> AsyncIterator[SqliteStore]:
     """Open the store's file, making it if it is missing. Raises StartRefused for one that is damaged or not ours."""
-    new = not path.exists()
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as cause:
+        raise StartRefused(f"the key store {path} cannot be opened: {cause.strerror}") from cause
     database = aiosqlite.connect(path, isolation_level=None, timeout=2.0)
     try:
         async with database:
-            if new:
-                os.chmod(path, 0o600)
             await _prepare(database, path)
             yield SqliteStore(database)
     except sqlite3.Error as cause:

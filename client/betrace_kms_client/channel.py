@@ -1,0 +1,41 @@
+"""How a client reaches the daemon: targets, channel arguments and retries."""
+
+import json
+
+from betrace.kms.v1 import key_management_pb2
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+DEFAULT_TIMEOUT = 5.0
+"""Seconds that a call may take, its retries included."""
+
+_SERVICE = key_management_pb2.DESCRIPTOR.services_by_name["KeyManagementService"].full_name
+
+# Every call of this service may be repeated: at worst a second try makes a key or a ciphertext that nobody uses. The
+# admin service is not named here, so its calls are tried once. See gRFC A6, client retries.
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {
+            "name": [{"service": _SERVICE}],
+            "retryPolicy": {
+                "maxAttempts": 3,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "1s",
+                "backoffMultiplier": 2,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+
+OPTIONS: tuple[tuple[str, str | int], ...] = (
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.max_receive_message_length", -1),  # what was sealed is larger than the payload that the daemon limits
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_http_proxy", 0),  # the daemon is on this machine, whatever http_proxy says
+)
+
+
+def normalised(target: str) -> str:
+    """Return gRPC's form of a target: `unix:/path` and `unix:///path` for a socket, or host:port."""
+    first = target.partition(",")[0].strip()
+    return f"unix:{first}" if first.startswith(("/", "./")) else first or DEFAULT_TARGET

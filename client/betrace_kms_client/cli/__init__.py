@@ -1,0 +1,64 @@
+"""The command `betrace-kms`. Verbs that need the server come from the entry-point group `betrace_kms.commands`.
+
+Exit codes: 0 done; 1 the answer is no (a signature is not valid, a service does not serve); 2 the command or the
+daemon's settings are wrong; 3 the call failed.
+"""
+
+from importlib import metadata
+
+import click
+
+from betrace_kms_client.cli.health import health
+from betrace_kms_client.cli.payloads import data_key, decrypt, encrypt
+from betrace_kms_client.cli.spans import sign, verify
+
+PLUGINS = "betrace_kms.commands"
+
+
+class _Group(click.Group):
+    """Loads a plug-in's verb when it is asked for, so that the others start fast and work without it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *metadata.entry_points(group=PLUGINS).names})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            return command
+        for entry_point in metadata.entry_points(group=PLUGINS, name=cmd_name):
+            try:
+                loaded: click.Command = entry_point.load()
+            except ModuleNotFoundError as missing:
+                return _missing(cmd_name, missing)
+            return loaded
+        return None
+
+
+def _missing(name: str, missing: ModuleNotFoundError) -> click.Command:
+    @click.command(name, context_settings={"ignore_unknown_options": True}, short_help="(needs betrace-kms[server])")
+    @click.argument("rest", nargs=-1)
+    def command(rest: tuple[str, ...]) -> None:
+        raise click.UsageError(
+            f"{name} needs the server, and {missing.name} is missing: pip install 'betrace-kms[server]'"
+        )
+
+    return command
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Keys for many tenants: encrypt, sign and verify through a daemon in front of AWS KMS.
+
+    \b
+    Exit codes: 0 done, 1 the answer is no, 2 wrong usage, 3 the call failed.
+    """
+
+
+@click.command()
+def version() -> None:
+    """Print the version."""
+    click.echo(f"betrace-kms {metadata.version('betrace-kms')}")
+
+
+for verb in (data_key, decrypt, encrypt, health, sign, verify, version):
+    main.add_command(verb)

@@ -1,0 +1,100 @@
+"""Options, inputs and outputs that the verbs share."""
+
+import base64
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import click
+import orjson
+
+from betrace_kms_client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT
+from betrace_kms_client.errors import KmsClientError
+from betrace_kms_client.sync_client import KmsClient
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+CALL_FAILED = 3
+
+
+def client_options(function: F) -> F:
+    """Add the options that say which daemon to call."""
+    for option in (
+        click.option("--timeout", type=float, default=DEFAULT_TIMEOUT, show_default=True, help="Seconds to wait."),
+        click.option(
+            "--addr",
+            envvar=["BETRACE_KMS_ADDR", "KMS_SERVER_LISTEN"],
+            default=DEFAULT_TARGET,
+            show_default=True,
+            show_envvar=True,
+            help="Where the daemon listens: host:port or unix:/path.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+tenant_option = click.option("--tenant", "tenant_id", required=True, help="Whose key it is.")
+json_option = click.option("--json", "as_json_", is_flag=True, help="Write JSON, bytes in base64.")
+input_argument = click.argument("source", metavar="[FILE]", type=click.File("rb"), default="-")
+output_option = click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file (0600), not to stdout."
+)
+
+
+def _parse_context(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> Mapping[str, str]:
+    pairs = {}
+    for value in values:
+        name, separator, text = value.partition("=")
+        if not separator or not name:
+            raise click.BadParameter(f"{value!r}: write it as NAME=VALUE")
+        pairs[name] = text
+    return pairs
+
+
+context_option = click.option(
+    "--context",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_parse_context,
+    help="A pair of the encryption context; may be repeated.",
+)
+
+
+@contextmanager
+def calling(addr: str, timeout: float) -> Iterator[KmsClient]:
+    """Give a client, and end the command with one line if a call of it fails."""
+    try:
+        with KmsClient(addr, timeout=timeout) as client:
+            yield client
+    except KmsClientError as error:
+        request = f" (request {error.request_id})" if error.request_id else ""
+        click.echo(f"betrace-kms: {error.message}{request}", err=True)
+        raise SystemExit(CALL_FAILED) from None
+
+
+def read(source: BinaryIO) -> bytes:
+    """Read all of the input."""
+    return source.read()
+
+
+def write(data: bytes, output: Path | None, *, binary: bool = False) -> None:
+    """Write to a file that only its owner can read, or to stdout. Binary data is not thrown at a terminal."""
+    if output is not None:
+        output.touch(mode=0o600)
+        output.write_bytes(data)
+        return
+    if binary and sys.stdout.isatty():
+        raise click.UsageError("the result is binary: add --output FILE, or --json")
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def as_json(values: Mapping[str, Any]) -> bytes:
+    """Return indented JSON with a final newline; bytes become base64."""
+    shown = {
+        name: base64.b64encode(value).decode() if isinstance(value, bytes) else value for name, value in values.items()
+    }
+    return orjson.dumps(shown, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)

@@ -1,0 +1,134 @@
+"""data-key, encrypt, decrypt."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from betrace_kms_client.cli.options import (
+    as_json,
+    calling,
+    client_options,
+    context_option,
+    input_argument,
+    json_option,
+    output_option,
+    read,
+    tenant_option,
+    write,
+)
+
+_SPECS = {"AES_256": 32, "AES_128": 16}
+
+
+@click.command(
+    "data-key",
+    epilog="""\b
+Examples:
+  betrace-kms data-key --tenant acme
+  betrace-kms data-key --tenant acme --context table=users --plaintext-out key.bin --wrapped-out key.wrapped
+  betrace-kms decrypt --tenant acme --context table=users key.wrapped --output key.bin
+""",
+)
+@tenant_option
+@click.option("--spec", type=click.Choice(list(_SPECS)), default="AES_256", show_default=True, help="Length by name.")
+@click.option("--bytes", "number_of_bytes", type=click.IntRange(1, 1024), help="Length in bytes, instead of --spec.")
+@context_option
+@click.option("--fresh", is_flag=True, help="A key that no other call gets, straight from KMS.")
+@click.option(
+    "--plaintext-out", type=click.Path(dir_okay=False, path_type=Path), help="Write the key to this file (0600)."
+)
+@click.option(
+    "--wrapped-out", type=click.Path(dir_okay=False, path_type=Path), help="Write the wrapped key to this file."
+)
+@client_options
+def data_key(
+    tenant_id: str,
+    spec: str,
+    number_of_bytes: int | None,
+    context: Mapping[str, str],
+    fresh: bool,
+    plaintext_out: Path | None,
+    wrapped_out: Path | None,
+    addr: str,
+    timeout: float,
+) -> None:
+    """Get a data key.
+
+    Prints JSON with the key and the wrapped key in base64; a part that goes to a file is left out of it.
+    """
+    with calling(addr, timeout) as client:
+        key = client.generate_data_key(tenant_id, number_of_bytes or _SPECS[spec], context, fresh=fresh)
+    shown: dict[str, str | bytes] = {"keyId": key.key_id}
+    for name, value, output in (
+        ("ciphertextBlob", key.ciphertext_blob, wrapped_out),
+        ("plaintext", key.plaintext, plaintext_out),
+    ):
+        if output is None:
+            shown[name] = value
+        else:
+            write(value, output)
+    write(as_json(shown), None)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  betrace-kms encrypt --tenant acme --context field=email message.txt --output message.enc
+  echo "hello" | betrace-kms encrypt --tenant acme | betrace-kms decrypt --tenant acme
+"""
+)
+@input_argument
+@tenant_option
+@context_option
+@output_option
+@json_option
+@client_options
+def encrypt(
+    source: BinaryIO,
+    tenant_id: str,
+    context: Mapping[str, str],
+    output: Path | None,
+    as_json_: bool,
+    addr: str,
+    timeout: float,
+) -> None:
+    """Seal a file, or stdin, into an AWS Encryption SDK message."""
+    with calling(addr, timeout) as client:
+        sealed = client.encrypt(tenant_id, read(source), context)
+    if as_json_:
+        write(as_json({"ciphertextBlob": sealed.ciphertext_blob, "keyId": sealed.key_id}), output)
+    else:
+        write(sealed.ciphertext_blob, output, binary=True)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  betrace-kms decrypt --tenant acme --context field=email message.enc
+  betrace-kms decrypt --tenant acme key.wrapped --output key.bin
+"""
+)
+@input_argument
+@tenant_option
+@context_option
+@output_option
+@json_option
+@client_options
+def decrypt(
+    source: BinaryIO,
+    tenant_id: str,
+    context: Mapping[str, str],
+    output: Path | None,
+    as_json_: bool,
+    addr: str,
+    timeout: float,
+) -> None:
+    """Open what encrypt sealed, or unwrap a wrapped data key."""
+    with calling(addr, timeout) as client:
+        opened = client.decrypt(tenant_id, read(source), context)
+    if as_json_:
+        write(as_json({"plaintext": opened.plaintext, "keyId": opened.key_id}), output)
+    else:
+        write(opened.plaintext, output)

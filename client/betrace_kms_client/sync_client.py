@@ -1,0 +1,85 @@
+"""The client for threads."""
+
+from typing import Any, TypeVar
+
+import grpc
+from betrace.kms.v1.key_management_pb2_grpc import KeyManagementServiceStub
+from betrace.kms.v1.span_pb2 import ComplianceSpan
+
+from betrace_kms_client import messages
+from betrace_kms_client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, OPTIONS, normalised
+from betrace_kms_client.errors import from_rpc_error
+from betrace_kms_client.messages import Context
+from betrace_kms_client.results import Ciphertext, DataKey, Plaintext, SpanSignature, Verdict
+
+R = TypeVar("R")
+
+
+class KmsClient:
+    """Calls the daemon at `target`: host:port, or unix:/path. May be shared by threads.
+
+    A call takes at most `timeout` seconds, its retries included, and raises a KmsClientError if it fails.
+    """
+
+    def __init__(self, target: str = DEFAULT_TARGET, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        self.target = normalised(target)
+        self._timeout = timeout
+        self._channel = grpc.insecure_channel(self.target, options=OPTIONS)
+        self._stub = KeyManagementServiceStub(self._channel)
+
+    def __enter__(self) -> "KmsClient":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def generate_data_key(
+        self,
+        tenant_id: str,
+        number_of_bytes: int = 32,
+        context: Context | None = None,
+        *,
+        fresh: bool = False,
+        timeout: float | None = None,
+    ) -> DataKey:
+        """Return a data key of 1 to 1,024 bytes; `fresh` makes it one that no other call gets."""
+        request = messages.data_key_request(tenant_id, number_of_bytes, context, fresh)
+        return messages.data_key(self._call(self._stub.GenerateDataKey, request, timeout))
+
+    def encrypt(
+        self, tenant_id: str, plaintext: bytes, context: Context | None = None, *, timeout: float | None = None
+    ) -> Ciphertext:
+        """Seal a payload into an AWS Encryption SDK message."""
+        request = messages.encrypt_request(tenant_id, plaintext, context)
+        return messages.ciphertext(self._call(self._stub.Encrypt, request, timeout))
+
+    def decrypt(
+        self, tenant_id: str, ciphertext_blob: bytes, context: Context | None = None, *, timeout: float | None = None
+    ) -> Plaintext:
+        """Open what `encrypt` sealed, or unwrap the `ciphertext_blob` of a data key."""
+        request = messages.decrypt_request(tenant_id, ciphertext_blob, context)
+        return messages.plaintext(self._call(self._stub.Decrypt, request, timeout))
+
+    def sign_span(
+        self, tenant_id: str, span: ComplianceSpan, *, return_payload: bool = False, timeout: float | None = None
+    ) -> SpanSignature:
+        """Sign a span with the tenant's active key, which is made at its first signature."""
+        request = messages.sign_request(tenant_id, span, return_payload)
+        return messages.signature(self._call(self._stub.SignSpan, request, timeout))
+
+    def verify_span(
+        self, tenant_id: str, span: ComplianceSpan, signature: bytes, key_id: str, *, timeout: float | None = None
+    ) -> Verdict:
+        """Tell whether this signature (64 bytes) of this key belongs to the span."""
+        request = messages.verify_request(tenant_id, span, signature, key_id)
+        return messages.verdict(self._call(self._stub.VerifySpan, request, timeout))
+
+    def _call(self, method: "grpc.UnaryUnaryMultiCallable[Any, R]", request: Any, timeout: float | None) -> R:
+        try:
+            return method(request, timeout=self._timeout if timeout is None else timeout)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self.target) from error
