@@ -68,12 +68,13 @@ def _is_loopback(host: str) -> bool:
 
 @contextmanager
 def claimed(address: Address) -> Iterator[None]:
-    """Hold a unix socket's path for this process while it lives; a TCP address needs no claim.
+    """Hold a unix socket's path for this process while it lives; make sure that a TCP port is free.
 
     Raises StartRefused if another daemon has it. Removes a socket that nobody answers on, and nothing else.
     """
     path = address.socket_path
     if path is None:
+        _refuse_taken(address)
         yield
         return
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -104,6 +105,20 @@ def exclusive(lock_file: Path, refusal: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _refuse_taken(address: Address) -> None:
+    """Try to bind first: gRPC would say why it cannot only in a log of its own."""
+    host, _, port = address.text.rpartition(":")
+    try:
+        for family, kind, _, _, name in socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM):
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(name)
+    except OSError as cause:
+        raise StartRefused(
+            f"cannot listen on {address} ({cause.strerror}): stop what holds it, or choose another kms.server.listen"
+        ) from cause
 
 
 def _answers(path: Path) -> bool:

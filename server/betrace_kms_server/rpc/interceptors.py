@@ -52,6 +52,8 @@ def _guarded(call: Callable[..., Awaitable[Any]], method: str) -> Callable[..., 
             return await call(request, context)
         except grpc.aio.AbortError:
             raise
+        except NotImplementedError:  # what a generated servicer's method raises until it is overridden
+            answer = status.of_missing_method()
         except KmsError as error:
             request_id = _request_id(context)
             log.warning("Call failed", method=method, reason=error.reason, message=error.message, request_id=request_id)

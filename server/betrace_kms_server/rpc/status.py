@@ -43,6 +43,12 @@ def of_error(error: errors.KmsError, request_id: str) -> grpc.Status:
     return _status(STATUS[type(error)], error.message, details)
 
 
+def of_missing_method() -> grpc.Status:
+    """Return the status for a method of the contract that this version does not have yet."""
+    info = error_details_pb2.ErrorInfo(reason="UNIMPLEMENTED", domain=DOMAIN)
+    return _status(grpc.StatusCode.UNIMPLEMENTED, "this version does not have this call: upgrade betrace-kms", [info])
+
+
 def of_defect(request_id: str) -> grpc.Status:
     """Return the status for an error that is no business of the caller's. The log has it under the request id."""
     return _status(

@@ -1,7 +1,8 @@
 """The log: structlog on stderr, for people (console) or for machines (JSON lines).
 
 Loggers of libraries go the same way. botocore and aiobotocore log request bodies at DEBUG, which hold key material, so
-theirs never go below INFO.
+theirs never go below INFO. Tracebacks show no local variables, which structlog would print by default: keys are among
+them.
 """
 
 import logging
@@ -9,6 +10,7 @@ import sys
 from typing import TextIO
 
 import structlog
+import structlog.tracebacks
 
 _NEVER_DEBUG = ("aioboto3", "aiobotocore", "aiocache", "boto3", "botocore", "aiosqlite", "urllib3")
 
@@ -22,7 +24,10 @@ def configure(form: str, level: str, stream: TextIO | None = None) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     renderer: list[structlog.types.Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        [
+            structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
+            structlog.processors.JSONRenderer(),
+        ]
         if form == "json"
         else [
             structlog.dev.ConsoleRenderer(
