@@ -24,7 +24,6 @@ from botocore.exceptions import (
     CredentialRetrievalError,
     HTTPClientError,
     IncompleteReadError,
-    LoginError,
     MetadataRetrievalError,
     NoAuthTokenError,
     NoCredentialsError,
@@ -264,7 +263,6 @@ CODES: Mapping[str, Callable[[str, str], KmsError]] = {
 _NETWORK = (TimeoutError, HTTPClientError, BotoConnectionError, IncompleteReadError)
 _CREDENTIALS = (
     CredentialRetrievalError,
-    LoginError,
     MetadataRetrievalError,
     NoAuthTokenError,
     NoCredentialsError,

@@ -59,5 +59,7 @@ def bind(server: grpc.aio.Server, addresses: Sequence[Address]) -> list[str]:
                 f"cannot listen on {address}: another process holds it, or it is not this machine's; stop that process"
                 " or choose another kms.server.listen"
             ) from cause
+        if address.socket_path:
+            address.socket_path.chmod(0o600)
         bound.append(address.text if address.socket_path else f"{address.text.rpartition(':')[0]}:{port}")
     return bound

@@ -142,10 +142,8 @@ async def _prepare(database: aiosqlite.Connection, path: Path) -> None:
         raise StartRefused(f"{path} is not a key store of betrace-kms: choose another kms.data-dir")
     if not empty and version != _SCHEMA_VERSION:
         raise StartRefused(f"{path} has schema version {version}, this betrace-kms knows {_SCHEMA_VERSION}: upgrade it")
-    if not empty and (verdict := await pragma("integrity_check")) != "ok":
-        raise StartRefused(
-            f"the key store {path} is damaged ({verdict}): restore it from a backup; nothing was changed"
-        )
+    if not empty and await pragma("integrity_check") != "ok":
+        raise StartRefused(f"the key store {path} is damaged: restore it from a backup; nothing was changed")
     await pragma("journal_mode=DELETE")
     await pragma("synchronous=EXTRA")
     if empty:

@@ -1,0 +1,139 @@
+"""Provider aws end to end: a real daemon, the real SDK, moto as a real HTTP server."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from betrace.kms.v1.span_pb2 import ComplianceSpan
+from betrace_kms_client import AsyncKmsClient, FailedPrecondition, KmsClient, Unavailable
+from betrace_kms_server import app
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.daemon import running, settings, spawned
+
+if TYPE_CHECKING:
+    from tests.moto_server import MotoServer
+
+SPAN = ComplianceSpan(trace_id=b"t" * 16, span_id=b"s" * 8, name="user.login")
+
+
+@asynccontextmanager
+async def aws_client(data_dir: Path, url: str, key: str) -> AsyncIterator[AsyncKmsClient]:
+    """Run a daemon on a KMS endpoint and give a client of it."""
+    async with (
+        running(data_dir, **aws(url, key)) as daemon,
+        AsyncKmsClient(daemon.addresses[0]) as client,
+    ):
+        yield client
+
+
+async def watched(address: str) -> AsyncGenerator[str, None]:
+    """Yield the states of the key service as a health watch tells them."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service="betrace.kms.v1.KeyManagementService")
+        async for answer in stub.Watch(request, timeout=20):
+            yield health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+
+
+def aws(url: str, key: str) -> dict[str, str]:
+    """Return the settings of provider aws for an endpoint and key."""
+    return {
+        "betrace_kms_provider": "aws",
+        "aws_kms_master_key_id": key,
+        "aws_kms_region": "us-east-1",
+        "aws_kms_endpoint": url,
+        "kms_store_allow_ephemeral": "true",
+    }
+
+
+async def test_warm_calls_cost_nothing_and_a_restart_costs_one_decrypt(
+    tmp_path: Path, moto: "MotoServer", kms_key: str
+) -> None:
+    """1,000 SignSpan and 1,000 Encrypt from a cold start: one GenerateDataKey for each kind of key, no Decrypt."""
+    moto.calls.clear()
+    async with aws_client(tmp_path, moto.url, kms_key) as client:
+        for _ in range(10):
+            await asyncio.gather(
+                *(client.sign_span("acme", SPAN) for _ in range(100)),
+                *(client.encrypt("acme", b"payload") for _ in range(100)),
+            )
+        first = await client.sign_span("acme", SPAN)
+    cold = dict(moto.calls)
+    moto.calls.clear()
+    async with aws_client(tmp_path, moto.url, kms_key) as client:
+        for _ in range(10):
+            second = await client.sign_span("acme", SPAN)
+    assert (cold["GenerateDataKey"], cold.get("Decrypt", 0)) == (2, 0)
+    assert (moto.calls["GenerateDataKey"], moto.calls["Decrypt"]) == (0, 1)
+    assert second == first
+
+
+async def test_a_thousand_messages_of_one_data_key_cost_one_decrypt(
+    tmp_path: Path, moto: "MotoServer", kms_key: str
+) -> None:
+    """Decrypt caches unwrapped data keys, so opening is warm from the second message on."""
+    async with aws_client(tmp_path, moto.url, kms_key) as client:
+        sealed = [(await client.encrypt("acme", b"payload %d" % number)).ciphertext_blob for number in range(1000)]
+    moto.calls.clear()
+    async with aws_client(tmp_path, moto.url, kms_key) as client:
+        opened = [(await client.decrypt("acme", message)).plaintext for message in sealed]
+    assert opened == [b"payload %d" % number for number in range(1000)]
+    assert moto.calls["Decrypt"] == 1
+
+
+async def test_a_disabled_master_key_is_named_and_the_daemon_serves_once_it_is_enabled(
+    tmp_path: Path, moto: "MotoServer", kms_key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon starts, says NOT_SERVING, refuses cold calls with what to do, and recovers by itself."""
+    monkeypatch.setattr(app, "RETRY_SECONDS", 0.05)
+    moto.kms().disable_key(kms_key)
+    async with app.running(settings(tmp_path, **aws(moto.url, kms_key))) as daemon:
+        async with AsyncKmsClient(daemon.addresses[0]) as client:
+            with pytest.raises(FailedPrecondition, match="is enabled") as caught:
+                await client.sign_span("acme", SPAN)
+            states = watched(daemon.addresses[0])
+            before = await anext(states)
+            moto.kms().enable_key(kms_key)
+            after = await anext(states)
+            await states.aclose()
+            await client.sign_span("acme", SPAN)
+    assert (before, after, caught.value.reason) == ("NOT_SERVING", "SERVING", "MASTER_KEY_UNUSABLE")
+
+
+async def test_warm_tenants_are_served_while_kms_is_away(tmp_path: Path, moto: "MotoServer", kms_key: str) -> None:
+    """With the master key gone after the first calls, warm ones go on and cold ones are told why."""
+    async with aws_client(tmp_path, moto.url, kms_key) as client:
+        await client.sign_span("acme", SPAN)
+        await client.encrypt("acme", b"payload")
+        moto.kms().disable_key(kms_key)
+        await client.sign_span("acme", SPAN)
+        await client.encrypt("acme", b"payload")
+        with pytest.raises(FailedPrecondition):
+            await client.encrypt("rival", b"payload")
+
+
+def test_the_start_names_region_key_and_endpoint(tmp_path: Path, moto: "MotoServer", kms_key: str) -> None:
+    """In the seed's words, with the endpoint that the SDK resolved."""
+    given = {name.upper(): value for name, value in aws(moto.url, kms_key).items()}
+    with spawned("--data-dir", str(tmp_path), "--listen", "127.0.0.1:0", environ=given) as daemon:
+        daemon.wait_for(f"Using AWS KMS - region: us-east-1, key: {kms_key}")
+        daemon.wait_for(f"AWS KMS endpoint: {moto.url}")
+        daemon.wait_for("KMS is usable, serving")
+
+
+def test_without_kms_the_daemon_starts_and_says_that_it_cannot_reach_it(tmp_path: Path, moto: "MotoServer") -> None:
+    """KMS failing at start is never an exit: liveness holds, readiness does not, calls are told to come again."""
+    key = "arn:aws:kms:us-east-1:123456789012:key/abcd1234-5678-90ab-cdef-1234567890ab"
+    given = {name.upper(): value for name, value in aws("http://127.0.0.1:1", key).items()}
+    given["AWS_KMS_CALL_TIMEOUT_MS"] = "300"
+    with spawned("--data-dir", str(tmp_path), "--listen", "127.0.0.1:0", environ=given) as daemon:
+        daemon.wait_for("KMS cannot be used: no answer from KMS to kms:DescribeKey")
+        with KmsClient(daemon.address) as client, pytest.raises(Unavailable) as caught:
+            client.sign_span("acme", SPAN)
+        assert daemon.process.poll() is None
+    assert (caught.value.reason, caught.value.retry_after) == ("KMS_UNREACHABLE", 1.0)
