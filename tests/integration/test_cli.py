@@ -1,0 +1,166 @@
+"""The command `betrace-kms` against a real daemon, as a shell runs it."""
+
+import base64
+import json
+import os
+import pty
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import COMMAND, Process, spawned
+
+SPAN = {
+    "traceId": "0af7651916cd43dd8448eb211c80319c",
+    "spanId": "b7ad6b7169203331",
+    "name": "user.login",
+    "attributes": {"user": {"stringValue": "alice"}},
+}
+Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """One daemon for all the commands."""
+    with spawned("--data-dir", str(tmp_path_factory.mktemp("data")), "--listen", "127.0.0.1:0") as process:
+        process.wait_for("serving")
+        yield process
+
+
+@pytest.fixture
+def run(daemon: Process, tmp_path: Path) -> Run:
+    """Run the command in an empty folder, with stdin where it is given."""
+
+    def run_command(*arguments: str, stdin: bytes = b"", addr: str = "") -> "subprocess.CompletedProcess[bytes]":
+        return subprocess.run(
+            [str(COMMAND), *arguments],
+            input=stdin,
+            capture_output=True,
+            timeout=30,
+            cwd=tmp_path,
+            env={**os.environ, "BETRACE_KMS_ADDR": addr or daemon.address},
+            check=False,
+        )
+
+    return run_command
+
+
+def test_bytes_go_through_encrypt_and_decrypt_by_pipe(run: Run) -> None:
+    """Raw bytes in, raw bytes out."""
+    plaintext = bytes(range(256))
+    sealed = run("encrypt", "--tenant", "acme", "--context", "a=b", stdin=plaintext)
+    opened = run("decrypt", "--tenant", "acme", "--context", "a=b", stdin=sealed.stdout)
+    assert (sealed.stdout[:3], opened.stdout) == (b"\x02\x04\x78", plaintext)
+
+
+def test_files_and_json_work_too(run: Run, tmp_path: Path) -> None:
+    """FILE, --output (0600) and --json."""
+    (tmp_path / "plain").write_bytes(b"hello")
+    run("encrypt", "--tenant", "acme", "plain", "--output", "sealed")
+    opened = json.loads(run("decrypt", "--tenant", "acme", "sealed", "--json").stdout)
+    as_json = json.loads(run("encrypt", "--tenant", "acme", "plain", "--json").stdout)
+    assert stat.S_IMODE((tmp_path / "sealed").stat().st_mode) == 0o600
+    assert (base64.b64decode(opened["plaintext"]), set(as_json)) == (b"hello", {"ciphertextBlob", "keyId"})
+
+
+def test_a_data_key_goes_to_files_or_to_json(run: Run, tmp_path: Path) -> None:
+    """What goes to a file does not go to stdout."""
+    shown = json.loads(run("data-key", "--tenant", "acme", "--bytes", "64", "--fresh").stdout)
+    rest = json.loads(
+        run("data-key", "--tenant", "acme", "--spec", "AES_128", "--plaintext-out", "k", "--wrapped-out", "w").stdout
+    )
+    unwrapped = run("decrypt", "--tenant", "acme", "w").stdout
+    assert len(base64.b64decode(shown["plaintext"])) == 64
+    assert set(rest) == {"keyId"}
+    assert (tmp_path / "k").read_bytes() == unwrapped
+    assert len(unwrapped) == 16
+
+
+def test_a_signed_span_verifies_and_an_altered_one_does_not(run: Run, tmp_path: Path) -> None:
+    """Exit code 0 for VALID, 1 for any other verdict."""
+    signed = run("sign", "--tenant", "acme", "--payload", stdin=json.dumps(SPAN).encode()).stdout
+    good = run("verify", "--tenant", "acme", stdin=signed)
+    bad = run("verify", "--tenant", "acme", stdin=signed.replace(b"alice", b"mallory"))
+    raw = run("sign", "--tenant", "acme", "--raw", stdin=json.dumps(SPAN).encode()).stdout
+    assert (good.stdout, good.returncode) == (b"VALID\n", 0)
+    assert (bad.stdout, bad.returncode) == (b"BAD_SIGNATURE\n", 1)
+    assert raw == base64.b64decode(json.loads(signed)["signature"])
+
+
+def test_health_is_an_exit_code(run: Run) -> None:
+    """0 serving, 3 nobody there or no such service."""
+    serving, unknown = run("health"), run("health", "--service", "nobody")
+    absent = run("health", addr="127.0.0.1:1")
+    assert (serving.stdout, serving.returncode) == (b"SERVING\n", 0)
+    assert (unknown.returncode, b"ask for one of" in unknown.stderr) == (3, True)
+    assert (absent.returncode, b"no daemon answers at 127.0.0.1:1" in absent.stderr) == (3, True)
+
+
+def test_health_says_not_serving_with_exit_code_one(run: Run, tmp_path: Path) -> None:
+    """A daemon that cannot reach KMS is alive and not ready."""
+    key = "arn:aws:kms:us-east-1:123456789012:key/abcd1234-5678-90ab-cdef-1234567890ab"
+    aws = {
+        "BETRACE_KMS_PROVIDER": "aws",
+        "AWS_KMS_MASTER_KEY_ID": key,
+        "AWS_KMS_ENDPOINT": "http://127.0.0.1:1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "KMS_STORE_ALLOW_EPHEMERAL": "true",
+    }
+    with spawned("--data-dir", str(tmp_path / "data"), "--listen", "127.0.0.1:0", environ=aws) as other:
+        address = other.address
+        alive, ready = run("health", "--service", "", addr=address), run("health", addr=address)
+    assert (alive.stdout, ready.stdout, ready.returncode) == (b"SERVING\n", b"NOT_SERVING\n", 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "code", "text"),
+    [
+        (["decrypt", "--tenant", "acme"], b"rubbish", 3, "the ciphertext does not open"),
+        (["encrypt"], b"", 2, "--tenant"),
+        (["encrypt", "--tenant", "acme", "--context", "novalue"], b"", 2, "write it as NAME=VALUE"),
+        (["encrypt", "--tenant", "a b"], b"", 3, "tenant_id must be"),
+        (["sign", "--tenant", "acme"], b"{", 2, "the input is not JSON"),
+        (["sign", "--tenant", "acme"], b"[]", 2, "must be one JSON object"),
+        (["sign", "--tenant", "acme"], b'{"traceId": "xyz"}', 2, "traceId must be hexadecimal"),
+        (["sign", "--tenant", "acme"], b'{"trace": "00"}', 2, "span has no member 'trace'"),
+        (["sign", "--tenant", "acme"], b'{"traceId": "00"}', 3, "span.span_id must be 8 bytes"),
+        (["verify", "--tenant", "acme"], b"{}", 2, "the input has no 'span'"),
+        (["verify", "--tenant", "acme"], b'{"span": {}, "signature": "!", "keyId": ""}', 2, "must be base64"),
+        (["verify", "--tenant", "acme"], b'{"span": {"x": 1}, "signature": "", "keyId": ""}', 2, "no member 'x'"),
+        (["nonsense"], b"", 2, "No such command"),
+    ],
+)
+def test_a_mistake_gets_one_clear_line(run: Run, arguments: list[str], stdin: bytes, code: int, text: str) -> None:
+    """2 for wrong usage, 3 for a call that failed; no traceback."""
+    done = run(*arguments, stdin=stdin)
+    shown = done.stderr.decode()
+    assert (done.returncode, text in shown, "Traceback" in shown) == (code, True, False)
+
+
+def test_binary_is_not_thrown_at_a_terminal(daemon: Process) -> None:
+    """encrypt on a terminal asks for --output or --json."""
+    leader, follower = pty.openpty()
+    done = subprocess.run(
+        [str(COMMAND), "encrypt", "--tenant", "acme", "--addr", daemon.address],
+        input=b"hello",
+        stdout=follower,
+        stderr=subprocess.PIPE,
+        timeout=30,
+        check=False,
+    )
+    os.close(leader)
+    os.close(follower)
+    assert (done.returncode, b"add --output FILE, or --json" in done.stderr) == (2, True)
+
+
+def test_help_lists_every_verb_with_examples(run: Run) -> None:
+    """The group lists what there is; each verb shows how it is used."""
+    listed = run("--help").stdout.decode()
+    verbs = ["data-key", "decrypt", "encrypt", "health", "serve", "sign", "verify", "version"]
+    assert [line.split()[0] for line in listed.partition("Commands:\n")[2].splitlines()] == verbs
+    for verb in verbs[:-1]:
+        assert "Examples:" in run(verb, "--help").stdout.decode()
+    assert run("version").stdout.decode().startswith("betrace-kms 0.")
