@@ -64,6 +64,19 @@ class AsyncKmsClient:
         request = messages.decrypt_request(tenant_id, ciphertext_blob, context)
         return messages.plaintext(await self._call(self._stub.Decrypt, request, timeout))
 
+    async def re_encrypt(
+        self,
+        tenant_id: str,
+        ciphertext_blob: bytes,
+        context: Context | None = None,
+        destination: Context | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Ciphertext:
+        """Seal what a ciphertext holds again, under today's keys, for the same context unless another is given."""
+        request = messages.re_encrypt_request(tenant_id, ciphertext_blob, context, destination)
+        return messages.resealed(await self._call(self._stub.ReEncrypt, request, timeout))
+
     async def sign_span(
         self, tenant_id: str, span: ComplianceSpan, *, return_payload: bool = False, timeout: float | None = None
     ) -> SpanSignature:

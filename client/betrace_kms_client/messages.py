@@ -34,6 +34,11 @@ def ciphertext(response: pb.EncryptResponse) -> Ciphertext:
     return Ciphertext(response.ciphertext_blob, response.key_id)
 
 
+def resealed(response: pb.ReEncryptResponse) -> Ciphertext:
+    """Read a ReEncryptResponse."""
+    return Ciphertext(response.ciphertext_blob, response.key_id)
+
+
 def decrypt_request(tenant_id: str, ciphertext_blob: bytes, context: Context | None) -> pb.DecryptRequest:
     """Build a DecryptRequest."""
     return pb.DecryptRequest(tenant_id=tenant_id, ciphertext_blob=ciphertext_blob, encryption_context=context)
@@ -42,6 +47,18 @@ def decrypt_request(tenant_id: str, ciphertext_blob: bytes, context: Context | N
 def plaintext(response: pb.DecryptResponse) -> Plaintext:
     """Read a DecryptResponse."""
     return Plaintext(response.plaintext, response.key_id)
+
+
+def re_encrypt_request(
+    tenant_id: str, ciphertext_blob: bytes, context: Context | None, destination: Context | None
+) -> pb.ReEncryptRequest:
+    """Build a ReEncryptRequest; the destination context is the source's unless one is given."""
+    return pb.ReEncryptRequest(
+        tenant_id=tenant_id,
+        ciphertext_blob=ciphertext_blob,
+        encryption_context=context,
+        destination_encryption_context=context if destination is None else destination,
+    )
 
 
 def sign_request(tenant_id: str, span: span_pb2.ComplianceSpan, return_payload: bool) -> pb.SignSpanRequest:

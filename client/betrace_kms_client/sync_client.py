@@ -64,6 +64,19 @@ class KmsClient:
         request = messages.decrypt_request(tenant_id, ciphertext_blob, context)
         return messages.plaintext(self._call(self._stub.Decrypt, request, timeout))
 
+    def re_encrypt(
+        self,
+        tenant_id: str,
+        ciphertext_blob: bytes,
+        context: Context | None = None,
+        destination: Context | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> Ciphertext:
+        """Seal what a ciphertext holds again, under today's keys, for the same context unless another is given."""
+        request = messages.re_encrypt_request(tenant_id, ciphertext_blob, context, destination)
+        return messages.resealed(self._call(self._stub.ReEncrypt, request, timeout))
+
     def sign_span(
         self, tenant_id: str, span: ComplianceSpan, *, return_payload: bool = False, timeout: float | None = None
     ) -> SpanSignature:

@@ -24,6 +24,7 @@ from betrace_kms_server.keyring import KeyRing
 from betrace_kms_server.listen import claimed, exclusive
 from betrace_kms_server.providers.local import MASTER_KEY_FILE, LocalProvider, load_master_key
 from betrace_kms_server.providers.protocol import KeyProvider
+from betrace_kms_server.rewrapping import rewrap_signing_keys
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT, KMS, HealthService
 from betrace_kms_server.rpc.key_management import KeyManagementService
 from betrace_kms_server.rpc.server import bind, build_server
@@ -71,8 +72,8 @@ async def serve(settings: Settings, origins: Mapping[str, str]) -> None:
 async def running(settings: Settings) -> AsyncIterator[Daemon]:
     """Start a daemon, and drain and stop it on leaving. Raises StartRefused if it cannot start safely."""
     async with AsyncExitStack() as resources:
-        _open_data_dir(settings.data_dir, resources)
         _refuse_ephemeral(settings)
+        _open_data_dir(settings.data_dir, resources)
         store = await resources.enter_async_context(open_sqlite(settings.data_dir / DATABASE_FILE))
         provider = await _open_provider(settings, store, resources)
         await _refuse_foreign_rows(provider, store)
@@ -95,10 +96,17 @@ async def running(settings: Settings) -> AsyncIterator[Daemon]:
             auto_create=settings.auto_create,
             now=time.time,
         )
+        keyring = KeyRing(
+            provider,
+            encryption_keys,
+            max_messages=settings.encryption_key_max_messages,
+            max_uses=settings.data_key_max_uses,
+            max_encrypted_data_keys=settings.max_encrypted_data_keys,
+        )
         health = HealthService()
         server = build_server(
             KeyManagementService(  # type: ignore[abstract]  # what is missing answers UNIMPLEMENTED
-                KeyRing(provider, encryption_keys), signer, max_payload_bytes=settings.max_message_bytes
+                keyring, signer, max_payload_bytes=settings.max_message_bytes
             ),
             health,
             max_payload_bytes=settings.max_message_bytes,
@@ -110,7 +118,12 @@ async def running(settings: Settings) -> AsyncIterator[Daemon]:
         await server.start()
         resources.push_async_callback(server.stop, settings.drain_seconds)
         resources.callback(health.drain)
-        async with _background(_watch_master_key(provider, health, settings.health_check_seconds), _sweep(caches)):
+        usable = asyncio.Event()
+        async with _background(
+            _watch_master_key(provider, health, usable, settings.health_check_seconds),
+            _leave_former_keys(provider, store, usable),
+            _sweep(caches),
+        ):
             log.info("Listening", addresses=addresses)
             yield Daemon(addresses, health, caches)
 
@@ -154,6 +167,7 @@ async def _open_provider(settings: Settings, store: KeyStore, resources: AsyncEx
             settings.master_key_id or "",
             region=settings.kms_region,
             endpoint=settings.endpoint,
+            former_key_arns=settings.decrypt_key_ids,
             call_seconds=settings.call_timeout_ms / 1000,
         )
     )
@@ -181,10 +195,14 @@ async def _background(*jobs: Coroutine[None, None, None]) -> AsyncIterator[None]
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(result, Exception):
+                log.error("A background job failed", exc_info=result)
 
 
-async def _watch_master_key(provider: KeyProvider, health: HealthService, interval: float) -> None:
+async def _watch_master_key(
+    provider: KeyProvider, health: HealthService, usable: asyncio.Event, interval: float
+) -> None:
     """Keep the health service's view of KMS true. Says what is wrong when it changes, not every time."""
     last: str | None = None
     while True:
@@ -199,6 +217,7 @@ async def _watch_master_key(provider: KeyProvider, health: HealthService, interv
         health.set(KMS, not problem)
         if not problem:
             health.set(KEY_MANAGEMENT, True)
+            usable.set()
         if problem != last:
             last = problem
             if problem:
@@ -206,6 +225,19 @@ async def _watch_master_key(provider: KeyProvider, health: HealthService, interv
             else:
                 log.info("KMS is usable, serving", master_key=provider.master_key_arn)
         await asyncio.sleep(min(interval, RETRY_SECONDS) if problem else interval)
+
+
+async def _leave_former_keys(provider: KeyProvider, store: KeyStore, usable: asyncio.Event) -> None:
+    """Once the master key is usable, look at the former ones, and move signing keys off them."""
+    await usable.wait()
+    for arn in provider.decrypt_key_arns[1:]:
+        try:
+            await provider.check(arn)
+        except KmsError as error:
+            log.error(f"A key of aws.kms.decrypt-key-ids cannot be used: {error.message}", master_key=arn)  # noqa: G004
+        else:
+            log.info("A former master key is usable for Decrypt", master_key=arn)
+    await rewrap_signing_keys(provider, store)
 
 
 async def _sweep(caches: Sequence[KeyCache]) -> None:

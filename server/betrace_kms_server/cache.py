@@ -116,6 +116,17 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
             if not flight.disowned:
                 return loaded
 
+    def refresh_soon(self, key: Key) -> None:
+        """Let the next hit of an entry refresh it in the background."""
+        if (entry := self._entries.get(key)) is not None:
+            entry.refresh_at = self._clock()
+
+    def discard(self, key: Key, value: object) -> None:
+        """Drop an entry if it still holds this very value."""
+        entry = self._entries.get(key)
+        if entry is not None and entry.value is value:
+            del self._entries[key]
+
     def invalidate(self, tenant: Hashable) -> int:
         """Drop a tenant's entries and disown its running loads. Returns how many entries were dropped."""
         for key in [key for key in self._flights if key[_TENANT] == tenant]:

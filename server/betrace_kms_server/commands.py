@@ -1,13 +1,14 @@
 """The verbs of `betrace-kms` that need the server: they come to the client's command by an entry point."""
 
 import os
+import resource
 from pathlib import Path
 
 import click
 import uvloop
 
 from betrace_kms_server import app, config
-from betrace_kms_server.errors import StartRefused
+from betrace_kms_server.errors import KmsError, StartRefused
 from betrace_kms_server.telemetry import logs
 
 REFUSED = 2
@@ -53,6 +54,7 @@ def serve(
     pairs: tuple[str, ...],
 ) -> None:
     """Run the daemon until SIGTERM or Ctrl-C."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold the keys
     os.umask(0o077)  # sockets, key store and master key are the daemon's own
     try:
         settings, origins = config.resolve(
@@ -65,7 +67,7 @@ def serve(
         )
         logs.configure(settings.log_format, settings.log_level)
         uvloop.run(app.serve(settings, origins))
-    except StartRefused as refusal:
+    except (StartRefused, KmsError) as refusal:
         for line in str(refusal).splitlines():
             click.echo(f"betrace-kms: {line}", err=True)
         raise SystemExit(REFUSED) from None

@@ -57,6 +57,9 @@ class Settings(BaseModel):
     decrypt_key_ids: Words = Field(
         (), alias="aws.kms.decrypt-key-ids", description="former master keys, for Decrypt only"
     )
+    max_encrypted_data_keys: Positive = Field(
+        10, alias="kms.decrypt.max-encrypted-data-keys", description="wrapped keys that a message may carry"
+    )
     replica_key_ids: Words = Field((), alias="aws.kms.replica-key-ids", description="replicas in other regions")
 
     private_key_ttl_minutes: Positive = Field(
@@ -139,6 +142,13 @@ class Settings(BaseModel):
             raise ValueError(
                 f"aws.kms.region is {self.region}, aws.kms.master-key-id is a key of {arn['region']}: make them equal"
             )
+        for former in self.decrypt_key_ids:
+            of = _KEY_ARN.fullmatch(former)
+            if of is None or of["region"] != self.kms_region:
+                raise ValueError(
+                    f"aws.kms.decrypt-key-ids: {former!r} must be a full key ARN of region {self.kms_region}, as"
+                    " aws.kms.master-key-id is"
+                )
         return self
 
     @property
@@ -150,10 +160,7 @@ class Settings(BaseModel):
 
 LATER = frozenset(
     {
-        "aws.kms.decrypt-key-ids",
         "aws.kms.replica-key-ids",
-        "kms.cache.encryption-key-max-messages",
-        "kms.cache.data-key-max-uses",
         "kms.cache.version-check-seconds",
         "kms.rotation.enabled",
         "kms.rotation.check-cron",

@@ -1,20 +1,17 @@
-"""The use cases of data keys: hand one out, seal, open.
+"""The use cases of data keys: hand one out, seal, open, seal again.
 
 A data key that was handed out never seals, and a sealing key is never handed out: they are cached apart. Everything
 that a tenant's data key is used for is bound to the tenant twice, by the cache key and by the KMS encryption context.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
-from betrace_kms_server.cache import KeyCache
-from betrace_kms_server.envelope import (
-    DATA_KEY_BYTES,
-    MAX_WRAPPED_KEY_BYTES,
-    EncryptedDataKey,
-    Message,
-    Sealer,
-)
-from betrace_kms_server.errors import DoesNotOpen
+from betrace_kms_server.budget import Budget
+from betrace_kms_server.cache import Key, KeyCache, Load
+from betrace_kms_server.envelope import DATA_KEY_BYTES, MAX_WRAPPED_KEY_BYTES, EncryptedDataKey, Message, Sealer
+from betrace_kms_server.errors import DoesNotOpen, KmsError
 from betrace_kms_server.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.tenancy import Context, belongs_to, encryption_context
@@ -24,16 +21,8 @@ _VERSION_1_MESSAGE = b"\x01\x80"
 
 
 @dataclass(frozen=True, slots=True)
-class SealingKey:
-    """A data key that only seals, with the header fields that all its messages share."""
-
-    data_key: DataKey
-    sealer: Sealer
-
-
-@dataclass(frozen=True, slots=True)
 class Sealed:
-    """An AWS Encryption SDK message and the master key behind it."""
+    """A ciphertext and the master key behind it."""
 
     ciphertext: bytes
     master_key_arn: str
@@ -47,38 +36,85 @@ class Opened:
     master_key_arn: str
 
 
-class KeyRing:
-    """Data keys of all tenants, cached in front of one provider. Tenant ids and contexts have been checked before."""
+@dataclass(frozen=True, slots=True)
+class _HandedOut:
+    """A data key that callers get."""
 
-    def __init__(self, provider: KeyProvider, cache: KeyCache) -> None:
+    data_key: DataKey
+    budget: Budget
+
+
+@dataclass(frozen=True, slots=True)
+class _SealingKey:
+    """A data key that only seals, with the header fields that all its messages share."""
+
+    data_key: DataKey
+    sealer: Sealer
+    budget: Budget
+
+
+@dataclass(frozen=True, slots=True)
+class _OpeningKey:
+    """An unwrapped data key, and which master key unwrapped it."""
+
+    material: KeyMaterial
+    master_key_arn: str
+
+
+class _Budgeted(Protocol):
+    @property
+    def budget(self) -> Budget: ...
+
+
+B = TypeVar("B", bound=_Budgeted)
+
+
+class KeyRing:
+    """Data keys of all tenants, cached in front of one provider. Tenant ids and contexts have been checked before.
+
+    A sealing key seals at most `max_messages` messages, and one data key is handed out at most `max_uses` times. A
+    message may carry at most `max_encrypted_data_keys` wrapped keys.
+    """
+
+    def __init__(
+        self,
+        provider: KeyProvider,
+        cache: KeyCache,
+        *,
+        max_messages: int = 2**32,
+        max_uses: int | None = None,
+        max_encrypted_data_keys: int = 10,
+    ) -> None:
         self._provider = provider
         self._cache = cache
+        self._max_messages = max_messages
+        self._max_uses = max_uses
+        self._max_encrypted_data_keys = max_encrypted_data_keys
 
     async def data_key(self, tenant_id: str, number_of_bytes: int, caller: Context, *, fresh: bool = False) -> DataKey:
         """Return a data key of 1 to 1,024 bytes: the cached one, or one that nobody else gets if `fresh`."""
         context = encryption_context(tenant_id, caller)
-
-        async def load() -> DataKey:
+        if fresh:
             return await self._provider.generate_data_key(number_of_bytes, context)
 
-        if fresh:
-            return await load()
+        async def load() -> _HandedOut:
+            return _HandedOut(await self._provider.generate_data_key(number_of_bytes, context), Budget(self._max_uses))
+
         key = ("data key", self._provider.master_key_arn, tenant_id, number_of_bytes, _pairs(caller))
-        return await self._cache.get_or_load(key, load)
+        return (await self._spend(key, load)).data_key
 
     async def seal(self, tenant_id: str, plaintext: bytes, caller: Context) -> Sealed:
-        """Seal a payload under the tenant's sealing key for this context."""
+        """Seal a payload into an AWS Encryption SDK message under the tenant's sealing key for this context."""
         context = encryption_context(tenant_id, caller)
 
-        async def load() -> SealingKey:
+        async def load() -> _SealingKey:
             data_key = await self._provider.generate_data_key(DATA_KEY_BYTES, context)
-            wrapped = EncryptedDataKey(
-                self._provider.message_provider_id, data_key.wrapped.master_key_arn, data_key.wrapped.blob
-            )
-            return SealingKey(data_key, Sealer(wrapped, context))
+            wrapped = data_key.wrapped
+            encrypted = EncryptedDataKey(self._provider.message_provider_id, wrapped.master_key_arn, wrapped.blob)
+            return _SealingKey(data_key, Sealer(encrypted, context), Budget(self._max_messages))
 
         key = ("sealing key", self._provider.master_key_arn, tenant_id, DATA_KEY_BYTES, _pairs(caller))
-        found = await self._cache.get_or_load(key, load)
+        found = await self._spend(key, load)
         ciphertext = found.sealer.seal(plaintext, found.data_key.material.raw)
         return Sealed(ciphertext, found.data_key.wrapped.master_key_arn)
 
@@ -87,41 +123,73 @@ class KeyRing:
 
         What it was given is told by its first bytes. Version 1 messages commit to no key and are refused.
         """
-        if ciphertext.startswith(_COMMITTING_MESSAGES):
-            return await self._open_message(tenant_id, ciphertext, caller)
-        if ciphertext.startswith(_VERSION_1_MESSAGE) or not 1 <= len(ciphertext) <= MAX_WRAPPED_KEY_BYTES:
-            raise DoesNotOpen
-        wrapped = WrappedKey(ciphertext, self._provider.master_key_arn)
-        material = await self._unwrap(tenant_id, wrapped, encryption_context(tenant_id, caller))
-        return Opened(bytes(material.raw), wrapped.master_key_arn)
+        if _is_message(ciphertext):
+            message = Message.parse(ciphertext, max_encrypted_data_keys=self._max_encrypted_data_keys)
+            if not belongs_to(message.context, tenant_id, caller):
+                raise DoesNotOpen
+            found = await self._unwrap(tenant_id, self._candidates(message), message.context)
+            return Opened(message.open(found.material.raw), found.master_key_arn)
+        found = await self._unwrap_bare(tenant_id, ciphertext, caller)
+        return Opened(bytes(found.material.raw), found.master_key_arn)
 
-    async def _open_message(self, tenant_id: str, ciphertext: bytes, caller: Context) -> Opened:
-        message = Message.parse(ciphertext)
-        if not belongs_to(message.context, tenant_id, caller):
-            raise DoesNotOpen
+    async def reseal(self, tenant_id: str, ciphertext: bytes, caller: Context, destination: Context) -> Sealed:
+        """Open a ciphertext and seal what it held for the destination context under today's keys.
+
+        A message becomes a message, and a bare data key is wrapped anew. Raises DoesNotOpen.
+        """
+        if _is_message(ciphertext):
+            opened = await self.open(tenant_id, ciphertext, caller)
+            return await self.seal(tenant_id, opened.plaintext, destination)
+        found = await self._unwrap_bare(tenant_id, ciphertext, caller)
+        wrapped = await self._provider.encrypt(found.material, encryption_context(tenant_id, destination))
+        return Sealed(wrapped.blob, wrapped.master_key_arn)
+
+    async def _spend(self, key: Key, load: Load[B]) -> B:
+        """Return a key after taking one use of its budget; a key without any left makes way for its successor."""
+        while True:
+            found = await self._cache.get_or_load(key, load)
+            if found.budget.spend():
+                if found.budget.just_ran_low:
+                    self._cache.refresh_soon(key)
+                return found
+            self._cache.discard(key, found)
+
+    def _candidates(self, message: Message) -> list[WrappedKey]:
+        """Return the message's wrapped keys that one of our master keys may unwrap."""
+        candidates = []
         for encrypted in message.encrypted_data_keys:
-            wrapped = self._wrapped(encrypted)
-            if wrapped is not None:
-                material = await self._unwrap(tenant_id, wrapped, message.context)
-                return Opened(message.open(material.raw), wrapped.master_key_arn)
-        raise DoesNotOpen
+            if encrypted.provider_id == self._provider.message_provider_id:
+                arn = self._provider.decrypting(encrypted.provider_info)
+                if arn is not None and 1 <= len(encrypted.ciphertext) <= MAX_WRAPPED_KEY_BYTES:
+                    candidates.append(WrappedKey(encrypted.ciphertext, arn))
+        return candidates
 
-    def _wrapped(self, encrypted: EncryptedDataKey) -> WrappedKey | None:
-        """Return a message's key as one that we may unwrap, or None if another master key wrapped it."""
-        if encrypted.provider_id != self._provider.message_provider_id:
-            return None
-        if encrypted.provider_info not in self._provider.decrypt_key_arns:
-            return None
-        if not 1 <= len(encrypted.ciphertext) <= MAX_WRAPPED_KEY_BYTES:
-            return None
-        return WrappedKey(encrypted.ciphertext, encrypted.provider_info)
+    async def _unwrap_bare(self, tenant_id: str, blob: bytes, caller: Context) -> _OpeningKey:
+        if blob.startswith(_VERSION_1_MESSAGE) or not 1 <= len(blob) <= MAX_WRAPPED_KEY_BYTES:
+            raise DoesNotOpen
+        candidates = [WrappedKey(blob, arn) for arn in self._provider.decrypt_key_arns]
+        return await self._unwrap(tenant_id, candidates, encryption_context(tenant_id, caller))
 
-    async def _unwrap(self, tenant_id: str, wrapped: WrappedKey, context: Context) -> KeyMaterial:
-        async def load() -> KeyMaterial:
-            return await self._provider.decrypt(wrapped, context)
+    async def _unwrap(self, tenant_id: str, candidates: Sequence[WrappedKey], context: Context) -> _OpeningKey:
+        """Return the key of the first candidate that unwraps; if none does, raise what says most about why."""
 
-        key = ("opening key", wrapped.master_key_arn, tenant_id, wrapped.blob, _pairs(context))
+        async def load() -> _OpeningKey:
+            failure: KmsError = DoesNotOpen()
+            for wrapped in candidates:
+                try:
+                    return _OpeningKey(await self._provider.decrypt(wrapped, context), wrapped.master_key_arn)
+                except DoesNotOpen:
+                    continue
+                except KmsError as error:
+                    failure = error
+            raise failure
+
+        key = ("opening key", self._provider.master_key_arn, tenant_id, tuple(candidates), _pairs(context))
         return await self._cache.get_or_load(key, load)
+
+
+def _is_message(ciphertext: bytes) -> bool:
+    return ciphertext.startswith(_COMMITTING_MESSAGES)
 
 
 def _pairs(context: Context) -> tuple[tuple[str, str], ...]:

@@ -77,7 +77,10 @@ def claimed(address: Address) -> Iterator[None]:
         _refuse_taken(address)
         yield
         return
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as cause:
+        raise StartRefused(f"the folder of {path} cannot be made: {cause.strerror}") from cause
     with exclusive(path.with_name(path.name + ".lock"), f"another daemon holds {path}"):
         if path.is_socket():
             if _answers(path):

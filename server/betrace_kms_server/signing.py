@@ -12,12 +12,13 @@ from typing import Literal
 
 from betrace.kms.v1 import span_pb2
 from betrace_kms_evidence import InvalidSpan, canonical_span, sign, verify
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from betrace_kms_server.cache import KeyCache
-from betrace_kms_server.errors import DoesNotOpen, InvalidRequest, KeyDamaged, MasterKeyUnusable, NoSigningKey
-from betrace_kms_server.keys import SEED_BYTES, KeyMaterial, SigningKey, StoredKey, VerificationKey
+from betrace_kms_server.errors import InvalidRequest, NoSigningKey
+from betrace_kms_server.keys import SEED_BYTES, SigningKey, StoredKey, VerificationKey
 from betrace_kms_server.providers.protocol import KeyProvider
+from betrace_kms_server.seeds import private_key_of, unwrap_seed
 from betrace_kms_server.stores.protocol import KeyStore
 from betrace_kms_server.tenancy import signing_context
 
@@ -102,7 +103,7 @@ class Signer:
     async def _create_key(self, tenant_id: str) -> SigningKey:
         key_id = secrets.token_hex(16)
         seed = await self._provider.generate_data_key(SEED_BYTES, signing_context(tenant_id, key_id))
-        private_key = _private_key(seed.material)
+        private_key = private_key_of(seed.material)
         created = StoredKey(
             tenant_id=tenant_id,
             key_id=key_id,
@@ -116,33 +117,7 @@ class Signer:
         return SigningKey(key_id, private_key) if winner.key_id == key_id else await self._unwrap(winner)
 
     async def _unwrap(self, stored: StoredKey) -> SigningKey:
-        arn = stored.wrapped_seed.master_key_arn
-        if arn not in self._provider.decrypt_key_arns:
-            raise MasterKeyUnusable(
-                f"signing key {stored.key_id} was wrapped by {arn}, which is not configured: list it in"
-                " aws.kms.decrypt-key-ids"
-            )
-        try:
-            seed = await self._provider.decrypt(stored.wrapped_seed, signing_context(stored.tenant_id, stored.key_id))
-        except DoesNotOpen as cause:
-            raise _damaged(stored) from cause
-        if len(seed) != SEED_BYTES:
-            raise _damaged(stored)
-        private_key = _private_key(seed)
-        if private_key.public_key().public_bytes_raw() != stored.public_key:
-            raise _damaged(stored)
-        return SigningKey(stored.key_id, private_key)
-
-
-def _private_key(seed: KeyMaterial) -> Ed25519PrivateKey:
-    return Ed25519PrivateKey.from_private_bytes(seed.raw)
-
-
-def _damaged(stored: StoredKey) -> KeyDamaged:
-    return KeyDamaged(
-        f"signing key {stored.key_id} does not unwrap to the key that was stored: restore the key store from a backup;"
-        " the key was neither used nor replaced"
-    )
+        return SigningKey(stored.key_id, private_key_of(await unwrap_seed(self._provider, stored)))
 
 
 def _canonical(tenant_id: str, key_id: str, span: span_pb2.ComplianceSpan) -> bytes:

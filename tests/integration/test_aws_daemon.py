@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 from betrace.kms.v1.span_pb2 import ComplianceSpan
-from betrace_kms_client import AsyncKmsClient, FailedPrecondition, KmsClient, Unavailable
+from betrace_kms_client import AsyncKmsClient, FailedPrecondition, InvalidRequest, KmsClient, Unavailable
 from betrace_kms_server import app
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -123,6 +123,37 @@ def test_the_start_names_region_key_and_endpoint(tmp_path: Path, moto: "MotoServ
     with spawned("--data-dir", str(tmp_path), "--listen", "127.0.0.1:0", environ=given) as daemon:
         daemon.wait_for(f"Using AWS KMS - region: us-east-1, key: {kms_key}")
         daemon.wait_for(f"AWS KMS endpoint: {moto.url}")
+        daemon.wait_for("KMS is usable, serving")
+
+
+def test_a_changed_master_key_is_left_step_by_step(tmp_path: Path, moto: "MotoServer", kms_key: str) -> None:
+    """As docs/master-key-change.md tells: list the old key, let signing keys move, re-encrypt, remove the old key."""
+    new_key = moto.create_key()
+    arguments = ("--data-dir", str(tmp_path), "--listen", "127.0.0.1:0")
+
+    def environment(key: str, former: str = "") -> dict[str, str]:
+        given = {name.upper(): value for name, value in aws(moto.url, key).items()}
+        return given | {"AWS_KMS_DECRYPT_KEY_IDS": former}
+
+    with spawned(*arguments, environ=environment(kms_key)) as daemon, KmsClient(daemon.address) as client:
+        first = client.sign_span("acme", SPAN)
+        sealed = client.encrypt("acme", b"payload").ciphertext_blob
+    with spawned(*arguments, environ=environment(new_key)) as daemon, KmsClient(daemon.address) as client:
+        with pytest.raises(InvalidRequest, match=r"list that key in aws\.kms\.decrypt-key-ids"):
+            client.decrypt("acme", sealed)
+        with pytest.raises(FailedPrecondition, match=kms_key):
+            client.sign_span("acme", SPAN)
+        daemon.wait_for(f"they were wrapped by {kms_key}: list it in aws.kms.decrypt-key-ids")
+    with spawned(*arguments, environ=environment(new_key, kms_key)) as daemon, KmsClient(daemon.address) as client:
+        daemon.wait_for("A former master key is usable for Decrypt")
+        daemon.wait_for("Signing keys were moved to the master key")
+        resealed = client.re_encrypt("acme", sealed).ciphertext_blob
+    moto.kms().disable_key(kms_key)
+    with spawned(*arguments, environ=environment(new_key)) as daemon, KmsClient(daemon.address) as client:
+        assert client.decrypt("acme", resealed).plaintext == b"payload"
+        assert client.sign_span("acme", SPAN) == first
+    with spawned(*arguments, environ=environment(new_key, kms_key)) as daemon:
+        daemon.wait_for("A key of aws.kms.decrypt-key-ids cannot be used")
         daemon.wait_for("KMS is usable, serving")
 
 

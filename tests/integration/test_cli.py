@@ -66,6 +66,15 @@ def test_files_and_json_work_too(run: Run, tmp_path: Path) -> None:
     assert (base64.b64decode(opened["plaintext"]), set(as_json)) == (b"hello", {"ciphertextBlob", "keyId"})
 
 
+def test_reencrypt_keeps_the_context_or_changes_it(run: Run) -> None:
+    """Without --destination-context the pairs stay."""
+    sealed = run("encrypt", "--tenant", "acme", "--context", "a=b", stdin=b"hello").stdout
+    same = run("reencrypt", "--tenant", "acme", "--context", "a=b", stdin=sealed).stdout
+    other = run("reencrypt", "--tenant", "acme", "--context", "a=b", "--destination-context", "c=d", stdin=sealed)
+    assert run("decrypt", "--tenant", "acme", "--context", "a=b", stdin=same).stdout == b"hello"
+    assert run("decrypt", "--tenant", "acme", "--context", "c=d", stdin=other.stdout).stdout == b"hello"
+
+
 def test_a_data_key_goes_to_files_or_to_json(run: Run, tmp_path: Path) -> None:
     """What goes to a file does not go to stdout."""
     shown = json.loads(run("data-key", "--tenant", "acme", "--bytes", "64", "--fresh").stdout)
@@ -159,7 +168,7 @@ def test_binary_is_not_thrown_at_a_terminal(daemon: Process) -> None:
 def test_help_lists_every_verb_with_examples(run: Run) -> None:
     """The group lists what there is; each verb shows how it is used."""
     listed = run("--help").stdout.decode()
-    verbs = ["data-key", "decrypt", "encrypt", "health", "serve", "sign", "verify", "version"]
+    verbs = ["data-key", "decrypt", "encrypt", "health", "reencrypt", "serve", "sign", "verify", "version"]
     assert [line.split()[0] for line in listed.partition("Commands:\n")[2].splitlines()] == verbs
     for verb in verbs[:-1]:
         assert "Examples:" in run(verb, "--help").stdout.decode()

@@ -41,8 +41,11 @@ def test_the_sync_client_does_every_call(daemon: Process) -> None:
         signed = client.sign_span("acme", SPAN, return_payload=True)
         verdict = client.verify_span("acme", SPAN, signed.signature, signed.key_id)
         unwrapped = client.decrypt("acme", key.ciphertext_blob, {"a": "b"})
+        resealed = client.re_encrypt("acme", sealed[0].ciphertext_blob, {}, {"c": "d"})
+        again = client.decrypt("acme", resealed.ciphertext_blob, {"c": "d"})
     assert (len(key.plaintext), unwrapped.plaintext, fresh == key) == (16, key.plaintext, False)
     assert opened == [b"%d" % number for number in range(32)]
+    assert again.plaintext == b"0"
     assert signed.payload.startswith(b'{"attributes"')
     assert (verdict.valid, verdict.reason) == (True, "VALID")
 
@@ -57,10 +60,13 @@ async def test_the_async_client_does_every_call(tmp_path: Path) -> None:
         key = await client.generate_data_key("acme")
         sealed = await client.encrypt("acme", b"payload", {"a": "b"})
         opened = await client.decrypt("acme", sealed.ciphertext_blob, {"a": "b"})
+        resealed = await client.re_encrypt("acme", sealed.ciphertext_blob, {"a": "b"})
+        again = await client.decrypt("acme", resealed.ciphertext_blob, {"a": "b"})
         signed = await client.sign_span("acme", SPAN)
         verdict = await client.verify_span("acme", SPAN, signed.signature, signed.key_id)
         with pytest.raises(betrace_kms_client.InvalidRequest, match="does not open") as caught:
             await client.decrypt("rival", sealed.ciphertext_blob, {"a": "b"})
+    assert again == opened
     assert (len(key.plaintext), opened.plaintext, verdict.reason) == (32, b"payload", "VALID")
     assert (caught.value.reason, len(caught.value.request_id)) == ("CIPHERTEXT_DOES_NOT_OPEN", 32)
 

@@ -89,6 +89,32 @@ async def test_payloads_round_trip_up_to_the_limit(stub: Any, size: int) -> None
     assert (opened.plaintext, opened.key_id) == (plaintext, sealed.key_id)
 
 
+@pytest.mark.parametrize("destination", [{"a": "b"}, {"c": "d"}, {}])
+async def test_re_encrypt_seals_again_for_the_destination_context(stub: Any, destination: dict[str, str]) -> None:
+    """A message becomes a message, a wrapped data key a wrapped data key; only the destination context opens them."""
+    source = {"a": "b"}
+    sealed = await stub.Encrypt(pb.EncryptRequest(tenant_id="acme", plaintext=b"payload", encryption_context=source))
+    key = await stub.GenerateDataKey(
+        pb.GenerateDataKeyRequest(tenant_id="acme", key_spec=pb.AES_256, encryption_context=source)
+    )
+    for blob, plaintext in ((sealed.ciphertext_blob, b"payload"), (key.ciphertext_blob, key.plaintext)):
+        again = await stub.ReEncrypt(
+            pb.ReEncryptRequest(
+                tenant_id="acme",
+                ciphertext_blob=blob,
+                encryption_context=source,
+                destination_encryption_context=destination,
+            )
+        )
+        request = pb.DecryptRequest(
+            tenant_id="acme", ciphertext_blob=again.ciphertext_blob, encryption_context=destination
+        )
+        assert (await stub.Decrypt(request)).plaintext == plaintext
+        assert again.ciphertext_blob != blob
+        request.encryption_context["x"] = "y"
+        assert (await refusal(stub.Decrypt(request)))[1] == "CIPHERTEXT_DOES_NOT_OPEN"
+
+
 async def test_a_signature_verifies_for_its_span_tenant_and_key(stub: Any) -> None:
     """VerifySpan answers OK with a reason, whatever was altered."""
     signed = await stub.SignSpan(pb.SignSpanRequest(tenant_id="acme", span=SPAN, return_payload=True))
@@ -132,6 +158,15 @@ BAD_REQUESTS: list[tuple[str, Any, str]] = [
     ("Decrypt", pb.DecryptRequest(tenant_id="a", ciphertext_blob=b"\x01\x80" + bytes(500)), "does not open"),
     ("Decrypt", pb.DecryptRequest(tenant_id="a", ciphertext_blob=b"\x02\x04\x78"), "does not open"),
     ("Decrypt", pb.DecryptRequest(tenant_id="a", ciphertext_blob=bytes(6145)), "does not open"),
+    ("ReEncrypt", pb.ReEncryptRequest(tenant_id="a"), "ciphertext_blob is empty"),
+    ("ReEncrypt", pb.ReEncryptRequest(tenant_id="a", ciphertext_blob=b"rubbish"), "does not open"),
+    (
+        "ReEncrypt",
+        pb.ReEncryptRequest(
+            tenant_id="a", ciphertext_blob=b"rubbish", destination_encryption_context={"keyType": "signing"}
+        ),
+        "destination_encryption_context may not set",
+    ),
     ("SignSpan", pb.SignSpanRequest(tenant_id="a"), "span is missing"),
     (
         "SignSpan",

@@ -9,7 +9,7 @@ from importlib import metadata
 import click
 
 from betrace_kms_client.cli.health import health
-from betrace_kms_client.cli.payloads import data_key, decrypt, encrypt
+from betrace_kms_client.cli.payloads import data_key, decrypt, encrypt, reencrypt
 from betrace_kms_client.cli.spans import sign, verify
 
 PLUGINS = "betrace_kms.commands"
@@ -60,5 +60,5 @@ def version() -> None:
     click.echo(f"betrace-kms {metadata.version('betrace-kms')}")
 
 
-for verb in (data_key, decrypt, encrypt, health, sign, verify, version):
+for verb in (data_key, decrypt, encrypt, health, reencrypt, sign, verify, version):
     main.add_command(verb)

@@ -44,7 +44,7 @@ output_option = click.option(
 )
 
 
-def _parse_context(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> Mapping[str, str]:
+def parse_context(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> Mapping[str, str]:
     pairs = {}
     for value in values:
         name, separator, text = value.partition("=")
@@ -58,7 +58,7 @@ context_option = click.option(
     "--context",
     multiple=True,
     metavar="NAME=VALUE",
-    callback=_parse_context,
+    callback=parse_context,
     help="A pair of the encryption context; may be repeated.",
 )
 

@@ -14,10 +14,12 @@ from betrace_kms_client.cli.options import (
     input_argument,
     json_option,
     output_option,
+    parse_context,
     read,
     tenant_option,
     write,
 )
+from betrace_kms_client.results import Ciphertext
 
 _SPECS = {"AES_256": 32, "AES_128": 16}
 
@@ -97,10 +99,7 @@ def encrypt(
     """Seal a file, or stdin, into an AWS Encryption SDK message."""
     with calling(addr, timeout) as client:
         sealed = client.encrypt(tenant_id, read(source), context)
-    if as_json_:
-        write(as_json({"ciphertextBlob": sealed.ciphertext_blob, "keyId": sealed.key_id}), output)
-    else:
-        write(sealed.ciphertext_blob, output, binary=True)
+    _write_ciphertext(sealed, output, as_json_)
 
 
 @click.command(
@@ -132,3 +131,46 @@ def decrypt(
         write(as_json({"plaintext": opened.plaintext, "keyId": opened.key_id}), output)
     else:
         write(opened.plaintext, output)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  betrace-kms reencrypt --tenant acme --context field=email old.enc --output new.enc
+  betrace-kms reencrypt --tenant acme key.wrapped --output key.wrapped.new
+"""
+)
+@input_argument
+@tenant_option
+@context_option
+@click.option(
+    "--destination-context",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=parse_context,
+    help="A pair of the new encryption context; the old one stays if none is given.",
+)
+@output_option
+@json_option
+@client_options
+def reencrypt(
+    source: BinaryIO,
+    tenant_id: str,
+    context: Mapping[str, str],
+    destination_context: Mapping[str, str],
+    output: Path | None,
+    as_json_: bool,
+    addr: str,
+    timeout: float,
+) -> None:
+    """Seal a ciphertext again under today's keys, without seeing what it holds."""
+    with calling(addr, timeout) as client:
+        sealed = client.re_encrypt(tenant_id, read(source), context, destination_context or None)
+    _write_ciphertext(sealed, output, as_json_)
+
+
+def _write_ciphertext(sealed: Ciphertext, output: Path | None, in_json: bool) -> None:
+    if in_json:
+        write(as_json({"ciphertextBlob": sealed.ciphertext_blob, "keyId": sealed.key_id}), output)
+    else:
+        write(sealed.ciphertext_blob, output, binary=True)

@@ -14,6 +14,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import aioboto3
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from types_aiobotocore_kms.type_defs import (
         DecryptResponseTypeDef,
         DescribeKeyResponseTypeDef,
+        EncryptResponseTypeDef,
         GenerateDataKeyResponseTypeDef,
     )
 
@@ -67,6 +69,10 @@ class KmsApi(Protocol):
     async def generate_data_key(
         self, *, KeyId: str, NumberOfBytes: int, EncryptionContext: Mapping[str, str]
     ) -> "GenerateDataKeyResponseTypeDef": ...
+
+    async def encrypt(
+        self, *, KeyId: str, Plaintext: bytes | bytearray, EncryptionContext: Mapping[str, str]
+    ) -> "EncryptResponseTypeDef": ...
 
     async def decrypt(
         self, *, KeyId: str, CiphertextBlob: bytes, EncryptionContext: Mapping[str, str]
@@ -105,29 +111,36 @@ class AwsProvider:
         *,
         region: str,
         endpoint: str | None = None,
+        former_key_arns: Sequence[str] = (),
         call_seconds: float = 5.0,
         client_factory: ClientFactory = kms_client,
     ) -> None:
         self.master_key_arn = master_key_id
+        self._former_key_arns = tuple(former_key_arns)
         self._region = region
         self._endpoint = endpoint
         self._call_seconds = call_seconds
         self._client_factory = client_factory
-        self._client: KmsApi | None = None
-        self._resources = AsyncExitStack()
+        self._client: _OpenClient | None = None
         self._opening = asyncio.Lock()
 
     async def __aenter__(self) -> "AwsProvider":
-        await self._open()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self._resources.aclose()
+        if self._client is not None:
+            await self._client.resources.aclose()
 
     @property
     def decrypt_key_arns(self) -> Sequence[str]:
-        """The master key alone."""
-        return (self.master_key_arn,)
+        """The master key, then the former ones."""
+        return (self.master_key_arn, *self._former_key_arns)
+
+    def decrypting(self, arn: str) -> str | None:
+        """See KeyProvider. A multi-Region key of another region is opened by its replica that is configured here."""
+        if arn in self.decrypt_key_arns:
+            return arn
+        return next((ours for ours in self.decrypt_key_arns if _are_replicas(arn, ours)), None)
 
     async def generate_data_key(self, number_of_bytes: int, context: Context) -> DataKey:
         """See KeyProvider."""
@@ -137,9 +150,15 @@ class AwsProvider:
             )
         return DataKey(KeyMaterial(answer["Plaintext"]), WrappedKey(answer["CiphertextBlob"], answer["KeyId"]))
 
+    async def encrypt(self, key: KeyMaterial, context: Context) -> WrappedKey:
+        """See KeyProvider."""
+        async with self._call("Encrypt", self.master_key_arn) as kms:
+            answer = await kms.encrypt(KeyId=self.master_key_arn, Plaintext=key.raw, EncryptionContext=context)
+        return WrappedKey(answer["CiphertextBlob"], answer["KeyId"])
+
     async def decrypt(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
         """See KeyProvider. KMS is always told which key to use, so a blob of a foreign account never opens."""
-        if wrapped.master_key_arn not in self.decrypt_key_arns:
+        if wrapped.master_key_arn not in self.decrypt_key_arns or not wrapped.blob:
             raise DoesNotOpen
         async with self._call("Decrypt", wrapped.master_key_arn) as kms:
             answer = await kms.decrypt(
@@ -147,43 +166,60 @@ class AwsProvider:
             )
         return KeyMaterial(answer["Plaintext"])
 
-    async def check(self) -> None:
+    async def check(self, arn: str | None = None) -> None:
         """See KeyProvider. Also learns the ARN of a master key that was configured as an alias (emulators only)."""
-        async with self._call("DescribeKey", self.master_key_arn) as kms:
-            key = (await kms.describe_key(KeyId=self.master_key_arn))["KeyMetadata"]
-        arn = self.master_key_arn = key["Arn"]
+        asked = arn or self.master_key_arn
+        async with self._call("DescribeKey", asked) as kms:
+            key = (await kms.describe_key(KeyId=asked))["KeyMetadata"]
+        if arn is None:
+            self.master_key_arn = key["Arn"]
         state, usage, spec = key.get("KeyState"), key.get("KeyUsage"), key.get("KeySpec")
         if state != "Enabled":
-            raise MasterKeyUnusable(f"the master key {arn} is {state}: enable it, or cancel its deletion")
+            raise MasterKeyUnusable(f"the master key {key['Arn']} is {state}: enable it, or cancel its deletion")
         if (usage, spec) != ("ENCRYPT_DECRYPT", "SYMMETRIC_DEFAULT"):
             raise MasterKeyUnusable(
-                f"the master key {arn} is {spec} for {usage}: aws.kms.master-key-id must name a symmetric key for"
-                " encrypt and decrypt"
+                f"the master key {key['Arn']} is {spec} for {usage}: a symmetric key for encrypt and decrypt is needed"
             )
 
     @asynccontextmanager
     async def _call(self, action: str, arn: str) -> AsyncIterator[KmsApi]:
         """Give the client for one call, bound the call in time, and turn the SDK's errors into ours."""
+        client = None
         try:
             async with asyncio.timeout(self._call_seconds):
-                yield await self._open()
-        except (BotoCoreError, ClientError, TimeoutError) as cause:
-            if isinstance(cause, NoCredentialsError):
-                await self._resources.aclose()
+                client = await self._open()
+                yield client.api
+        except (BotoCoreError, ClientError, OSError) as cause:
+            if isinstance(cause, NoCredentialsError) and client is not None and client is self._client:
                 self._client = None
+                await client.resources.aclose()
             error = translated(cause, action, arn)
             if error is None:
                 raise
             raise error from cause
 
-    async def _open(self) -> KmsApi:
+    async def _open(self) -> "_OpenClient":
         async with self._opening:
             if self._client is None:
-                self._client = await self._resources.enter_async_context(
-                    self._client_factory(self._region, self._endpoint)
-                )
-                log.info("AWS KMS endpoint: %s", self._client.meta.endpoint_url)
+                async with AsyncExitStack() as resources:
+                    api = await resources.enter_async_context(self._client_factory(self._region, self._endpoint))
+                    self._client = _OpenClient(api, resources.pop_all())
+                log.info("AWS KMS endpoint: %s", api.meta.endpoint_url)
             return self._client
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenClient:
+    api: KmsApi
+    resources: AsyncExitStack
+
+
+def _are_replicas(arn: str, other: str) -> bool:
+    """Tell whether two ARNs name one multi-Region key: alike but for the region, with an id that begins with mrk-."""
+    parts, others = arn.split(":"), other.split(":")
+    if len(parts) != 6 or len(others) != 6 or not parts[5].startswith("key/mrk-"):
+        return False
+    return [*parts[:3], *parts[4:]] == [*others[:3], *others[4:]]
 
 
 def _unusable(_action: str, arn: str) -> KmsError:
@@ -266,6 +302,7 @@ _CREDENTIALS = (
     MetadataRetrievalError,
     NoAuthTokenError,
     NoCredentialsError,
+    OSError,  # a token or credentials file that is not there; the network's are wrapped in one of those above
     PartialCredentialsError,
     SSOError,
     TokenRetrievalError,

@@ -12,7 +12,9 @@ Wrapped key: ``btl1``, 12 bytes nonce, AES-GCM ciphertext with its tag of 16 byt
 import hashlib
 import os
 import stat
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -46,11 +48,19 @@ class LocalProvider:
         """The one master key there is."""
         return (self.master_key_arn,)
 
+    def decrypting(self, arn: str) -> str | None:
+        """See KeyProvider."""
+        return arn if arn == self.master_key_arn else None
+
     async def generate_data_key(self, number_of_bytes: int, context: Context) -> DataKey:
         """See KeyProvider."""
-        raw, nonce = os.urandom(number_of_bytes), os.urandom(_NONCE_BYTES)
-        blob = _MAGIC + nonce + self._cipher.encrypt(nonce, raw, _aad(context))
-        return DataKey(KeyMaterial(raw), WrappedKey(blob, self.master_key_arn))
+        material = KeyMaterial(os.urandom(number_of_bytes))
+        return DataKey(material, await self.encrypt(material, context))
+
+    async def encrypt(self, key: KeyMaterial, context: Context) -> WrappedKey:
+        """See KeyProvider."""
+        nonce = os.urandom(_NONCE_BYTES)
+        return WrappedKey(_MAGIC + nonce + self._cipher.encrypt(nonce, key.raw, _aad(context)), self.master_key_arn)
 
     async def decrypt(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
         """See KeyProvider."""
@@ -62,7 +72,7 @@ class LocalProvider:
         except (InvalidTag, ValueError):  # ValueError: shorter than a nonce
             raise DoesNotOpen from None
 
-    async def check(self) -> None:
+    async def check(self, arn: str | None = None) -> None:
         """A master key in memory is always usable."""
 
 
@@ -71,9 +81,9 @@ def load_master_key(path: Path, *, create: bool) -> bytes:
 
     Raises StartRefused for a file that is missing, damaged, or readable for others than its owner.
     """
-    if create and not path.exists():
-        _create(path)
     try:
+        if create and not path.exists():
+            _create(path)
         mode, content = stat.S_IMODE(path.stat().st_mode), path.read_bytes()
     except FileNotFoundError:
         raise StartRefused(
@@ -81,7 +91,7 @@ def load_master_key(path: Path, *, create: bool) -> bytes:
             " away to start with new keys"
         ) from None
     except OSError as cause:
-        raise StartRefused(f"{path} cannot be read: {cause.strerror}") from cause
+        raise StartRefused(f"{path} cannot be read or made: {cause.strerror}") from cause
     if mode & 0o077:
         raise StartRefused(f"{path} is open to others (mode {mode:04o}): run chmod 600 on it")
     parts = content.split()
@@ -93,14 +103,15 @@ def load_master_key(path: Path, *, create: bool) -> bytes:
 def _create(path: Path) -> None:
     """Write a new master key durably, and never over a file that is there."""
     key = os.urandom(32).hex().encode()
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
+    temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(b" ".join((_HEADING, key, _checksum(key))) + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        os.link(temporary, path)
+        with suppress(FileExistsError):  # another daemon was faster: its key is the one
+            os.link(temporary, path)
     finally:
         temporary.unlink()
     folder = os.open(path.parent, os.O_RDONLY)

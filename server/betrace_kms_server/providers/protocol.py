@@ -26,8 +26,14 @@ class KeyProvider(Protocol):
     def decrypt_key_arns(self) -> Sequence[str]:
         """ARNs of the master keys that may unwrap, the current one first."""
 
+    def decrypting(self, arn: str) -> str | None:
+        """Return which of `decrypt_key_arns` unwraps what `arn` wrapped, or None if none does."""
+
     async def generate_data_key(self, number_of_bytes: int, context: Context) -> DataKey:
         """Return a new random key of 1 to 1,024 bytes, in plaintext and wrapped under the master key and context."""
+
+    async def encrypt(self, key: KeyMaterial, context: Context) -> WrappedKey:
+        """Wrap a key that is there already, of at most 4,096 bytes, under the master key and context."""
 
     async def decrypt(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
         """Return the key that was wrapped under that master key and context.
@@ -35,5 +41,5 @@ class KeyProvider(Protocol):
         Raises DoesNotOpen if it was not, or if its master key is not one of `decrypt_key_arns`.
         """
 
-    async def check(self) -> None:
-        """Return if the master key can be used; raise the KmsError that says why it cannot."""
+    async def check(self, arn: str | None = None) -> None:
+        """Return if a master key, by default the current one, can be used; raise the KmsError that says why not."""

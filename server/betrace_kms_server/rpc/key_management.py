@@ -57,12 +57,23 @@ class KeyManagementService(key_management_pb2_grpc.KeyManagementServiceServicer)
     async def Decrypt(self, request: pb.DecryptRequest, context: _Context) -> pb.DecryptResponse:
         """Open a ciphertext of Encrypt, or unwrap a key of GenerateDataKey."""
         tenant_id = check_tenant_id(request.tenant_id)
-        if not request.ciphertext_blob:
-            raise InvalidRequest("ciphertext_blob is empty: send what Encrypt or GenerateDataKey returned")
+        _check_ciphertext(request.ciphertext_blob)
         opened = await self._keyring.open(
             tenant_id, request.ciphertext_blob, check_caller_context(request.encryption_context)
         )
         return pb.DecryptResponse(plaintext=opened.plaintext, key_id=opened.master_key_arn)
+
+    async def ReEncrypt(self, request: pb.ReEncryptRequest, context: _Context) -> pb.ReEncryptResponse:
+        """Seal what a ciphertext holds again, under today's keys."""
+        tenant_id = check_tenant_id(request.tenant_id)
+        _check_ciphertext(request.ciphertext_blob)
+        sealed = await self._keyring.reseal(
+            tenant_id,
+            request.ciphertext_blob,
+            check_caller_context(request.encryption_context),
+            check_caller_context(request.destination_encryption_context, "destination_encryption_context"),
+        )
+        return pb.ReEncryptResponse(ciphertext_blob=sealed.ciphertext, key_id=sealed.master_key_arn)
 
     async def SignSpan(self, request: pb.SignSpanRequest, context: _Context) -> pb.SignSpanResponse:
         """Sign a span with the tenant's active key."""
@@ -98,6 +109,11 @@ def _number_of_bytes(request: pb.GenerateDataKeyRequest) -> int:
     if size > MAX_DATA_KEY_BYTES:
         raise InvalidRequest(f"number_of_bytes must be 1 to {MAX_DATA_KEY_BYTES}, not {size}")
     return size or _SPEC_BYTES[spec]
+
+
+def _check_ciphertext(blob: bytes) -> None:
+    if not blob:
+        raise InvalidRequest("ciphertext_blob is empty: send what Encrypt or GenerateDataKey returned")
 
 
 def _check_span(request: pb.SignSpanRequest | pb.VerifySpanRequest) -> None:

@@ -3,6 +3,7 @@
 A store keeps signing keys for ever. It never overwrites a key and never hands out one that is not what was written.
 """
 
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 
@@ -24,6 +25,12 @@ class KeyStore(Protocol):
 
     async def create(self, key: StoredKey) -> StoredKey:
         """Make a tenant's first key durable, and return the tenant's active key: this one, or another's that won."""
+
+    async def replace(self, stored: StoredKey, replacement: StoredKey) -> None:
+        """Put the same key, wrapped anew, into a row; a row that is not `stored` any more is left alone."""
+
+    async def not_wrapped_by(self, master_key_arn: str) -> Sequence[tuple[str, str]]:
+        """Return (tenant id, key id) of every key that another master key wrapped."""
 
     async def wrapped_by(self) -> AbstractSet[tuple[str, str]]:
         """Return every (provider, master key ARN) that wrapped a key in this store."""

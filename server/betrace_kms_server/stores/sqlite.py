@@ -78,6 +78,24 @@ class SqliteStore:
             raise StoreUnavailable("the key store did not keep a key that it was given: look at its volume")
         return winner
 
+    async def replace(self, stored: StoredKey, replacement: StoredKey) -> None:
+        """See KeyStore."""
+        await self._fetch(
+            "UPDATE signing_keys SET master_key_arn = ?, wrapped_seed = ?, checksum = ?"
+            " WHERE tenant_id = ? AND key_id = ? AND checksum = ?",
+            replacement.wrapped_seed.master_key_arn,
+            replacement.wrapped_seed.blob,
+            replacement.checksum(),
+            stored.tenant_id,
+            stored.key_id,
+            stored.checksum(),
+        )
+
+    async def not_wrapped_by(self, master_key_arn: str) -> Sequence[tuple[str, str]]:
+        """See KeyStore."""
+        rows = await self._fetch("SELECT tenant_id, key_id FROM signing_keys WHERE master_key_arn <> ?", master_key_arn)
+        return [(tenant_id, key_id) for tenant_id, key_id in rows]
+
     async def wrapped_by(self) -> AbstractSet[tuple[str, str]]:
         """See KeyStore."""
         rows = await self._fetch("SELECT DISTINCT provider, master_key_arn FROM signing_keys")
@@ -92,9 +110,9 @@ class SqliteStore:
         try:
             return list(await self._database.execute_fetchall(statement, parameters))
         except sqlite3.Error as cause:
+            name = getattr(cause, "sqlite_errorname", type(cause).__name__)
             raise StoreUnavailable(
-                f"the key store does not answer ({cause.sqlite_errorname}): check that its volume is there, writable"
-                " and not full"
+                f"the key store does not answer ({name}): check that its volume is there, writable and not full"
             ) from cause
 
 
@@ -116,9 +134,11 @@ async def open_sqlite(path: Path) -> AsyncIterator[SqliteStore]:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as cause:
         raise StartRefused(f"the key store {path} cannot be opened: {cause.strerror}") from cause
+    # A row whose text is no UTF-8 any more must be readable as far as to see that it is damaged.
     database = aiosqlite.connect(path, isolation_level=None, timeout=2.0)
     try:
         async with database:
+            database.text_factory = lambda raw: raw.decode("utf-8", "replace")
             await _prepare(database, path)
             yield SqliteStore(database)
     except sqlite3.Error as cause:

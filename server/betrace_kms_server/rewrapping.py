@@ -1,0 +1,57 @@
+"""Moves signing keys from former master keys to today's, in the background, after an operator changed it."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
+
+from betrace_kms_server.errors import KeyDamaged, KmsError
+from betrace_kms_server.providers.protocol import KeyProvider
+from betrace_kms_server.seeds import rewrap_seed
+from betrace_kms_server.stores.protocol import KeyStore
+
+log = structlog.get_logger()
+
+PAUSE_SECONDS = 30.0
+"""How long to wait before another try, when KMS or the store failed."""
+
+
+async def rewrap_signing_keys(
+    provider: KeyProvider, store: KeyStore, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+) -> None:
+    """Wrap every signing key of a former master key under today's, and try again until none is left that can be.
+
+    A key that is damaged, or whose master key is not configured, stays as it is and is named in the log.
+    """
+    while True:
+        try:
+            left = await store.not_wrapped_by(provider.master_key_arn)
+            if not left:
+                return
+            done, stuck = await _rewrap(provider, store, left)
+        except KmsError as error:
+            log.warning("Moving signing keys to the master key is interrupted, trying again", problem=error.message)
+        else:
+            log.info("Signing keys were moved to the master key", moved=done, left=sum(stuck.values()))
+            for problem, count in stuck.items():
+                log.error("Signing keys could not be moved to the master key", keys=count, problem=problem)
+            return
+        await sleep(PAUSE_SECONDS)
+
+
+async def _rewrap(provider: KeyProvider, store: KeyStore, keys: Sequence[tuple[str, str]]) -> tuple[int, Counter[str]]:
+    done, stuck = 0, Counter[str]()
+    for tenant_id, key_id in keys:
+        try:
+            stored = await store.get(tenant_id, key_id)
+            if stored is None:
+                continue
+            if provider.decrypting(arn := stored.wrapped_seed.master_key_arn) is None:
+                stuck[f"they were wrapped by {arn}: list it in aws.kms.decrypt-key-ids"] += 1
+                continue
+            await rewrap_seed(provider, store, stored)
+            done += 1
+        except KeyDamaged as error:
+            stuck[error.message] += 1
+    return done, stuck
