@@ -12,7 +12,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 TESTS := $(BIN)/python -m pytest -n 2
 export PATH := $(TOOLS):$(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test coverage lint types imports protos protos-check tools ci requirements clean
+.PHONY: help run test coverage lint types imports protos protos-check tools node-modules bench-envelope ci requirements clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,12 +25,11 @@ run: $(VENV)/server.stamp ## run the daemon on 127.0.0.1:50051 with the local pr
 	  '  grpcurl -plaintext 127.0.0.1:50051 list' ''
 	@exec $(BIN)/betrace-kms serve
 
-test: $(VENV)/dev.stamp ## run all tests
-	$(TESTS)
+test: $(VENV)/dev.stamp ## run all tests (TESTFLAGS=... adds flags of pytest)
+	$(TESTS) $(TESTFLAGS)
 
-coverage: $(VENV)/dev.stamp ## run all tests and show what they do not reach
-	rm -f .coverage .coverage.*
-	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(TESTS) --cov --cov-report=term-missing
+coverage: ## run all tests and show what they do not reach
+	$(MAKE) test TESTFLAGS='--cov --cov-report=term-missing'
 
 lint: $(VENV)/dev.stamp ## check style and formatting
 	$(BIN)/ruff check .
@@ -55,7 +54,13 @@ tools: ## build grpcurl and grpc_health_probe into .tools (needs Go)
 	GOBIN=$(TOOLS) GOFLAGS=-modcacherw go install $(HEALTH_PROBE)
 	mv -f $(TOOLS)/grpc-health-probe $(TOOLS)/grpc_health_probe
 
-ci: tools coverage lint types imports protos-check ## everything that CI runs
+node-modules: ## install the AWS Encryption SDK for JavaScript for tests/interop (needs Node.js and npm)
+	npm install --no-package-lock --no-audit --no-fund --ignore-scripts --prefix tests/interop/node
+
+bench-envelope: $(VENV)/dev.stamp ## compare seal and open with the official AWS Encryption SDK
+	$(BIN)/python -m bench.envelope
+
+ci: tools node-modules coverage lint types imports protos-check ## everything that CI runs
 
 requirements: $(VENV)/dev.stamp ## pin the newest versions that pyproject.toml allows
 	$(COMPILE) pyproject.toml requirements/build.in --extra server --group dev -o requirements/dev.txt

@@ -58,25 +58,30 @@ def canonical_span(tenant_id: str, key_id: str, span: pb.ComplianceSpan) -> byte
     Raises InvalidSpan for a span that has no canonical form; see the module's description.
     """
     _refuse_unknown_fields(span)
+    try:
+        return orjson.dumps(_members(tenant_id, key_id, span))
+    except (TypeError, RecursionError) as cause:
+        raise InvalidSpan("span is nested too deeply, or holds text that is not UTF-8") from cause
+
+
+def _members(tenant_id: str, key_id: str, span: pb.ComplianceSpan) -> dict[str, Any]:
     has = span.HasField
-    return orjson.dumps(
-        {
-            "attributes": {name: _value(span.attributes[name], name) for name in _in_order(span.attributes)},
-            "control": span.control if has("control") else None,
-            "durationNano": _duration(span.duration) if has("duration") else None,
-            "error": span.error if has("error") else None,
-            "evidenceType": span.evidence_type if has("evidence_type") else None,
-            "framework": span.framework if has("framework") else None,
-            "keyId": key_id,
-            "name": span.name if has("name") else None,
-            "parentSpanId": _id(span.parent_span_id, 8, "parent_span_id") if has("parent_span_id") else None,
-            "result": span.result if has("result") else None,
-            "spanId": _id(span.span_id, 8, "span_id"),
-            "startTimeUnixNano": _timestamp(span.start_time) if has("start_time") else None,
-            "tenantId": tenant_id,
-            "traceId": _id(span.trace_id, 16, "trace_id"),
-        }
-    )
+    return {
+        "attributes": {name: _value(span.attributes[name], name) for name in _in_order(span.attributes)},
+        "control": span.control if has("control") else None,
+        "durationNano": _duration(span.duration) if has("duration") else None,
+        "error": span.error if has("error") else None,
+        "evidenceType": span.evidence_type if has("evidence_type") else None,
+        "framework": span.framework if has("framework") else None,
+        "keyId": key_id,
+        "name": span.name if has("name") else None,
+        "parentSpanId": _id(span.parent_span_id, 8, "parent_span_id") if has("parent_span_id") else None,
+        "result": span.result if has("result") else None,
+        "spanId": _id(span.span_id, 8, "span_id"),
+        "startTimeUnixNano": _timestamp(span.start_time) if has("start_time") else None,
+        "tenantId": tenant_id,
+        "traceId": _id(span.trace_id, 16, "trace_id"),
+    }
 
 
 def _in_order(names: Iterable[str]) -> list[str]:

@@ -4,12 +4,13 @@ It has the members of the canonical span (see canonical.py) without ``tenantId``
 left out, and member order does not matter. Writing always gives every field that is set.
 """
 
-from collections.abc import Mapping
+import re
+from base64 import b64decode
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
 from betrace.kms.v1 import span_pb2 as pb
-from google.protobuf.json_format import ParseDict, ParseError
 
 from betrace_kms_evidence.canonical import InvalidSpan, canonical_span
 
@@ -23,6 +24,9 @@ _TEXTS = {
     "error": "error",
 }
 _IDS = {"traceId": "trace_id", "spanId": "span_id", "parentSpanId": "parent_span_id"}
+_HEX = re.compile(r"([0-9A-Fa-f]{2})*", re.ASCII)
+_DECIMAL = re.compile(r"-?[0-9]{1,30}", re.ASCII)
+_JSON_NAMES = {str: "string", dict: "object", list: "array", bool: "true or false"}
 _MEMBERS = {*_TEXTS, *_IDS, "startTimeUnixNano", "durationNano", "attributes"}
 
 
@@ -53,32 +57,83 @@ def span_from_json(members: Mapping[str, Any]) -> pb.ComplianceSpan:
         sign = -1 if total < 0 else 1
         seconds, nanos = divmod(abs(total), _NANOS)
         _set_time(span.duration, sign * seconds, sign * nanos, "durationNano")
-    for name, value in _typed(members.get("attributes") or {}, dict, "attributes").items():
-        try:
-            ParseDict(value, span.attributes[name])  # AttributeValue's protobuf JSON form is OTLP/JSON's
-        except (ParseError, AttributeError, TypeError, ValueError, UnicodeError):
-            raise InvalidSpan(f"attribute {name!r} is not a typed value such as {{'stringValue': 'text'}}") from None
+    if members.get("attributes") is not None:
+        for name, value in _typed(members["attributes"], dict, "attributes").items():
+            try:
+                _read_value(value, span.attributes[_typed(name, str, "attributes")])
+            except (LookupError, OverflowError, RecursionError, TypeError, ValueError):
+                raise InvalidSpan(
+                    f"attribute {name!r} is not a typed value such as {{'stringValue': 'text'}}"
+                ) from None
     return span
+
+
+def _read_value(typed: Any, value: pb.AttributeValue) -> None:
+    """Read one typed value of OTLP/JSON; raises some ValueError, TypeError or LookupError if it is none."""
+    if not isinstance(typed, dict) or len(typed) > 1:
+        raise TypeError
+    for kind, content in typed.items():
+        if kind == "arrayValue":
+            value.array_value.SetInParent()
+            for item in _only(content, "values", list):
+                _read_value(item, value.array_value.values.add())
+        elif kind == "kvlistValue":
+            value.kvlist_value.SetInParent()
+            for pair in _only(content, "values", list):
+                added = value.kvlist_value.values.add(key=_typed(pair["key"], str, "key"))
+                added.value.SetInParent()
+                _read_value(pair["value"], added.value)
+                if len(pair) != 2:
+                    raise TypeError
+        else:
+            field, read = _SCALARS[kind]
+            setattr(value, field, read(content))
+
+
+def _only(content: Any, member: str, kind: type) -> Any:
+    """Return the only member of an object; a missing one is empty, as OTLP/JSON leaves it out."""
+    if not isinstance(content, dict) or set(content) - {member}:
+        raise TypeError
+    return _typed(content.get(member, kind()), kind, member)
+
+
+def _double(content: Any) -> float:
+    if isinstance(content, bool) or not isinstance(content, int | float):
+        raise TypeError
+    return float(content)
+
+
+_SCALARS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    "stringValue": ("string_value", lambda content: _typed(content, str, "stringValue")),
+    "boolValue": ("bool_value", lambda content: _typed(content, bool, "boolValue")),
+    "intValue": ("int_value", lambda content: _integer(content, "intValue")),
+    "doubleValue": ("double_value", _double),
+    "bytesValue": ("bytes_value", lambda content: b64decode(_typed(content, str, "bytesValue"), validate=True)),
+}
 
 
 def _typed(value: Any, kind: type, member: str) -> Any:
     if not isinstance(value, kind):
-        raise InvalidSpan(f"{member} must be a JSON {'object' if kind is dict else 'string'}")
+        raise InvalidSpan(f"{member} must be a JSON {_JSON_NAMES[kind]}")
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as cause:
+            raise InvalidSpan(f"{member} is not valid Unicode") from cause
     return value
 
 
 def _hex(value: Any, member: str) -> bytes:
-    try:
-        return bytes.fromhex(_typed(value, str, member))
-    except ValueError as cause:
-        raise InvalidSpan(f"{member} must be hexadecimal digits") from cause
+    if not _HEX.fullmatch(_typed(value, str, member)):
+        raise InvalidSpan(f"{member} must be hexadecimal digits, two for each byte")
+    return bytes.fromhex(value)
 
 
 def _integer(value: Any, member: str) -> int:
-    try:
-        return int(_typed(str(value) if isinstance(value, int) else value, str, member))
-    except ValueError as cause:
-        raise InvalidSpan(f"{member} must be a decimal number of nanoseconds, as a string") from cause
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _typed(value, str, member)
+    if not _DECIMAL.fullmatch(text):
+        raise InvalidSpan(f"{member} must be a decimal number, as a string")
+    return int(text)
 
 
 def _set_time(field: Any, seconds: int, nanos: int, member: str) -> None:

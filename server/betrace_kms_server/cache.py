@@ -112,8 +112,9 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
                 return value
             self.misses += 1
             flight = self._flights.get(key) or self._start(key, load)
-            loaded: V = await asyncio.shield(flight.task)
+            await asyncio.wait([flight.task])
             if not flight.disowned:
+                loaded: V = flight.task.result()
                 return loaded
 
     def refresh_soon(self, key: Key) -> None:
@@ -188,7 +189,7 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         return entry.value
 
     async def _set(self, key: Key, value: Any, ttl: Any = SENTINEL, _cas_token: Any = None, _conn: Any = None) -> bool:
-        self._put(key, value, self._get_ttl(ttl))
+        self._put(key, value, self._get_ttl(ttl) or self.ttl)  # no key lives for ever
         return True
 
     async def _add(self, key: Key, value: Any, ttl: Any = SENTINEL, _conn: Any = None) -> bool:

@@ -50,13 +50,15 @@ from base64 import b64decode
 from binascii import Error as Base64Error
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from types import MappingProxyType
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.constant_time import bytes_eq
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
 from betrace_kms_server.errors import DoesNotOpen
 
@@ -65,14 +67,20 @@ MAX_WRAPPED_KEY_BYTES = 6144
 DATA_KEY_BYTES = 32
 FRAME_BYTES = 65_536
 
-_VERSION = 2
 _COMMITTING = 0x0478
 _COMMITTING_SIGNED = 0x0578
+_SUITES = {b"\x02\x04\x78": _COMMITTING, b"\x02\x05\x78": _COMMITTING_SIGNED}
+KNOWN_MESSAGES = tuple(_SUITES)
+"""How a message that we can open begins: version and suite, three bytes."""
+_COMMIT_INFO = b"COMMITKEY"
+_DERIVE_INFO = {suite: suite.to_bytes(2, "big") + b"DERIVEKEY" for suite in _SUITES.values()}
+_SHA512 = hashes.SHA512()
 _NON_FRAMED, _FRAMED = 1, 2
 _MESSAGE_ID_BYTES = _COMMITMENT_BYTES = 32
 _IV_BYTES = 12
 _TAG_BYTES = 16
 _FINAL = 0xFFFFFFFF
+_REMEMBERED_BYTES = 4096
 _PUBLIC_KEY = "aws-crypto-public-key"
 _FRAME_AAD, _FINAL_FRAME_AAD, _SINGLE_BLOCK_AAD = (
     b"AWSKMSEncryptionClient Frame",
@@ -90,39 +98,45 @@ class EncryptedDataKey:
     ciphertext: bytes = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would make each of its nine fields several times dearer to set
 class Message:
     """A message whose header has been read but not verified: `open` does that, with the data key."""
 
     context: Mapping[str, str]
     """The whole encryption context, the server's own and the format's own pairs included."""
     encrypted_data_keys: Sequence[EncryptedDataKey]
+    fields: bytes = field(repr=False)
+    """Context and encrypted data keys as they stand in the header: alike in all messages of one data key."""
     suite: int
     message_id: bytes
     frame_length: int
     """Bytes of content in a frame; 0 when the body is not framed."""
     commitment: bytes
-    _data: memoryview = field(repr=False)
+    _data: bytes = field(repr=False)
     _body_at: int
 
     @classmethod
     def parse(cls, data: bytes, *, max_encrypted_data_keys: int = 10) -> "Message":
         """Read the header of a message. Raises DoesNotOpen unless it is one that we can open."""
-        reader = _Reader(memoryview(data))
-        version, suite = reader.integer(1), reader.integer(2)
-        if version != _VERSION or suite not in (_COMMITTING, _COMMITTING_SIGNED):
+        suite = _SUITES.get(data[:3])
+        if suite is None:
             raise DoesNotOpen
+        reader = _Reader(data, 3)
         message_id = reader.take(_MESSAGE_ID_BYTES)
-        context = _read_context(reader)
+        start = reader.at
+        reader.skip()
         count = reader.integer(2)
         if not 1 <= count <= max_encrypted_data_keys:
             raise DoesNotOpen
-        keys = [EncryptedDataKey(reader.text(), reader.text(), reader.chunk()) for _ in range(count)]
+        for _ in range(3 * count):
+            reader.skip()
+        fields = data[start : reader.at]
+        context, keys = _read_fields(fields) if len(fields) > _REMEMBERED_BYTES else _remembered_fields(fields)
         content_type, frame_length = reader.integer(1), reader.integer(4)
-        if (content_type, frame_length > 0) not in ((_FRAMED, True), (_NON_FRAMED, False)):
+        if content_type != (_FRAMED if frame_length else _NON_FRAMED):
             raise DoesNotOpen
         commitment = reader.take(_COMMITMENT_BYTES)
-        return cls(context, keys, suite, message_id, frame_length, commitment, reader.data, reader.at)
+        return cls(context, keys, fields, suite, message_id, frame_length, commitment, data, reader.at)
 
     def open(self, data_key: bytes | bytearray) -> bytes:
         """Return the plaintext. Raises DoesNotOpen unless the commitment, every tag and the footer verify."""
@@ -134,7 +148,7 @@ class Message:
         cipher = AESGCM(key)
         reader = _Reader(self._data, self._body_at)
         try:
-            cipher.decrypt(bytes(_IV_BYTES), reader.take(_TAG_BYTES), bytes(self._data[: self._body_at]))
+            cipher.decrypt(bytes(_IV_BYTES), reader.take(_TAG_BYTES), self._data[: self._body_at])
             chunks = list(self._frames(cipher, reader) if self.frame_length else self._block(cipher, reader))
         except InvalidTag:
             raise DoesNotOpen from None
@@ -165,7 +179,7 @@ class Message:
         yield cipher.decrypt(iv, reader.take(length + _TAG_BYTES), _aad(self.message_id, _SINGLE_BLOCK_AAD, 1, length))
 
     def _verify_footer(self, reader: "_Reader") -> None:
-        signed = bytes(self._data[: reader.at])
+        signed = self._data[: reader.at]
         signature = reader.chunk()
         try:
             point = b64decode(self.context[_PUBLIC_KEY], validate=True)
@@ -222,17 +236,20 @@ class _Reader:
 
     __slots__ = ("at", "data")
 
-    def __init__(self, data: memoryview, at: int = 0) -> None:
+    def __init__(self, data: bytes, at: int = 0) -> None:
         self.data = data
         self.at = at
 
     def take(self, size: int) -> bytes:
-        end = self.at + size
+        start = self.at
+        self.at = end = start + size
         if end > len(self.data):
             raise DoesNotOpen
-        taken = bytes(self.data[self.at : end])
-        self.at = end
-        return taken
+        return self.data[start:end]
+
+    def skip(self) -> None:
+        """Pass over a chunk; what follows it is read, so running past the end is noticed there."""
+        self.at += 2 + int.from_bytes(self.data[self.at : self.at + 2], "big")
 
     def integer(self, size: int) -> int:
         return int.from_bytes(self.take(size), "big")
@@ -245,6 +262,21 @@ class _Reader:
             return self.chunk().decode()
         except UnicodeDecodeError:
             raise DoesNotOpen from None
+
+
+def _read_fields(fields: bytes) -> tuple[Mapping[str, str], Sequence[EncryptedDataKey]]:
+    reader = _Reader(fields)
+    context = MappingProxyType(_read_context(reader))
+    count = reader.integer(2)
+    # Provider info is bytes: an ARN for KMS, but a random IV for a raw AES key.
+    keys = [
+        EncryptedDataKey(reader.text(), reader.chunk().decode(errors="replace"), reader.chunk()) for _ in range(count)
+    ]
+    return context, tuple(keys)
+
+
+# Messages of one data key repeat these fields, and nothing in them is secret.
+_remembered_fields = lru_cache(maxsize=1024)(_read_fields)
 
 
 def _read_context(reader: _Reader) -> dict[str, str]:
@@ -277,6 +309,6 @@ def _aad(message_id: bytes, kind: bytes, sequence: int, length: int) -> bytes:
 
 def _derive(data_key: bytes | bytearray, suite: int, message_id: bytes) -> tuple[bytes, bytes]:
     """Return the commitment key and the encryption key of one message, 32 bytes each."""
-    infos = (b"COMMITKEY", suite.to_bytes(2, "big") + b"DERIVEKEY")
-    commitment, key = (HKDF(hashes.SHA512(), 32, message_id, info).derive(data_key) for info in infos)
-    return commitment, key
+    extracted = HKDF.extract(_SHA512, message_id, data_key)
+    commitment = HKDFExpand(_SHA512, 32, _COMMIT_INFO).derive(extracted)
+    return commitment, HKDFExpand(_SHA512, 32, _DERIVE_INFO[suite]).derive(extracted)

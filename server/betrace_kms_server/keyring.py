@@ -4,19 +4,26 @@ A data key that was handed out never seals, and a sealing key is never handed ou
 that a tenant's data key is used for is bound to the tenant twice, by the cache key and by the KMS encryption context.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, TypeVar
 
 from betrace_kms_server.budget import Budget
 from betrace_kms_server.cache import Key, KeyCache, Load
-from betrace_kms_server.envelope import DATA_KEY_BYTES, MAX_WRAPPED_KEY_BYTES, EncryptedDataKey, Message, Sealer
+from betrace_kms_server.envelope import (
+    DATA_KEY_BYTES,
+    KNOWN_MESSAGES,
+    MAX_WRAPPED_KEY_BYTES,
+    EncryptedDataKey,
+    Message,
+    Sealer,
+)
 from betrace_kms_server.errors import DoesNotOpen, KmsError
 from betrace_kms_server.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.tenancy import Context, belongs_to, encryption_context
 
-_COMMITTING_MESSAGES = (b"\x02\x04\x78", b"\x02\x05\x78")
 _VERSION_1_MESSAGE = b"\x01\x80"
 
 
@@ -127,7 +134,9 @@ class KeyRing:
             message = Message.parse(ciphertext, max_encrypted_data_keys=self._max_encrypted_data_keys)
             if not belongs_to(message.context, tenant_id, caller):
                 raise DoesNotOpen
-            found = await self._unwrap(tenant_id, self._candidates(message), message.context)
+            found = await self._unwrap(
+                tenant_id, message.fields, partial(self._candidates, message), message.context, caller
+            )
             return Opened(message.open(found.material.raw), found.master_key_arn)
         found = await self._unwrap_bare(tenant_id, ciphertext, caller)
         return Opened(bytes(found.material.raw), found.master_key_arn)
@@ -167,15 +176,28 @@ class KeyRing:
     async def _unwrap_bare(self, tenant_id: str, blob: bytes, caller: Context) -> _OpeningKey:
         if blob.startswith(_VERSION_1_MESSAGE) or not 1 <= len(blob) <= MAX_WRAPPED_KEY_BYTES:
             raise DoesNotOpen
-        candidates = [WrappedKey(blob, arn) for arn in self._provider.decrypt_key_arns]
-        return await self._unwrap(tenant_id, candidates, encryption_context(tenant_id, caller))
 
-    async def _unwrap(self, tenant_id: str, candidates: Sequence[WrappedKey], context: Context) -> _OpeningKey:
-        """Return the key of the first candidate that unwraps; if none does, raise what says most about why."""
+        def candidates() -> list[WrappedKey]:
+            return [WrappedKey(blob, arn) for arn in self._provider.decrypt_key_arns]
+
+        return await self._unwrap(tenant_id, blob, candidates, encryption_context(tenant_id, caller), caller)
+
+    async def _unwrap(
+        self,
+        tenant_id: str,
+        wrapped_as: bytes,
+        candidates: Callable[[], Sequence[WrappedKey]],
+        context: Context,
+        caller: Context,
+    ) -> _OpeningKey:
+        """Return the key of the first candidate that unwraps; if none does, raise what says most about why.
+
+        `wrapped_as` is what tells this wrapped key from others: a bare key itself, or the message's header fields.
+        """
 
         async def load() -> _OpeningKey:
             failure: KmsError = DoesNotOpen()
-            for wrapped in candidates:
+            for wrapped in candidates():
                 try:
                     return _OpeningKey(await self._provider.decrypt(wrapped, context), wrapped.master_key_arn)
                 except DoesNotOpen:
@@ -184,12 +206,12 @@ class KeyRing:
                     failure = error
             raise failure
 
-        key = ("opening key", self._provider.master_key_arn, tenant_id, tuple(candidates), _pairs(context))
+        key = ("opening key", self._provider.master_key_arn, tenant_id, wrapped_as, _pairs(caller))
         return await self._cache.get_or_load(key, load)
 
 
 def _is_message(ciphertext: bytes) -> bool:
-    return ciphertext.startswith(_COMMITTING_MESSAGES)
+    return ciphertext.startswith(KNOWN_MESSAGES)
 
 
 def _pairs(context: Context) -> tuple[tuple[str, str], ...]:

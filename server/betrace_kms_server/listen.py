@@ -7,6 +7,7 @@ answers is left alone (grpc would unlink it).
 
 import ipaddress
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,10 @@ from betrace_kms_server.errors import StartRefused
 
 _SOCKET_PATH_BYTES = 107
 """Longest path that sockaddr_un takes on Linux (unix(7)), its final zero byte aside."""
+
+
+_HOST_PORT = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>[^\[\]:]+)):(?P<port>[0-9]{1,5})", re.ASCII)
+_MAX_PORT = 65_535
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +51,10 @@ def _parse(text: str) -> Address:
         if not path or len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
             raise ValueError(f"a unix socket needs a path of 1 to {_SOCKET_PATH_BYTES} bytes")
         return Address(f"unix:{path}", Path(path))
-    host, _, port = text.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or not 0 <= int(port) <= 65535:
+    parts = _HOST_PORT.fullmatch(text)
+    if parts is None or int(parts["port"]) > _MAX_PORT:
         raise ValueError(f"{text!r} is no address: write host:port, [::1]:port or unix:/path")
-    if not _is_loopback(host.strip("[]")):
+    if not _is_loopback(parts["name"] or "", parts["ipv6"]):
         raise ValueError(
             f"{text!r} can be reached from other machines, and callers are not authenticated: use 127.0.0.1, [::1] or"
             " unix:/path"
@@ -57,11 +62,11 @@ def _parse(text: str) -> Address:
     return Address(text)
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
+def _is_loopback(name: str, ipv6: str | None) -> bool:
+    if name == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.IPv6Address(ipv6).is_loopback if ipv6 else ipaddress.IPv4Address(name).is_loopback
     except ValueError:
         return False
 

@@ -15,7 +15,7 @@ from betrace_kms_evidence import InvalidSpan, canonical_span, sign, verify
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from betrace_kms_server.cache import KeyCache
-from betrace_kms_server.errors import InvalidRequest, NoSigningKey
+from betrace_kms_server.errors import InvalidRequest, KeyDamaged, NoSigningKey
 from betrace_kms_server.keys import SEED_BYTES, SigningKey, StoredKey, VerificationKey
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.seeds import private_key_of, unwrap_seed
@@ -88,7 +88,11 @@ class Signer:
         stored = await self._store.get(tenant_id, key_id)
         if stored is None:
             raise NoSigningKey(f"the tenant has no signing key {key_id}")
-        return VerificationKey(key_id, Ed25519PublicKey.from_public_bytes(stored.public_key), stored.status)
+        try:
+            public_key = Ed25519PublicKey.from_public_bytes(stored.public_key)
+        except ValueError as cause:
+            raise KeyDamaged(f"public key {key_id} is damaged in the key store: restore the store") from cause
+        return VerificationKey(key_id, public_key, stored.status)
 
     async def _active_key(self, tenant_id: str) -> SigningKey:
         stored = await self._store.active(tenant_id)

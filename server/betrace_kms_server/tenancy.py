@@ -7,6 +7,8 @@ KMS binds a wrapped key to its encryption context: it unwraps only for the very 
 import re
 from collections.abc import Mapping
 
+import orjson
+
 from betrace_kms_server.errors import InvalidRequest
 
 Context = Mapping[str, str]
@@ -16,8 +18,8 @@ _KEY_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _RESERVED = ("tenantId", "keyType")
 _RESERVED_PREFIX = "aws-crypto-"
 _CONTEXT_LIMIT = 4096
-"""Bytes of UTF-8 that a caller's pairs may have together. KMS takes 8,192 for the whole serialised context (AWS KMS API
-reference, Encrypt), and JSON's escapes and our own pairs need room."""
+"""Bytes that a caller's pairs may have together as JSON. KMS takes 8,192 for the whole serialised context (AWS KMS API
+reference, Encrypt), our own pairs included."""
 
 
 def check_tenant_id(tenant_id: str) -> str:
@@ -36,20 +38,20 @@ def check_key_id(key_id: str) -> str:
 
 def check_caller_context(pairs: Context, field: str = "encryption_context") -> dict[str, str]:
     """Return a copy of the caller's pairs, or raise InvalidRequest if they use a reserved name or are too many."""
-    size = 0
-    for name, value in pairs.items():
+    for name in pairs:
         if name in _RESERVED or name.startswith(_RESERVED_PREFIX):
             raise InvalidRequest(
                 f"{field} may not set tenantId, keyType or a name that begins with aws-crypto-: the server does"
             )
         if not name:
             raise InvalidRequest(f"{field} may not have an empty name")
-        size += len(name.encode()) + len(value.encode())
+    copy = dict(pairs)
+    size = len(orjson.dumps(copy))  # as JSON, which is how KMS counts: a control character takes six bytes
     if size > _CONTEXT_LIMIT:
         raise InvalidRequest(
-            f"{field} has {size} bytes; KMS takes about {_CONTEXT_LIMIT}, keep only short labels in it"
+            f"{field} has {size} bytes as JSON, the limit is {_CONTEXT_LIMIT}: keep only short labels in it"
         )
-    return dict(pairs)
+    return copy
 
 
 def encryption_context(tenant_id: str, caller: Context) -> dict[str, str]:

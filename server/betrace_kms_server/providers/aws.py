@@ -22,13 +22,17 @@ from aiobotocore.config import AioConfig
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConfigParseError,
     CredentialRetrievalError,
     HTTPClientError,
     IncompleteReadError,
+    InvalidConfigError,
+    InvalidIMDSEndpointError,
     MetadataRetrievalError,
     NoAuthTokenError,
     NoCredentialsError,
     PartialCredentialsError,
+    ProfileNotFound,
     SSOError,
     TokenRetrievalError,
 )
@@ -146,14 +150,14 @@ class AwsProvider:
         """See KeyProvider."""
         async with self._call("GenerateDataKey", self.master_key_arn) as kms:
             answer = await kms.generate_data_key(
-                KeyId=self.master_key_arn, NumberOfBytes=number_of_bytes, EncryptionContext=context
+                KeyId=self.master_key_arn, NumberOfBytes=number_of_bytes, EncryptionContext=dict(context)
             )
         return DataKey(KeyMaterial(answer["Plaintext"]), WrappedKey(answer["CiphertextBlob"], answer["KeyId"]))
 
     async def encrypt(self, key: KeyMaterial, context: Context) -> WrappedKey:
         """See KeyProvider."""
         async with self._call("Encrypt", self.master_key_arn) as kms:
-            answer = await kms.encrypt(KeyId=self.master_key_arn, Plaintext=key.raw, EncryptionContext=context)
+            answer = await kms.encrypt(KeyId=self.master_key_arn, Plaintext=key.raw, EncryptionContext=dict(context))
         return WrappedKey(answer["CiphertextBlob"], answer["KeyId"])
 
     async def decrypt(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
@@ -162,7 +166,7 @@ class AwsProvider:
             raise DoesNotOpen
         async with self._call("Decrypt", wrapped.master_key_arn) as kms:
             answer = await kms.decrypt(
-                KeyId=wrapped.master_key_arn, CiphertextBlob=wrapped.blob, EncryptionContext=context
+                KeyId=wrapped.master_key_arn, CiphertextBlob=wrapped.blob, EncryptionContext=dict(context)
             )
         return KeyMaterial(answer["Plaintext"])
 
@@ -298,12 +302,16 @@ CODES: Mapping[str, Callable[[str, str], KmsError]] = {
 
 _NETWORK = (TimeoutError, HTTPClientError, BotoConnectionError, IncompleteReadError)
 _CREDENTIALS = (
+    ConfigParseError,
     CredentialRetrievalError,
+    InvalidConfigError,
+    InvalidIMDSEndpointError,
     MetadataRetrievalError,
     NoAuthTokenError,
     NoCredentialsError,
     OSError,  # a token or credentials file that is not there; the network's are wrapped in one of those above
     PartialCredentialsError,
+    ProfileNotFound,
     SSOError,
     TokenRetrievalError,
 )

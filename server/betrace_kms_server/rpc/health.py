@@ -59,11 +59,12 @@ class HealthService(health_pb2_grpc.HealthServicer):
         try:
             while True:
                 changed.clear()
+                draining = self._draining  # a drain during the write below must still be told
                 state = self._state(request.service)
                 if state != last:
                     await context.write(_Status(status=state))
                     last = state
-                if self._draining:
+                if draining:
                     return
                 await changed.wait()
         finally:

@@ -8,9 +8,10 @@ and with one connection it gains nothing. A unique index on the active key makes
 import logging
 import os
 import sqlite3
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import aiosqlite
@@ -131,9 +132,10 @@ def _stored_key(row: sqlite3.Row) -> StoredKey:
 async def open_sqlite(path: Path) -> AsyncIterator[SqliteStore]:
     """Open the store's file, making it if it is missing. Raises StartRefused for one that is damaged or not ours."""
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    except OSError as cause:
-        raise StartRefused(f"the key store {path} cannot be opened: {cause.strerror}") from cause
+        if not path.exists():  # noqa: ASYNC240  # at start, before there are calls to hold up
+            _create(path)
+    except (OSError, sqlite3.Error) as cause:
+        raise StartRefused(f"the key store {path} cannot be made: {cause}") from cause
     # A row whose text is no UTF-8 any more must be readable as far as to see that it is damaged.
     database = aiosqlite.connect(path, isolation_level=None, timeout=2.0)
     try:
@@ -148,26 +150,41 @@ async def open_sqlite(path: Path) -> AsyncIterator[SqliteStore]:
         ) from cause
 
 
+def _create(path: Path) -> None:
+    """Make an empty store, whole or not at all: so a file without a schema is always a damaged one."""
+    descriptor, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        with closing(sqlite3.connect(temporary, isolation_level=None)) as database:
+            database.executescript(
+                f"PRAGMA synchronous=EXTRA; BEGIN; {_SCHEMA} PRAGMA application_id={_APPLICATION_ID};"
+                f" PRAGMA user_version={_SCHEMA_VERSION}; COMMIT;"
+            )
+        os.link(temporary, path)
+    finally:
+        temporary.unlink()
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 async def _prepare(database: aiosqlite.Connection, path: Path) -> None:
     async def pragma(name: str) -> int | str:
         async with database.execute(f"PRAGMA {name}") as cursor:
             row = await cursor.fetchone()
         return row[0] if row else ""
 
-    application_id, version = await pragma("application_id"), await pragma("user_version")
-    async with database.execute("SELECT count(*) FROM sqlite_schema") as cursor:
-        tables = await cursor.fetchone()
-    empty = tables is not None and tables[0] == 0 and application_id == 0
-    if not empty and application_id != _APPLICATION_ID:
-        raise StartRefused(f"{path} is not a key store of betrace-kms: choose another kms.data-dir")
-    if not empty and version != _SCHEMA_VERSION:
-        raise StartRefused(f"{path} has schema version {version}, this betrace-kms knows {_SCHEMA_VERSION}: upgrade it")
-    if not empty and await pragma("integrity_check") != "ok":
+    if await pragma("integrity_check") != "ok":
         raise StartRefused(f"the key store {path} is damaged: restore it from a backup; nothing was changed")
+    if await pragma("application_id") != _APPLICATION_ID:
+        raise StartRefused(
+            f"{path} is empty, or no key store of betrace-kms: restore it from a backup, or choose another kms.data-dir"
+        )
+    version = await pragma("user_version")
+    if version != _SCHEMA_VERSION:
+        raise StartRefused(f"{path} has schema version {version}, this betrace-kms knows {_SCHEMA_VERSION}: upgrade it")
     await pragma("journal_mode=DELETE")
     await pragma("synchronous=EXTRA")
-    if empty:
-        await database.executescript(
-            f"BEGIN EXCLUSIVE; {_SCHEMA} PRAGMA application_id={_APPLICATION_ID};"
-            f" PRAGMA user_version={_SCHEMA_VERSION}; COMMIT;"
-        )

@@ -1,0 +1,32 @@
+"""Fixtures that tests of several folders share: AWS, played by moto."""
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.moto_server import MotoServer
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator["MotoServer"]:
+    """Run one moto server for the process, and let the SDK find credentials for it and for nothing else."""
+    from tests.moto_server import moto_server  # late: importing moto takes half a second
+
+    with pytest.MonkeyPatch.context() as environment, moto_server() as server:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            environment.delenv(name)
+        environment.setenv("AWS_ACCESS_KEY_ID", "testing")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        environment.setenv("AWS_CONFIG_FILE", os.devnull)
+        environment.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        yield server
+
+
+@pytest.fixture
+def kms_key(moto: "MotoServer") -> str:
+    """Make a symmetric KMS key in us-east-1 that no other test uses, and return its ARN."""
+    return moto.create_key()

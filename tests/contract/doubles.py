@@ -1,0 +1,53 @@
+"""Stand-ins that contract tests share: a clock that stands still, and a local provider that counts like KMS."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from betrace_kms_server.keys import DataKey, KeyMaterial, WrappedKey
+from betrace_kms_server.providers.local import LocalProvider
+from betrace_kms_server.providers.protocol import KeyProvider
+
+
+class FakeClock:
+    """Seconds that pass only when a test says so."""
+
+    def __init__(self, now: float = 1_700_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class CountedLocalProvider(LocalProvider):
+    """A local provider that counts what would be calls of KMS."""
+
+    def __init__(self, master_key: bytes) -> None:
+        super().__init__(master_key)
+        self.calls: Counter[str] = Counter()
+
+    async def generate_data_key(self, number_of_bytes: int, context: Mapping[str, str]) -> DataKey:
+        """Count one GenerateDataKey."""
+        self.calls["GenerateDataKey"] += 1
+        material = KeyMaterial(os.urandom(number_of_bytes))
+        return DataKey(material, await super().encrypt(material, context))
+
+    async def encrypt(self, key: KeyMaterial, context: Mapping[str, str]) -> WrappedKey:
+        """Count one Encrypt."""
+        self.calls["Encrypt"] += 1
+        return await super().encrypt(key, context)
+
+    async def decrypt(self, wrapped: WrappedKey, context: Mapping[str, str]) -> KeyMaterial:
+        """Count one Decrypt."""
+        self.calls["Decrypt"] += 1
+        return await super().decrypt(wrapped, context)
+
+
+@dataclass(frozen=True, slots=True)
+class Kms:
+    """A provider under test, the calls that its KMS got by action, and a provider with another master key."""
+
+    provider: KeyProvider
+    calls: Counter[str]
+    foreign: KeyProvider

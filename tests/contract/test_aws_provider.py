@@ -1,0 +1,313 @@
+"""Provider aws: one client for all calls, every call bounded in time, and a master key that is told from a bad one."""
+
+import asyncio
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from betrace_kms_server.errors import CredentialsUnavailable, DoesNotOpen, KmsUnreachable, MasterKeyUnusable
+from betrace_kms_server.keys import WrappedKey
+from betrace_kms_server.providers.aws import AwsProvider, KmsApi, kms_client
+from botocore import exceptions as sdk
+
+from tests.contract.samples import ARN
+from tests.contract.stub_kms import ACTIONS, Clients, StubKms, provider, stubbed
+from tests.moto_server import REGION, MotoServer
+
+CONTEXT = {"tenantId": "acme", "keyType": "encryption"}
+WRAPPED = WrappedKey(b"\x01\x02\x02\x00\x78" + bytes(range(179)), ARN)
+METADATA = {"Arn": ARN, "KeyState": "Enabled", "KeyUsage": "ENCRYPT_DECRYPT", "KeySpec": "SYMMETRIC_DEFAULT"}
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+async def test_silent_kms_is_unreachable(action: str) -> None:
+    """A call that gets no answer ends by the bound on one call, not by the patience of the SDK."""
+
+    async def answer(action: str, parameters: Mapping[str, Any]) -> Any:
+        await asyncio.Event().wait()
+
+    async with provider(stubbed(answer), call_seconds=0.01) as aws:
+        with pytest.raises(KmsUnreachable, match=f"kms:{action}"):
+            await ACTIONS[action](aws)
+
+
+async def test_cancelled_call_is_cancelled() -> None:
+    """A caller that goes away is not told that KMS is unreachable."""
+    asked = asyncio.Event()
+
+    async def answer(action: str, parameters: Mapping[str, Any]) -> Any:
+        asked.set()
+        await asyncio.Event().wait()
+
+    async with provider(stubbed(answer)) as aws:
+        call = asyncio.create_task(aws.check())
+        await asked.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+
+async def test_credentials_are_looked_for_again() -> None:
+    """A client that found no credentials never would, so the next call gets a new one, and the old one is closed."""
+    answers: list[BaseException | None] = [sdk.NoCredentialsError(), None, None]
+
+    async def answer(action: str, parameters: Mapping[str, Any]) -> Any:
+        if (error := answers.pop(0)) is not None:
+            raise error
+        return {"KeyMetadata": METADATA}
+
+    clients = stubbed(answer)
+    async with provider(clients) as aws:
+        with pytest.raises(CredentialsUnavailable):
+            await aws.check()
+        await aws.check()
+        await aws.check()
+        assert (2, 1) == (clients.opened, clients.closed)
+    assert (2, 2) == (clients.opened, clients.closed)
+
+
+async def test_calls_at_once_open_one_new_client() -> None:
+    """When a client is needed anew, many calls at once open one."""
+    failures = [sdk.NoCredentialsError()]
+
+    async def answer(action: str, parameters: Mapping[str, Any]) -> Any:
+        if failures:
+            raise failures.pop()
+        return {"KeyMetadata": METADATA}
+
+    clients = stubbed(answer)
+    async with provider(clients) as aws:
+        with pytest.raises(CredentialsUnavailable):
+            await aws.check()
+        await asyncio.gather(*(aws.check() for _ in range(20)))
+        assert 2 == clients.opened
+
+
+async def test_late_failure_does_not_close_the_new_client() -> None:
+    """A call that still fails on the old client leaves alone the new one, which other calls use by then."""
+    late_asked, late_may_fail, new_asked, new_may_answer = (asyncio.Event() for _ in range(4))
+
+    async def fail_late() -> Any:
+        late_asked.set()
+        await late_may_fail.wait()
+        raise sdk.NoCredentialsError
+
+    async def fail() -> Any:
+        raise sdk.NoCredentialsError
+
+    async def succeed() -> Any:
+        new_asked.set()
+        await new_may_answer.wait()
+        return {"KeyMetadata": METADATA}
+
+    answers = [fail_late, fail, succeed]
+
+    async def answer(action: str, parameters: Mapping[str, Any]) -> Any:
+        return await answers.pop(0)()
+
+    clients = stubbed(answer)
+    async with provider(clients) as aws:
+        late = asyncio.create_task(aws.check())
+        await late_asked.wait()
+        with pytest.raises(CredentialsUnavailable):
+            await aws.check()
+        new = asyncio.create_task(aws.check())
+        await new_asked.wait()
+        late_may_fail.set()
+        with pytest.raises(CredentialsUnavailable):
+            await late
+        open_clients = clients.opened - clients.closed
+        new_may_answer.set()
+        await new
+        assert (2, 1) == (clients.opened, open_clients)
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        sdk.CredentialRetrievalError(provider="container-role", error_msg="refused"),
+        sdk.PartialCredentialsError(provider="env", cred_var="AWS_SECRET_ACCESS_KEY"),
+    ],
+)
+async def test_credentials_that_fail_when_the_client_is_opened_are_tried_again(cause: BaseException) -> None:
+    """Credentials that cannot be had while the client is opened are no reason to die: the next call opens it anew."""
+    failures = [cause]
+
+    @asynccontextmanager
+    async def open_client(region: str, endpoint: str | None) -> AsyncIterator[KmsApi]:
+        if failures:
+            raise failures.pop()
+        yield StubKms(answer)
+
+    async def answer(action: str, parameters: Mapping[str, Any]) -> Any:
+        return {"KeyMetadata": METADATA}
+
+    async with provider(Clients(open_client)) as aws:
+        with pytest.raises(CredentialsUnavailable):
+            await aws.check()
+        await aws.check()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"KeyState": "Disabled"}, "Disabled"),
+        ({"KeyState": "PendingDeletion"}, "PendingDeletion"),
+        ({"KeyState": "PendingReplicaDeletion"}, "PendingReplicaDeletion"),
+        ({"KeyState": "PendingImport"}, "PendingImport"),
+        ({"KeyState": "Unavailable"}, "Unavailable"),
+        ({"KeyState": "Creating"}, "Creating"),
+        ({"KeyUsage": "SIGN_VERIFY", "KeySpec": "ECC_NIST_P256"}, "ECC_NIST_P256 for SIGN_VERIFY"),
+        ({"KeyUsage": "GENERATE_VERIFY_MAC", "KeySpec": "HMAC_256"}, "HMAC_256 for GENERATE_VERIFY_MAC"),
+        ({"KeySpec": "RSA_2048"}, "RSA_2048 for ENCRYPT_DECRYPT"),
+    ],
+)
+async def test_unusable_master_key_is_told_with_its_state(change: Mapping[str, str], named: str) -> None:
+    """The check tells what is wrong with the master key: the state, or what kind of key it is."""
+
+    async def answer(action: str, parameters: Mapping[str, Any]) -> Any:
+        return {"KeyMetadata": {**METADATA, **change}}
+
+    async with provider(stubbed(answer)) as aws:
+        with pytest.raises(MasterKeyUnusable) as raised:
+            await aws.check()
+    assert f"{ARN} is {named}" in raised.value.message
+
+
+async def test_check_learns_the_arn_behind_an_alias() -> None:
+    """A key that was configured by another name is known by its ARN from the first check on."""
+
+    async def answer(action: str, parameters: Mapping[str, Any]) -> Any:
+        assert parameters == {"KeyId": "alias/betrace"}
+        return {"KeyMetadata": METADATA}
+
+    async with AwsProvider("alias/betrace", region=REGION, client_factory=stubbed(answer)) as aws:
+        await aws.check()
+        assert (ARN, ARN) == (aws.master_key_arn, aws.decrypt_key_arns[0])
+
+
+async def test_blob_of_aws_passes_through_unread() -> None:
+    """The bytes of a wrapped key are the business of KMS: it gets them as they are, with the key to use."""
+    asked = {}
+
+    async def answer(action: str, parameters: Mapping[str, Any]) -> Any:
+        asked[action] = parameters
+        return {"Plaintext": bytes(32), "KeyId": ARN}
+
+    async with provider(stubbed(answer)) as aws:
+        await aws.decrypt(WRAPPED, CONTEXT)
+    assert {"Decrypt": {"KeyId": ARN, "CiphertextBlob": WRAPPED.blob, "EncryptionContext": CONTEXT}} == asked
+
+
+async def test_kms_is_not_asked_about_a_foreign_master_key() -> None:
+    """A wrapped key of a master key that is not ours is refused without a call."""
+    asked: Counter[str] = Counter()
+
+    async def answer(action: str, parameters: Mapping[str, Any]) -> Any:
+        asked[action] += 1
+
+    async with provider(stubbed(answer)) as aws:
+        with pytest.raises(DoesNotOpen):
+            await aws.decrypt(WrappedKey(WRAPPED.blob, ARN.replace("123456789012", "999999999999")), CONTEXT)
+    assert {} == asked
+
+
+async def test_one_client_serves_many_calls_at_once(moto: MotoServer, kms_key: str) -> None:
+    """A hundred calls at once share one client, which is closed in the end."""
+    clients = Clients(kms_client)
+    async with AwsProvider(kms_key, region=REGION, endpoint=moto.url, client_factory=clients) as aws:
+        await asyncio.gather(*(aws.generate_data_key(32, CONTEXT) for _ in range(100)))
+    assert (1, 1) == (clients.opened, clients.closed)
+
+
+async def test_disabled_master_key_is_unusable_until_it_is_enabled(moto: MotoServer, kms_key: str) -> None:
+    """A disabled key is told as such by every action, and works again once it is enabled."""
+    async with AwsProvider(kms_key, region=REGION, endpoint=moto.url) as aws:
+        made = await aws.generate_data_key(32, CONTEXT)
+        moto.kms().disable_key(kms_key)
+        with pytest.raises(MasterKeyUnusable, match="is Disabled"):
+            await aws.check()
+        with pytest.raises(MasterKeyUnusable):
+            await aws.generate_data_key(32, CONTEXT)
+        with pytest.raises(MasterKeyUnusable):
+            await aws.encrypt(made.material, CONTEXT)
+        with pytest.raises(MasterKeyUnusable):
+            await aws.decrypt(made.wrapped, CONTEXT)
+        moto.kms().enable_key(kms_key)
+        await aws.check()
+        assert made.material.raw == (await aws.decrypt(made.wrapped, CONTEXT)).raw
+
+
+async def test_master_key_that_waits_for_its_deletion_is_unusable(moto: MotoServer, kms_key: str) -> None:
+    """A key whose deletion is scheduled is told as such."""
+    moto.kms().schedule_key_deletion(kms_key, 7)
+    async with AwsProvider(kms_key, region=REGION, endpoint=moto.url) as aws:
+        with pytest.raises(MasterKeyUnusable, match="is PendingDeletion"):
+            await aws.check()
+        with pytest.raises(MasterKeyUnusable):
+            await aws.generate_data_key(32, CONTEXT)
+
+
+async def test_master_key_that_does_not_exist_is_unusable(moto: MotoServer) -> None:
+    """A key that is not in the account is told as such."""
+    async with AwsProvider(ARN, region=REGION, endpoint=moto.url) as aws:
+        with pytest.raises(MasterKeyUnusable, match="check that it exists"):
+            await aws.check()
+
+
+async def test_master_key_for_signatures_is_unusable(moto: MotoServer) -> None:
+    """An asymmetric key is told as such, before it is used and when it is."""
+    arn = moto.create_key(usage="SIGN_VERIFY", spec="ECC_NIST_P256")
+    async with AwsProvider(arn, region=REGION, endpoint=moto.url) as aws:
+        with pytest.raises(MasterKeyUnusable, match="SIGN_VERIFY"):
+            await aws.check()
+        with pytest.raises(MasterKeyUnusable):
+            await aws.generate_data_key(32, CONTEXT)
+
+
+@pytest.mark.usefixtures("moto")
+async def test_nobody_listening_is_kms_unreachable() -> None:
+    """Without a server at the endpoint the call ends in time, as an outage of KMS."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    async with AwsProvider(ARN, region=REGION, endpoint=f"http://127.0.0.1:{port}", call_seconds=0.5) as aws:
+        with pytest.raises(KmsUnreachable, match="kms:DescribeKey"):
+            await aws.check()
+
+
+async def test_credentials_that_come_late_are_found(
+    moto: MotoServer, kms_key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon that started without credentials works as soon as there are some."""
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    async with AwsProvider(kms_key, region=REGION, endpoint=moto.url) as aws:
+        with pytest.raises(CredentialsUnavailable):
+            await aws.check()
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        await aws.check()
+
+
+async def test_token_file_that_is_missing_is_named_as_such(
+    moto: MotoServer, kms_key: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With IRSA configured and its token not mounted, the daemon starts and says that credentials are missing."""
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/daemon")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    async with AwsProvider(kms_key, region=REGION, endpoint=moto.url) as aws:
+        with pytest.raises(CredentialsUnavailable):
+            await aws.check()
+
+
+async def test_half_of_the_credentials_is_named_as_such(
+    moto: MotoServer, kms_key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an access key id and no secret, the daemon starts and says that credentials are missing."""
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    async with AwsProvider(kms_key, region=REGION, endpoint=moto.url) as aws:
+        with pytest.raises(CredentialsUnavailable):
+            await aws.check()

@@ -1,0 +1,314 @@
+"""Deploy files and operator documents say what the code does."""
+
+import ast
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+from betrace_kms_client.cli import main
+from betrace_kms_server import config
+from betrace_kms_server.commands import serve
+from betrace_kms_server.errors import KmsError
+from betrace_kms_server.rpc.health import KEY_MANAGEMENT, PROCESS
+from betrace_kms_server.rpc.status import STATUS
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+DOCUMENTS = (*sorted(DOCS.glob("*.md")), ROOT / "SECURITY.md", ROOT / "CONTRIBUTING.md")
+DATA_DIR = "/var/lib/betrace-kms"
+
+OURS = re.compile(r"(?<![\w./-])(?:betrace\.kms|aws\.kms|kms)\.[a-z][a-z0-9.-]*[a-z0-9]")
+OUR_VARIABLE = re.compile(r"\b(?:BETRACE_KMS|AWS_KMS|KMS)_[A-Z_]*[A-Z]\b")
+
+VARIABLES = {
+    *(config.environment_name(name) for name in config.NAMES),
+    *(option.envvar for option in serve.params if isinstance(getattr(option, "envvar", None), str)),
+}
+"""What the daemon reads from its environment."""
+NOT_OURS = {"PATH"}
+
+
+# Dockerfile
+
+
+def instructions() -> Sequence[tuple[str, str]]:
+    """Return the Dockerfile as (instruction, rest), comments left out and continued lines joined."""
+    text = re.sub(r"^#.*\n", "", (ROOT / "deploy/docker/Dockerfile").read_text("utf-8"), flags=re.MULTILINE)
+    lines = text.replace("\\\n", " ").splitlines()
+    return [(words[0], words[2].strip()) for line in lines if line.strip() and (words := line.partition(" "))]
+
+
+def last(name: str) -> str:
+    """Return the rest of the last instruction of that name, which is the one that counts."""
+    return [rest for instruction, rest in instructions() if instruction == name][-1]
+
+
+def test_image_sets_variables_that_the_daemon_reads() -> None:
+    """A misspelt variable in the image would be ignored in silence."""
+    pairs = dict(pair.split("=", 1) for name, rest in instructions() if name == "ENV" for pair in shlex.split(rest))
+    assert set() == set(pairs) - VARIABLES - NOT_OURS
+    assert DATA_DIR == pairs["KMS_DATA_DIR"]
+
+
+def test_image_keeps_keys_on_a_volume_of_its_user() -> None:
+    """The data folder is a volume, and belongs to the numeric user that the image runs as."""
+    user, group = last("USER").split(":")
+    assert DATA_DIR == last("VOLUME")
+    assert "0" not in (user, group)
+    assert f"install -d -o {user} -g {group} -m 0700 {DATA_DIR}" == last("RUN")
+
+
+def test_image_runs_and_probes_with_our_command() -> None:
+    """Entry point, default verb and health check are a command line that the client parses."""
+    assert ["betrace-kms", "serve"] == [*json.loads(last("ENTRYPOINT")), *json.loads(last("CMD"))]
+    check_probe(json.loads(last("HEALTHCHECK").partition("CMD ")[2]), KEY_MANAGEMENT)
+
+
+def test_image_installs_pinned_packages_by_hash_and_nothing_else() -> None:
+    """Every pip install has hashes, or takes no dependencies and builds with what is pinned."""
+    installs = [rest for name, rest in instructions() if name == "RUN" and "pip install" in rest]
+    pinned, package = (shlex.split(line) for line in installs)
+    assert ["--require-hashes", "-r", "requirements/server.txt"] == pinned[-3:]
+    assert ["--no-deps", "--no-build-isolation", "."] == package[-3:]
+
+
+def test_builder_gets_what_the_image_copies_and_nothing_else() -> None:
+    """The ignore file lets through exactly the sources of COPY, and each of them exists."""
+    copies = [rest.split() for name, rest in instructions() if name == "COPY" and not rest.startswith("--from")]
+    copied = {source.rstrip("/") for words in copies for source in words[:-1]}
+    rules = (ROOT / "deploy/docker/Dockerfile.dockerignore").read_text("utf-8").splitlines()
+    assert "*" == next(rule for rule in rules if not rule.startswith("#"))
+    assert copied == {rule[1:] for rule in rules if rule.startswith("!")}
+    assert [] == [source for source in copied if not (ROOT / source).exists()]
+
+
+# Kubernetes
+
+
+@pytest.fixture(scope="module")
+def objects() -> Mapping[str, Any]:
+    """The Kubernetes objects by kind."""
+    text = (ROOT / "deploy/kubernetes/betrace-kms.yaml").read_text("utf-8")
+    return {document["kind"]: document for document in yaml.safe_load_all(text) if document}
+
+
+@pytest.fixture(scope="module")
+def pod(objects: Mapping[str, Any]) -> Any:
+    """The pod's spec."""
+    return objects["Deployment"]["spec"]["template"]["spec"]
+
+
+@pytest.fixture(scope="module")
+def sidecar(pod: Any) -> Any:
+    """Our container."""
+    (container,) = pod["initContainers"]
+    return container
+
+
+@pytest.fixture(scope="module")
+def environment(sidecar: Any) -> Mapping[str, str]:
+    """Our container's variables."""
+    return {variable["name"]: variable["value"] for variable in sidecar["env"]}
+
+
+def settings_of(objects: Mapping[str, Any], environment: Mapping[str, str]) -> config.Settings:
+    """Return the settings that a daemon in this pod would have."""
+    folders = [objects["Secret"]["stringData"], objects["ConfigMap"]["data"]]
+    sources = [config.from_environment(environment), *(config.Source("folder", values) for values in folders)]
+    return config.resolve(sources)[0]
+
+
+def test_manifest_sets_names_that_the_daemon_knows(objects: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    """A name in the ConfigMap or Secret that we do not know would keep the daemon from starting."""
+    files = {*objects["ConfigMap"]["data"], *objects["Secret"]["stringData"]}
+    assert set() == files - set(config.NAMES)
+    assert set() == set(environment) - VARIABLES
+
+
+def test_manifest_is_a_configuration_that_starts(objects: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    """Its settings resolve: provider aws, the key's region, loopback, and nothing that is only reserved."""
+    settings = settings_of(objects, environment)
+    assert "aws" == settings.provider
+    assert not settings.store_allow_ephemeral
+    assert ["127.0.0.1:50051"] == [str(address) for address in settings.listen]
+    assert set() == config.LATER & {*objects["ConfigMap"]["data"], *objects["Secret"]["stringData"]}
+
+
+def test_manifest_mounts_every_folder_that_it_names(
+    pod: Any, sidecar: Any, environment: Mapping[str, str], objects: Mapping[str, Any]
+) -> None:
+    """KMS_CONFIG_DIR and KMS_DATA_DIR are mount points, and what is mounted is in this file."""
+    mounts = {mount["mountPath"]: mount["name"] for mount in sidecar["volumeMounts"]}
+    folders = environment["KMS_CONFIG_DIR"].split(":")
+    assert {environment["KMS_DATA_DIR"], *folders} == set(mounts)
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    names = {kind: objects[kind]["metadata"]["name"] for kind in ("PersistentVolumeClaim", "ConfigMap", "Secret")}
+    assert names["PersistentVolumeClaim"] == volumes[mounts[DATA_DIR]]["persistentVolumeClaim"]["claimName"]
+    assert names["Secret"] == volumes[mounts[folders[0]]]["secret"]["secretName"]
+    assert names["ConfigMap"] == volumes[mounts[folders[1]]]["configMap"]["name"]
+
+
+def test_manifest_never_runs_two_daemons_on_one_key_store(objects: Mapping[str, Any]) -> None:
+    """One replica, and the old pod is gone before the new one comes."""
+    spec = objects["Deployment"]["spec"]
+    assert (1, "Recreate") == (spec["replicas"], spec["strategy"]["type"])
+
+
+def test_manifest_gives_the_daemon_time_to_drain(
+    objects: Mapping[str, Any], environment: Mapping[str, str], pod: Any
+) -> None:
+    """The pod's grace is longer than the daemon's own."""
+    assert pod["terminationGracePeriodSeconds"] > settings_of(objects, environment).drain_seconds
+
+
+def test_manifest_starts_the_daemon_before_the_backend(sidecar: Any) -> None:
+    """It is a native sidecar, which the backend waits for by its startup probe."""
+    assert "Always" == sidecar["restartPolicy"]
+    assert "startupProbe" in sidecar
+
+
+@pytest.mark.parametrize(
+    ("probe", "service"),
+    [("startupProbe", PROCESS), ("livenessProbe", PROCESS), ("readinessProbe", KEY_MANAGEMENT)],
+)
+def test_probes_ask_the_health_service(sidecar: Any, probe: str, service: str) -> None:
+    """Only readiness looks beyond the process: an outage of KMS must not restart a daemon that serves."""
+    command = sidecar[probe]["exec"]["command"]
+    timeout = check_probe(command, service)
+    assert timeout < sidecar[probe]["timeoutSeconds"]
+
+
+def test_manifest_takes_every_privilege_away(pod: Any, sidecar: Any) -> None:
+    """The sidecar runs as the image's user, on a read-only root, without capabilities."""
+    user, group = (int(number) for number in last("USER").split(":"))
+    assert {
+        "runAsUser": user,
+        "runAsGroup": group,
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    } == sidecar["securityContext"]
+    context = pod["securityContext"]
+    assert (True, group, "OnRootMismatch") == tuple(
+        context[name] for name in ("runAsNonRoot", "fsGroup", "fsGroupChangePolicy")
+    )
+    assert "RuntimeDefault" == context["seccompProfile"]["type"]
+
+
+def check_probe(command: Sequence[str], service: str) -> float:
+    """Check that a probe is `betrace-kms health` for that service; return its own timeout in seconds."""
+    assert ["betrace-kms", "health"] == list(command[:2])
+    health = main.commands["health"]
+    context = health.make_context("health", list(command[2:]), resilient_parsing=False)
+    assert service == context.params["service"]
+    timeout: float = context.params["timeout"]
+    return timeout
+
+
+# Documents
+
+
+def setting_rows() -> Sequence[str]:
+    """Return the rows of the table in configuration.md."""
+    rows = []
+    for name, value, _ in config.described(*config.resolve([])):
+        default = f"`{value}`" if value else ""
+        reserved = "reserved: " if name in config.LATER else ""
+        rows.append(
+            f"| `{name}` | {default} | {reserved}{config.Settings.model_fields[config.NAMES[name]].description} |"
+        )
+    return rows
+
+
+def test_configuration_table_is_the_code() -> None:
+    """Each setting has its row, with default and meaning, and no other rows are there."""
+    text = (DOCS / "configuration.md").read_text("utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    expected = setting_rows()
+    assert expected == rows, "the table of docs/configuration.md should be:\n" + "\n".join(expected)
+
+
+def leaves(error: type[KmsError] = KmsError) -> Sequence[type[KmsError]]:
+    """Return our errors that are raised, which are those without one below."""
+    below = [kind for kind in error.__subclasses__() if kind.__module__ == KmsError.__module__]
+    return [leaf for kind in below for leaf in leaves(kind)] if below else [error]
+
+
+def sections() -> Mapping[str, str]:
+    """Return the text under each heading of the third level in troubleshooting.md."""
+    text = (DOCS / "troubleshooting.md").read_text("utf-8")
+    parts = re.split(r"^#{2,3} (.*)$", text, flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+@pytest.mark.parametrize("error", leaves(), ids=lambda error: error.reason)
+def test_every_reason_is_in_troubleshooting(error: type[KmsError]) -> None:
+    """An operator who meets a reason finds its heading, and under it the status that it comes with."""
+    section = sections()[error.reason]
+    assert section.strip().startswith(f"`{STATUS[error].name}`")
+
+
+def test_troubleshooting_has_no_reason_that_is_gone() -> None:
+    """A heading that looks like a reason is one."""
+    headings = {heading for heading in sections() if re.fullmatch(r"[A-Z_]+", heading)}
+    assert {error.reason for error in leaves()} | {"INTERNAL"} == headings
+
+
+def refusals() -> Iterator[tuple[str, Sequence[str]]]:
+    """Yield (place, fixed parts) of every message that keeps the daemon from starting.
+
+    Those are the texts of StartRefused, of a lock that is held, and of the settings' validators; the fixed parts are
+    those of the condition, which ends at the first colon, or else those of what to do.
+    """
+    for file in sorted(Path(config.__file__).parent.rglob("*.py")):
+        validators = ["ValueError"] if file.name in ("config.py", "listen.py") else []
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("StartRefused", "exclusive", *validators):
+                condition, _, rest = fixed_text(node.args[-1]).partition(":")
+                for text in (condition, rest):
+                    parts = [part.strip() for part in re.split(r"[\0(),]", text) if len(part.strip()) >= 8]
+                    if parts:
+                        yield f"{file.name}:{node.lineno}", parts
+                        break
+
+
+def fixed_text(node: ast.expr) -> str:
+    """Return a message with a zero character for each value that is put into it."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.JoinedStr):
+            return "".join(str(value.value) if isinstance(value, ast.Constant) else "\0" for value in part.values)
+        if isinstance(part, ast.Constant) and part is node:
+            return str(part.value)
+    return ""
+
+
+def test_every_refusal_to_start_is_in_troubleshooting() -> None:
+    """An operator who searches for what the daemon said finds it."""
+    text = " ".join((DOCS / "troubleshooting.md").read_text("utf-8").split())
+    found = list(refusals())
+    assert len(found) > 30
+    assert [] == [(place, part) for place, parts in found for part in parts if part not in text]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_name_settings_that_exist(document: Path) -> None:
+    """A name or a variable of ours in a document is one that the code knows."""
+    text = document.read_text("utf-8")
+    others = {"kms.betrace.dev", "KMS_SERVICE_HOST", *(error.reason for error in leaves())}
+    assert set() == {*OURS.findall(text), *OUR_VARIABLE.findall(text)} - {*config.NAMES} - VARIABLES - others
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_of_documents_lead_somewhere(document: Path) -> None:
+    """A relative link has its file, and its anchor a heading there."""
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", document.read_text("utf-8")):
+        file = document.parent / target if target else document
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text("utf-8"), flags=re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
