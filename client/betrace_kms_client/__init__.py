@@ -27,7 +27,16 @@ from betrace_kms_client.errors import (
     Unavailable,
     Unimplemented,
 )
-from betrace_kms_client.results import Ciphertext, DataKey, Plaintext, SpanSignature, Verdict
+from betrace_kms_client.results import (
+    Ciphertext,
+    DataKey,
+    Plaintext,
+    PublicKeys,
+    SignedSpan,
+    SpanRefusal,
+    SpanSignature,
+    Verdict,
+)
 from betrace_kms_client.sync_client import KmsClient
 
 __all__ = [
@@ -45,7 +54,10 @@ __all__ = [
     "NotFound",
     "PermissionDenied",
     "Plaintext",
+    "PublicKeys",
     "ResourceExhausted",
+    "SignedSpan",
+    "SpanRefusal",
     "SpanSignature",
     "Unauthenticated",
     "Unavailable",

@@ -1,11 +1,23 @@
 """Requests and results of each call, once for the sync and the async client."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import grpc
 from betrace.kms.v1 import key_management_pb2 as pb
 from betrace.kms.v1 import span_pb2
+from betrace_kms_evidence import PublicKey
+from google.protobuf.timestamp_pb2 import Timestamp
 
-from betrace_kms_client.results import Ciphertext, DataKey, Plaintext, SpanSignature, Verdict
+from betrace_kms_client.results import (
+    Ciphertext,
+    DataKey,
+    Plaintext,
+    PublicKeys,
+    SignedSpan,
+    SpanRefusal,
+    SpanSignature,
+    Verdict,
+)
 
 Context = Mapping[str, str]
 
@@ -73,13 +85,92 @@ def signature(response: pb.SignSpanResponse) -> SpanSignature:
     )
 
 
+def sign_batch_request(
+    tenant_id: str, spans: Sequence[span_pb2.ComplianceSpan], proofs: bool, return_payload: bool
+) -> pb.SignSpansRequest:
+    """Build a SignSpansRequest."""
+    mode = pb.BATCH_PROOF if proofs else pb.EACH
+    return pb.SignSpansRequest(tenant_id=tenant_id, spans=spans, mode=mode, return_payload=return_payload)
+
+
+def signatures(response: pb.SignSpansResponse) -> list[SpanSignature | SpanRefusal]:
+    """Read a SignSpansResponse."""
+    return [
+        _refusal(result.status)
+        or SpanSignature(
+            result.signature,
+            result.key_id,
+            result.algorithm,
+            result.payload_type,
+            result.payload,
+            result.proof if result.HasField("proof") else None,
+        )
+        for result in response.results
+    ]
+
+
 def verify_request(
-    tenant_id: str, span: span_pb2.ComplianceSpan, signature: bytes, key_id: str
+    tenant_id: str,
+    span: span_pb2.ComplianceSpan,
+    signature: bytes,
+    key_id: str,
+    proof: span_pb2.InclusionProof | None,
 ) -> pb.VerifySpanRequest:
     """Build a VerifySpanRequest."""
-    return pb.VerifySpanRequest(tenant_id=tenant_id, span=span, signature=signature, key_id=key_id)
+    return pb.VerifySpanRequest(tenant_id=tenant_id, span=span, signature=signature, key_id=key_id, proof=proof)
 
 
 def verdict(response: pb.VerifySpanResponse) -> Verdict:
     """Read a VerifySpanResponse."""
     return Verdict(response.valid, pb.VerifyReason.Name(response.reason))
+
+
+def verify_batch_request(tenant_id: str, spans: Sequence[SignedSpan]) -> pb.VerifySpansRequest:
+    """Build a VerifySpansRequest."""
+    return pb.VerifySpansRequest(
+        tenant_id=tenant_id,
+        spans=[
+            pb.SignedSpan(span=each.span, signature=each.signature, key_id=each.key_id, proof=each.proof)
+            for each in spans
+        ],
+    )
+
+
+def verdicts(response: pb.VerifySpansResponse) -> list[Verdict | SpanRefusal]:
+    """Read a VerifySpansResponse."""
+    return [
+        _refusal(result.status) or Verdict(result.valid, pb.VerifyReason.Name(result.reason))
+        for result in response.results
+    ]
+
+
+def public_keys_request(tenant_id: str) -> pb.GetPublicKeysRequest:
+    """Build a GetPublicKeysRequest."""
+    return pb.GetPublicKeysRequest(tenant_id=tenant_id)
+
+
+def public_keys(response: pb.GetPublicKeysResponse) -> PublicKeys:
+    """Read a GetPublicKeysResponse."""
+    keys = tuple(
+        PublicKey(
+            key.key_id,
+            key.public_key,
+            pb.KeyStatus.Name(key.status),
+            _time(key.create_time),
+            _time(key.rotate_time),
+            _time(key.revoke_time),
+        )
+        for key in response.keys
+    )
+    return PublicKeys(keys, response.jwks)
+
+
+_CODES = {code.value[0]: code.name for code in grpc.StatusCode}
+
+
+def _refusal(status: pb.SpanStatus) -> SpanRefusal | None:
+    return SpanRefusal(_CODES.get(status.code, "UNKNOWN"), status.message) if status.code else None
+
+
+def _time(time: Timestamp) -> str:
+    return time.ToJsonString() if time.ByteSize() else ""

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from betrace.kms.v1.span_pb2 import ComplianceSpan, InclusionProof
+from betrace_kms_evidence import PublicKey
+
 
 @dataclass(frozen=True, slots=True)
 class DataKey:
@@ -33,7 +36,7 @@ class SpanSignature:
     """A DSSE signature of a span.
 
     `signature` is 64 bytes, `key_id` 32 hexadecimal digits; `payload` is the canonical span if it was asked for, or
-    else empty.
+    else empty. With a `proof` the signature is that of the batch's tree head.
     """
 
     signature: bytes
@@ -41,6 +44,33 @@ class SpanSignature:
     algorithm: str
     payload_type: str
     payload: bytes = field(repr=False)
+    proof: InclusionProof | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SignedSpan:
+    """A span with what signing it gave: what `verify_spans` takes."""
+
+    span: ComplianceSpan = field(repr=False)
+    signature: bytes
+    key_id: str
+    proof: InclusionProof | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SpanRefusal:
+    """Why one span of a batch was neither signed nor judged: the name of a gRPC status, and what to mend."""
+
+    status: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKeys:
+    """Every public key that a tenant ever had, and the same as the JSON text of a key set (JWKS)."""
+
+    keys: tuple[PublicKey, ...]
+    jwks: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,26 @@
 """The client for threads."""
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import grpc
 from betrace.kms.v1.key_management_pb2_grpc import KeyManagementServiceStub
-from betrace.kms.v1.span_pb2 import ComplianceSpan
+from betrace.kms.v1.span_pb2 import ComplianceSpan, InclusionProof
 
 from betrace_kms_client import messages
 from betrace_kms_client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, OPTIONS, normalised
 from betrace_kms_client.errors import from_rpc_error
 from betrace_kms_client.messages import Context
-from betrace_kms_client.results import Ciphertext, DataKey, Plaintext, SpanSignature, Verdict
+from betrace_kms_client.results import (
+    Ciphertext,
+    DataKey,
+    Plaintext,
+    PublicKeys,
+    SignedSpan,
+    SpanRefusal,
+    SpanSignature,
+    Verdict,
+)
 
 R = TypeVar("R")
 
@@ -84,12 +94,47 @@ class KmsClient:
         request = messages.sign_request(tenant_id, span, return_payload)
         return messages.signature(self._call(self._stub.SignSpan, request, timeout))
 
+    def sign_spans(
+        self,
+        tenant_id: str,
+        spans: Sequence[ComplianceSpan],
+        *,
+        proofs: bool = False,
+        return_payload: bool = False,
+        timeout: float | None = None,
+    ) -> list[SpanSignature | SpanRefusal]:
+        """Sign 1 to 1,000 spans, each for itself or, with `proofs`, under one signature; results are in order.
+
+        A span that cannot be signed is refused alone.
+        """
+        request = messages.sign_batch_request(tenant_id, spans, proofs, return_payload)
+        return messages.signatures(self._call(self._stub.SignSpans, request, timeout))
+
     def verify_span(
-        self, tenant_id: str, span: ComplianceSpan, signature: bytes, key_id: str, *, timeout: float | None = None
+        self,
+        tenant_id: str,
+        span: ComplianceSpan,
+        signature: bytes,
+        key_id: str,
+        proof: InclusionProof | None = None,
+        *,
+        timeout: float | None = None,
     ) -> Verdict:
-        """Tell whether this signature (64 bytes) of this key belongs to the span."""
-        request = messages.verify_request(tenant_id, span, signature, key_id)
+        """Tell whether this signature (64 bytes) of this key belongs to the span, by its proof if there is one."""
+        request = messages.verify_request(tenant_id, span, signature, key_id, proof)
         return messages.verdict(self._call(self._stub.VerifySpan, request, timeout))
+
+    def verify_spans(
+        self, tenant_id: str, spans: Sequence[SignedSpan], *, timeout: float | None = None
+    ) -> list[Verdict | SpanRefusal]:
+        """Judge 1 to 1,000 signed spans; results are in order."""
+        request = messages.verify_batch_request(tenant_id, spans)
+        return messages.verdicts(self._call(self._stub.VerifySpans, request, timeout))
+
+    def get_public_keys(self, tenant_id: str, *, timeout: float | None = None) -> PublicKeys:
+        """Return every public key that the tenant ever had, oldest first."""
+        request = messages.public_keys_request(tenant_id)
+        return messages.public_keys(self._call(self._stub.GetPublicKeys, request, timeout))
 
     def _call(self, method: "grpc.UnaryUnaryMultiCallable[Any, R]", request: Any, timeout: float | None) -> R:
         try:

@@ -1,20 +1,33 @@
-"""The signed-span format: canonical bytes, DSSE encoding, Ed25519, and the JSON form of a span.
+"""The signed-span format: canonical bytes, DSSE encoding, Ed25519, Merkle proofs, key sets, the JSON form of a span.
 
 Server and client share this package so that what one signs is, byte for byte, what the other verifies. It is pure: it
-opens no file and no socket, and it keeps no state.
+opens no file and no socket.
 """
 
 from betrace_kms_evidence.canonical import InvalidSpan, canonical_span
 from betrace_kms_evidence.dsse import ALGORITHM, PAYLOAD_TYPE, pre_authentication_encoding, sign, verify
+from betrace_kms_evidence.jwks import InvalidKeySet, KeySet, PublicKey, jwks_text, read_jwks
 from betrace_kms_evidence.span_json import span_from_json, span_to_json
+from betrace_kms_evidence.tree_head import TREE_HEAD_TYPE, SignedTree, proved_head, sign_tree
+from betrace_kms_evidence.verification import SpanVerifier
 
 __all__ = [
     "ALGORITHM",
     "PAYLOAD_TYPE",
+    "TREE_HEAD_TYPE",
+    "InvalidKeySet",
     "InvalidSpan",
+    "KeySet",
+    "PublicKey",
+    "SignedTree",
+    "SpanVerifier",
     "canonical_span",
+    "jwks_text",
     "pre_authentication_encoding",
+    "proved_head",
+    "read_jwks",
     "sign",
+    "sign_tree",
     "span_from_json",
     "span_to_json",
     "verify",

@@ -1,0 +1,86 @@
+"""A tenant's public keys as a JSON Web Key Set (RFC 7517, RFC 8037), for verification without the daemon.
+
+Each key has ``kty`` OKP, ``crv`` Ed25519, ``x``, ``kid``, ``use`` sig and ``alg`` EdDSA, and members of ours that other
+readers ignore (RFC 7517, section 4): ``status`` (ACTIVE, ROTATED or REVOKED), ``create_time``, ``rotate_time`` and
+``revoke_time`` (RFC 3339, in UTC). The set names its tenant in ``tenant_id``.
+"""
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+
+class InvalidKeySet(ValueError):
+    """The document is no key set of ours. The message says what to mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """One public key (32 bytes) of a tenant; times are RFC 3339 text, empty where they do not apply."""
+
+    key_id: str
+    raw: bytes
+    status: str
+    create_time: str = ""
+    rotate_time: str = ""
+    revoke_time: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KeySet:
+    """The keys of one tenant, by id, ready to verify."""
+
+    tenant_id: str
+    keys: Mapping[str, PublicKey]
+    verifiers: Mapping[str, Ed25519PublicKey] = field(repr=False)
+
+
+def jwks_text(tenant_id: str, keys: Iterable[PublicKey]) -> str:
+    """Return the JSON text of a tenant's key set."""
+    return orjson.dumps(
+        {"keys": [_jwk(key) for key in keys], "tenant_id": tenant_id}, option=orjson.OPT_INDENT_2
+    ).decode()
+
+
+def _jwk(key: PublicKey) -> dict[str, str]:
+    times = {"create_time": key.create_time, "rotate_time": key.rotate_time, "revoke_time": key.revoke_time}
+    return {
+        "kty": "OKP",
+        "crv": "Ed25519",
+        "alg": "EdDSA",
+        "use": "sig",
+        "kid": key.key_id,
+        "x": urlsafe_b64encode(key.raw).decode().rstrip("="),
+        "status": key.status,
+        **{name: time for name, time in times.items() if time},
+    }
+
+
+def read_jwks(text: bytes | str, tenant_id: str = "") -> KeySet:
+    """Read a key set; `tenant_id` is needed for one that does not name its tenant. Raises InvalidKeySet."""
+    try:
+        document = orjson.loads(text)
+        tenant = tenant_id or document["tenant_id"]
+        keys = [_public_key(jwk) for jwk in document["keys"] if jwk.get("crv") == "Ed25519"]
+        verifiers = {key.key_id: Ed25519PublicKey.from_public_bytes(key.raw) for key in keys}
+    except (AttributeError, KeyError, TypeError, ValueError) as cause:
+        raise InvalidKeySet("this is no key set as `betrace-kms keys --jwks` writes it") from cause
+    if tenant_id and document.get("tenant_id", tenant_id) != tenant_id:
+        raise InvalidKeySet("the key set belongs to another tenant")
+    return KeySet(tenant, {key.key_id: key for key in keys}, verifiers)
+
+
+def _public_key(jwk: Mapping[str, Any]) -> PublicKey:
+    encoded = jwk["x"]
+    return PublicKey(
+        key_id=jwk["kid"],
+        raw=urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)),
+        status=jwk.get("status", "ACTIVE"),
+        create_time=jwk.get("create_time", ""),
+        rotate_time=jwk.get("rotate_time", ""),
+        revoke_time=jwk.get("revoke_time", ""),
+    )
