@@ -12,14 +12,14 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 TESTS := $(BIN)/python -m pytest -n 2
 export PATH := $(TOOLS):$(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test coverage lint types imports protos protos-check tools node-modules bench-envelope ci requirements clean
+.PHONY: help run test coverage lint types imports protos protos-check tools node-modules bench-envelope bench-sign ci requirements clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/server.stamp ## run the daemon on 127.0.0.1:50051 with the local provider and ./data
 	@printf '%s\n' \
-	  'betrace-kms serves on 127.0.0.1:50051 until Ctrl-C. Call it from another shell:' \
+	  'Starting betrace-kms. Once it says "serving", call it from another shell; Ctrl-C ends it:' \
 	  '  .venv/bin/betrace-kms health' \
 	  '  echo "hello" | .venv/bin/betrace-kms encrypt --tenant acme | .venv/bin/betrace-kms decrypt --tenant acme' \
 	  '  grpcurl -plaintext 127.0.0.1:50051 list' ''
@@ -60,10 +60,14 @@ node-modules: ## install the AWS Encryption SDK for JavaScript for tests/interop
 bench-envelope: $(VENV)/dev.stamp ## compare seal and open with the official AWS Encryption SDK
 	$(BIN)/python -m bench.envelope
 
-ci: tools node-modules coverage lint types imports protos-check ## everything that CI runs
+bench-sign: $(VENV)/dev.stamp ## compare signing and verifying with bare Ed25519 loops
+	$(BIN)/python -m bench.sign
+
+ci: ## everything that CI runs (needs Go and Node.js)
+	.ci/run
 
 requirements: $(VENV)/dev.stamp ## pin the newest versions that pyproject.toml allows
-	$(COMPILE) pyproject.toml requirements/build.in --extra server --group dev -o requirements/dev.txt
+	$(COMPILE) pyproject.toml requirements/build.in --extra server --extra otel --group dev -o requirements/dev.txt
 	$(COMPILE) pyproject.toml requirements/build.in --extra server -c requirements/dev.txt -o requirements/server.txt
 
 clean: ## remove what the other targets made, but not ./data

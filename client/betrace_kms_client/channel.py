@@ -5,8 +5,8 @@ import json
 from betrace.kms.v1 import key_management_pb2
 
 DEFAULT_TARGET = "127.0.0.1:50051"
-DEFAULT_TIMEOUT = 5.0
-"""Seconds that a call may take, its retries included."""
+DEFAULT_TIMEOUT = 10.0
+"""Seconds that a call may take, its retries included: longer than the daemon waits for KMS, so that it can say why."""
 
 _SERVICE = key_management_pb2.DESCRIPTOR.services_by_name["KeyManagementService"].full_name
 

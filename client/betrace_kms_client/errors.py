@@ -131,6 +131,8 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> KmsClientError:
     message = error.details() or code.name
     if code is grpc.StatusCode.UNAVAILABLE and not info.reason:
         message = f"no daemon answers at {target}: start it, or give the address that it listens on"
+    elif code is grpc.StatusCode.RESOURCE_EXHAUSTED and not info.reason:
+        message = f"the message is too large for the daemon: raise kms.server.max-message-bytes ({message})"
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
         message = f"no answer from {target} in time: raise the timeout, or look at the daemon's log"
     return EXCEPTIONS.get(code, InternalError)(

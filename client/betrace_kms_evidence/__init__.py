@@ -4,16 +4,24 @@ Server and client share this package so that what one signs is, byte for byte, w
 opens no file and no socket.
 """
 
-from betrace_kms_evidence.canonical import InvalidSpan, canonical_span
-from betrace_kms_evidence.dsse import ALGORITHM, PAYLOAD_TYPE, pre_authentication_encoding, sign, verify
+from betrace_kms_evidence.canonical import InvalidSpan, canonical_span, has_unknown_fields
+from betrace_kms_evidence.dsse import (
+    ALGORITHM,
+    PAYLOAD_TYPE,
+    SIGNATURE_BYTES,
+    pre_authentication_encoding,
+    sign,
+    verify,
+)
 from betrace_kms_evidence.jwks import InvalidKeySet, KeySet, PublicKey, jwks_text, read_jwks
 from betrace_kms_evidence.span_json import span_from_json, span_to_json
-from betrace_kms_evidence.tree_head import TREE_HEAD_TYPE, SignedTree, proved_head, sign_tree
+from betrace_kms_evidence.tree_head import TREE_HEAD_TYPE, SignedTree, proved_root, sign_tree, tree_head
 from betrace_kms_evidence.verification import SpanVerifier
 
 __all__ = [
     "ALGORITHM",
     "PAYLOAD_TYPE",
+    "SIGNATURE_BYTES",
     "TREE_HEAD_TYPE",
     "InvalidKeySet",
     "InvalidSpan",
@@ -22,13 +30,15 @@ __all__ = [
     "SignedTree",
     "SpanVerifier",
     "canonical_span",
+    "has_unknown_fields",
     "jwks_text",
     "pre_authentication_encoding",
-    "proved_head",
+    "proved_root",
     "read_jwks",
     "sign",
     "sign_tree",
     "span_from_json",
     "span_to_json",
+    "tree_head",
     "verify",
 ]

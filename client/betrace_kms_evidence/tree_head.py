@@ -32,10 +32,24 @@ _NANOS = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class SignedTree:
-    """A batch under one signature (64 bytes), with the proof of each span, in order."""
+    """A batch under one signature (64 bytes)."""
 
     signature: bytes
-    proofs: Sequence[pb.InclusionProof]
+    tree: MerkleTree
+    head: pb.InclusionProof
+    """What the proofs of all its spans have in common: tree size, root hash and time."""
+
+    def complete(self, proof: pb.InclusionProof, index: int) -> None:
+        """Make a copy of `head` the proof of one span."""
+        proof.leaf_index = index
+        proof.hashes.extend(self.tree.inclusion_proof(index))
+
+    def proof(self, index: int) -> pb.InclusionProof:
+        """Return the proof of one span."""
+        proof = pb.InclusionProof()
+        proof.CopyFrom(self.head)
+        self.complete(proof, index)
+        return proof
 
 
 def tree_head(tenant_id: str, key_id: str, root_hash: bytes, tree_size: int, sign_time: Timestamp) -> bytes:
@@ -56,27 +70,15 @@ def sign_tree(
 ) -> SignedTree:
     """Sign a batch of one or more canonical spans."""
     tree, size = MerkleTree(payloads), len(payloads)
-    root = tree.root_hash
-    signature = dsse.sign(key, tree_head(tenant_id, key_id, root, size, sign_time), TREE_HEAD_TYPE)
-    proofs = [
-        pb.InclusionProof(
-            leaf_index=index,
-            tree_size=size,
-            root_hash=root,
-            hashes=tree.inclusion_proof(index),
-            sign_time=sign_time,
-        )
-        for index in range(size)
-    ]
-    return SignedTree(signature, proofs)
+    head = pb.InclusionProof(tree_size=size, root_hash=tree.root_hash, sign_time=sign_time)
+    signature = dsse.sign(key, tree_head(tenant_id, key_id, tree.root_hash, size, sign_time), TREE_HEAD_TYPE)
+    return SignedTree(signature, tree, head)
 
 
-def proved_head(tenant_id: str, key_id: str, payload: bytes, proof: pb.InclusionProof) -> bytes | None:
-    """Return the tree head that a span and its proof lead to, or None if they do not fit together.
+def proved_root(payload: bytes, proof: pb.InclusionProof) -> bytes | None:
+    """Return the root hash that a canonical span and its proof lead to, or None if they do not fit together.
 
-    The span is proved if the head's signature verifies; heads are alike for all spans of a batch.
+    The span is proved if the signature of that root's tree head verifies.
     """
     root = root_from_proof(payload, proof.leaf_index, proof.tree_size, proof.hashes)
-    if root is None or root != proof.root_hash:
-        return None
-    return tree_head(tenant_id, key_id, root, proof.tree_size, proof.sign_time)
+    return root if root == proof.root_hash else None

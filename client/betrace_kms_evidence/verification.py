@@ -4,11 +4,12 @@ from functools import lru_cache
 from typing import Literal
 
 from betrace.kms.v1 import span_pb2 as pb
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from betrace_kms_evidence import dsse
 from betrace_kms_evidence.canonical import canonical_span
 from betrace_kms_evidence.jwks import KeySet
-from betrace_kms_evidence.tree_head import TREE_HEAD_TYPE, proved_head
+from betrace_kms_evidence.tree_head import TREE_HEAD_TYPE, proved_root, tree_head
 
 Reason = Literal["VALID", "UNKNOWN_KEY", "BAD_SIGNATURE", "KEY_REVOKED"]
 _REMEMBERED_HEADS = 1024
@@ -19,7 +20,7 @@ class SpanVerifier:
 
     def __init__(self, keys: KeySet) -> None:
         self._keys = keys
-        self._signed = lru_cache(maxsize=_REMEMBERED_HEADS)(self._verify)
+        self._signed = lru_cache(maxsize=_REMEMBERED_HEADS)(self._verify_head)
 
     def verify(
         self, span: pb.ComplianceSpan, signature: bytes, key_id: str, proof: pb.InclusionProof | None = None
@@ -36,11 +37,15 @@ class SpanVerifier:
         if key.status == "REVOKED":
             return "KEY_REVOKED"
         if proof is None:
-            good = self._verify(key_id, signature, payload, dsse.PAYLOAD_TYPE)
+            good = dsse.verify(self._keys.verifiers[key_id], signature, payload)
         else:
-            head = proved_head(tenant_id, key_id, payload, proof)
-            good = head is not None and self._signed(key_id, signature, head, TREE_HEAD_TYPE)
+            root, time = proved_root(payload, proof), proof.sign_time
+            good = root is not None and self._signed(key_id, signature, root, proof.tree_size, time.seconds, time.nanos)
         return "VALID" if good else "BAD_SIGNATURE"
 
-    def _verify(self, key_id: str, signature: bytes, payload: bytes, payload_type: str) -> bool:
-        return dsse.verify(self._keys.verifiers[key_id], signature, payload, payload_type)
+    def _verify_head(
+        self, key_id: str, signature: bytes, root_hash: bytes, tree_size: int, seconds: int, nanos: int
+    ) -> bool:
+        time = Timestamp(seconds=seconds, nanos=nanos)
+        head = tree_head(self._keys.tenant_id, key_id, root_hash, tree_size, time)
+        return dsse.verify(self._keys.verifiers[key_id], signature, head, TREE_HEAD_TYPE)

@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from betrace_kms_server.signing import Signer
 from betrace_kms_server.stores.protocol import KeyStore
 from betrace_kms_server.stores.sqlite import DATABASE_FILE, open_sqlite
 from betrace_kms_server.stores.volume import ephemeral_kind
+from betrace_kms_server.telemetry.logs import cause_of
 
 log = structlog.get_logger()
 
@@ -74,9 +76,10 @@ async def running(settings: Settings) -> AsyncIterator[Daemon]:
     async with AsyncExitStack() as resources:
         _refuse_ephemeral(settings)
         _open_data_dir(settings.data_dir, resources)
-        store = await resources.enter_async_context(open_sqlite(settings.data_dir / DATABASE_FILE))
+        for address in settings.listen:
+            resources.enter_context(claimed(address))
+        store = await resources.enter_async_context(open_sqlite(_store_file(settings.data_dir)))
         provider = await _open_provider(settings, store, resources)
-        await _refuse_foreign_rows(provider, store)
         minute = 60.0
         encryption_keys, signing_keys, public_keys = caches = [
             KeyCache(kind, ttl=ttl, max_size=settings.cache_max_size)
@@ -103,17 +106,14 @@ async def running(settings: Settings) -> AsyncIterator[Daemon]:
             max_uses=settings.data_key_max_uses,
             max_encrypted_data_keys=settings.max_encrypted_data_keys,
         )
+        threads = resources.enter_context(ThreadPoolExecutor(2, thread_name_prefix="evidence"))
         health = HealthService()
         server = build_server(
-            KeyManagementService(  # type: ignore[abstract]  # what is missing answers UNIMPLEMENTED
-                keyring, signer, max_payload_bytes=settings.max_message_bytes
-            ),
+            KeyManagementService(keyring, signer, threads=threads, max_payload_bytes=settings.max_message_bytes),
             health,
             max_payload_bytes=settings.max_message_bytes,
             reflect=settings.reflection,
         )
-        for address in settings.listen:
-            resources.enter_context(claimed(address))
         addresses = bind(server, settings.listen)
         await server.start()
         resources.push_async_callback(server.stop, settings.drain_seconds)
@@ -133,9 +133,25 @@ def _open_data_dir(folder: Path, resources: AsyncExitStack) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as cause:
         raise StartRefused(f"kms.data-dir {folder} cannot be made: {cause.strerror}") from cause
+    if folder.stat().st_uid == os.geteuid():
+        folder.chmod(0o700)
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         raise StartRefused(f"kms.data-dir {folder} is not writable: give it to the daemon's user")
     resources.enter_context(exclusive(folder / "daemon.lock", f"another daemon uses kms.data-dir {folder}"))
+
+
+def _store_file(folder: Path) -> Path:
+    """Return the store's path; a store that vanished beside its master key must not be replaced by an empty one."""
+    path = folder / DATABASE_FILE
+    if path.exists():
+        return path
+    if (folder / MASTER_KEY_FILE).exists():
+        raise StartRefused(
+            f"{path} is missing beside {MASTER_KEY_FILE}: restore it from a backup; only if there never were keys to"
+            " lose, remove both and start anew"
+        )
+    log.warning("There is no key store, making a new and empty one", path=str(path))
+    return path
 
 
 def _refuse_ephemeral(settings: Settings) -> None:
@@ -152,11 +168,23 @@ def _refuse_ephemeral(settings: Settings) -> None:
 
 async def _open_provider(settings: Settings, store: KeyStore, resources: AsyncExitStack) -> KeyProvider:
     log.info(f"Initializing KMS provider: {settings.provider}")  # noqa: G004  # the words of BeTrace's documents
+    rows = sorted(await store.wrapped_by())
+    for name, _ in rows:
+        if name != settings.provider:
+            raise StartRefused(
+                f"the key store holds keys wrapped by provider {name}, which {settings.provider} cannot use: set"
+                f" betrace.kms.provider={name}, or choose another kms.data-dir"
+            )
     if settings.provider == "local":
         path = settings.data_dir / MASTER_KEY_FILE
-        master_key = load_master_key(path, create=not await store.wrapped_by())
+        local = LocalProvider(load_master_key(path, create=not rows))
+        if any(arn not in local.decrypt_key_arns for _, arn in rows):
+            raise StartRefused(
+                f"the key store holds keys that another {MASTER_KEY_FILE} wrapped: restore that file, or choose another"
+                " kms.data-dir"
+            )
         log.warning("Using the local provider - NOT FOR PRODUCTION USE", master_key_file=str(path))
-        return LocalProvider(master_key)
+        return local
     from betrace_kms_server.providers.aws import AwsProvider  # late: importing the AWS SDK takes most of a second
 
     log.info(f"Using AWS KMS - region: {settings.kms_region}, key: {settings.master_key_id}")  # noqa: G004
@@ -173,31 +201,22 @@ async def _open_provider(settings: Settings, store: KeyStore, resources: AsyncEx
     )
 
 
-async def _refuse_foreign_rows(provider: KeyProvider, store: KeyStore) -> None:
-    for name, arn in sorted(await store.wrapped_by()):
-        if name != provider.name:
-            raise StartRefused(
-                f"the key store holds keys wrapped by provider {name}, which {provider.name} cannot use: set"
-                f" betrace.kms.provider={name}, or choose another kms.data-dir"
-            )
-        if name == LocalProvider.name and arn not in provider.decrypt_key_arns:
-            raise StartRefused(
-                f"the key store holds keys that another {MASTER_KEY_FILE} wrapped: restore that file, or choose another"
-                " kms.data-dir"
-            )
-
-
 @asynccontextmanager
 async def _background(*jobs: Coroutine[None, None, None]) -> AsyncIterator[None]:
     tasks = [asyncio.create_task(job) for job in jobs]
+    for task in tasks:
+        task.add_done_callback(_log_failure)
     try:
         yield
     finally:
         for task in tasks:
             task.cancel()
-        for result in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(result, Exception):
-                log.error("A background job failed", exc_info=result)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("A background job failed", exc_info=error)
 
 
 async def _watch_master_key(
@@ -206,11 +225,11 @@ async def _watch_master_key(
     """Keep the health service's view of KMS true. Says what is wrong when it changes, not every time."""
     last: str | None = None
     while True:
-        problem = ""
+        problem, cause = "", None
         try:
             await provider.check()
         except KmsError as error:
-            problem = error.message
+            problem, cause = error.message, cause_of(error)
         except Exception as error:  # a defect here must not end the watch for good
             problem = f"looking at the master key failed: {type(error).__name__}"
             log.error("Looking at the master key failed", exc_info=error)
@@ -221,7 +240,7 @@ async def _watch_master_key(
         if problem != last:
             last = problem
             if problem:
-                log.error(f"KMS cannot be used: {problem}")  # noqa: G004
+                log.error(f"KMS cannot be used: {problem}", cause=cause)  # noqa: G004
             else:
                 log.info("KMS is usable, serving", master_key=provider.master_key_arn)
         await asyncio.sleep(min(interval, RETRY_SECONDS) if problem else interval)

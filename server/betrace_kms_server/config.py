@@ -28,13 +28,14 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+_WORDS = {"string_pattern_mismatch": "is not of the form that it must have: see docs/configuration.md"}
 Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Addresses = Annotated[tuple[Address, ...], BeforeValidator(parse_addresses)]
 Positive = Annotated[int, Field(ge=1)]
 
 
 class Settings(BaseModel):
-    """Every setting under its public name; `model_fields` has the descriptions that the README shows."""
+    """Every setting under its public name; `model_fields` has the descriptions that docs/configuration.md shows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
@@ -44,11 +45,16 @@ class Settings(BaseModel):
     master_key_id: str | None = Field(
         None, alias="aws.kms.master-key-id", description="full ARN of the KMS key (a bare id only with an endpoint)"
     )
-    region: str | None = Field(None, alias="aws.kms.region", description="region of the KMS key; its ARN's by default")
+    region: str | None = Field(
+        None,
+        alias="aws.kms.region",
+        pattern=r"^[a-z]{2}(-[a-z]+)+-\d+$",
+        description="region of the KMS key; its ARN's by default",
+    )
     endpoint: str | None = Field(
         None,
         alias="aws.kms.endpoint",
-        pattern=r"^https?://[^@\s]+$",
+        pattern=r"^https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?(/[^@\s]*)?$",
         description="KMS endpoint override, for emulators",
     )
     call_timeout_ms: Positive = Field(
@@ -237,6 +243,8 @@ def resolve(sources: Iterable[Source]) -> tuple[Settings, Mapping[str, str]]:
     origins = dict.fromkeys(NAMES, "default")
     for source in sources:
         for name, value in source.values.items():
+            if "\0" in value:
+                raise StartRefused(f"{name} (from {source.name}): holds a zero byte")
             if value.strip() and name not in values:
                 values[name] = value.strip()
                 origins[name] = source.name
@@ -245,7 +253,7 @@ def resolve(sources: Iterable[Source]) -> tuple[Settings, Mapping[str, str]]:
     except ValidationError as cause:
         lines = []
         for problem in cause.errors(include_url=False, include_input=False):
-            message = problem["msg"].removeprefix("Value error, ")
+            message = _WORDS.get(problem["type"], problem["msg"]).removeprefix("Value error, ")
             name = str(problem["loc"][0]) if problem["loc"] else ""
             lines.append(f"{name} (from {origins[name]}): {message}" if name else message)
         raise StartRefused("\n".join(lines)) from None

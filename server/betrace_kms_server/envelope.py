@@ -142,6 +142,8 @@ class Message:
         """Return the plaintext. Raises DoesNotOpen unless the commitment, every tag and the footer verify."""
         if len(data_key) != DATA_KEY_BYTES:
             raise DoesNotOpen
+        if self.suite == _COMMITTING and _PUBLIC_KEY in self.context:  # a signature that was taken away
+            raise DoesNotOpen
         commitment, key = _derive(data_key, self.suite, self.message_id)
         if not bytes_eq(commitment, self.commitment):
             raise DoesNotOpen

@@ -22,7 +22,7 @@ from betrace_kms_server.envelope import (
 from betrace_kms_server.errors import DoesNotOpen, KmsError
 from betrace_kms_server.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.providers.protocol import KeyProvider
-from betrace_kms_server.tenancy import Context, belongs_to, encryption_context
+from betrace_kms_server.tenancy import Context, belongs_to, encryption_context, fits_kms
 
 _VERSION_1_MESSAGE = b"\x01\x80"
 
@@ -101,7 +101,7 @@ class KeyRing:
     async def data_key(self, tenant_id: str, number_of_bytes: int, caller: Context, *, fresh: bool = False) -> DataKey:
         """Return a data key of 1 to 1,024 bytes: the cached one, or one that nobody else gets if `fresh`."""
         context = encryption_context(tenant_id, caller)
-        if fresh:
+        if fresh or self._max_uses == 1:
             return await self._provider.generate_data_key(number_of_bytes, context)
 
         async def load() -> _HandedOut:
@@ -135,7 +135,7 @@ class KeyRing:
             if not belongs_to(message.context, tenant_id, caller):
                 raise DoesNotOpen
             found = await self._unwrap(
-                tenant_id, message.fields, partial(self._candidates, message), message.context, caller
+                "message key", tenant_id, message.fields, partial(self._candidates, message), message.context, caller
             )
             return Opened(message.open(found.material.raw), found.master_key_arn)
         found = await self._unwrap_bare(tenant_id, ciphertext, caller)
@@ -180,10 +180,13 @@ class KeyRing:
         def candidates() -> list[WrappedKey]:
             return [WrappedKey(blob, arn) for arn in self._provider.decrypt_key_arns]
 
-        return await self._unwrap(tenant_id, blob, candidates, encryption_context(tenant_id, caller), caller)
+        return await self._unwrap(
+            "bare key", tenant_id, blob, candidates, encryption_context(tenant_id, caller), caller
+        )
 
     async def _unwrap(
         self,
+        use: str,
         tenant_id: str,
         wrapped_as: bytes,
         candidates: Callable[[], Sequence[WrappedKey]],
@@ -192,11 +195,13 @@ class KeyRing:
     ) -> _OpeningKey:
         """Return the key of the first candidate that unwraps; if none does, raise what says most about why.
 
-        `wrapped_as` is what tells this wrapped key from others: a bare key itself, or the message's header fields.
+        `wrapped_as` tells this wrapped key from others of its use: a bare key itself, or a message's header fields.
         """
 
         async def load() -> _OpeningKey:
             failure: KmsError = DoesNotOpen()
+            if not fits_kms(context):
+                raise failure
             for wrapped in candidates():
                 try:
                     return _OpeningKey(await self._provider.decrypt(wrapped, context), wrapped.master_key_arn)
@@ -206,7 +211,7 @@ class KeyRing:
                     failure = error
             raise failure
 
-        key = ("opening key", self._provider.master_key_arn, tenant_id, wrapped_as, _pairs(caller))
+        key = (use, self._provider.master_key_arn, tenant_id, wrapped_as, _pairs(caller))
         return await self._cache.get_or_load(key, load)
 
 

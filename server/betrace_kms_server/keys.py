@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 SEED_BYTES = 32
 """Size of an Ed25519 seed (RFC 8032, section 5.1.5)."""
@@ -68,15 +68,6 @@ class SigningKey:
 
 
 @dataclass(frozen=True, slots=True)
-class VerificationKey:
-    """A tenant's Ed25519 public key and where it is in its life."""
-
-    key_id: str
-    public_key: Ed25519PublicKey = field(repr=False)
-    status: KeyStatus
-
-
-@dataclass(frozen=True, slots=True)
 class StoredKey:
     """A signing key as the key store holds it: the seed only wrapped, the public key plain."""
 
@@ -88,6 +79,10 @@ class StoredKey:
     status: KeyStatus
     create_time_ms: int
     """Milliseconds since the Unix epoch."""
+    rotate_time_ms: int | None = None
+    """When a newer key replaced it, if one did."""
+    revoke_time_ms: int | None = None
+    """When it was revoked, if it was."""
 
     def checksum(self) -> bytes:
         """Return the SHA-256 over everything that never changes in a row, to tell a damaged one (32 bytes)."""

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from betrace_kms_server.errors import KeyDamaged, KmsError
+from betrace_kms_server.errors import AccessDenied, KeyDamaged, KmsError, MasterKeyUnusable
 from betrace_kms_server.providers.protocol import KeyProvider
-from betrace_kms_server.seeds import rewrap_seed
+from betrace_kms_server.seeds import rewrap_seed, unwrap_seed
 from betrace_kms_server.stores.protocol import KeyStore
 
 log = structlog.get_logger()
@@ -50,8 +50,10 @@ async def _rewrap(provider: KeyProvider, store: KeyStore, keys: Sequence[tuple[s
             if provider.decrypting(arn := stored.wrapped_seed.master_key_arn) is None:
                 stuck[f"they were wrapped by {arn}: list it in aws.kms.decrypt-key-ids"] += 1
                 continue
-            await rewrap_seed(provider, store, stored)
-            done += 1
-        except KeyDamaged as error:
+            seed = await unwrap_seed(provider, stored)
+        except (AccessDenied, KeyDamaged, MasterKeyUnusable) as error:  # this key's own trouble; others may move
             stuck[error.message] += 1
+            continue
+        await rewrap_seed(provider, store, stored, seed)
+        done += 1
     return done, stuck

@@ -42,9 +42,8 @@ async def unwrap_seed(provider: KeyProvider, stored: StoredKey) -> KeyMaterial:
     return seed
 
 
-async def rewrap_seed(provider: KeyProvider, store: KeyStore, stored: StoredKey) -> None:
-    """Wrap a stored key's seed under today's master key. Raises as `unwrap_seed` does; then the row is as it was."""
-    seed = await unwrap_seed(provider, stored)
+async def rewrap_seed(provider: KeyProvider, store: KeyStore, stored: StoredKey, seed: KeyMaterial) -> None:
+    """Wrap a stored key's seed under today's master key. If anything fails, the row is as it was."""
     context = signing_context(stored.tenant_id, stored.key_id)
     wrapped = await provider.encrypt(seed, context)
     again = await provider.decrypt(wrapped, context)

@@ -1,4 +1,4 @@
-"""The use cases of signing keys: sign a span, verify one.
+"""The use cases of signing keys: the key that signs for a tenant, and those that verify.
 
 A tenant's first key is made when it first signs. Its id is drawn before KMS is asked, because the id is part of the
 encryption context; its seed is the plaintext of a KMS data key; and nobody learns of it before the store has made it
@@ -6,23 +6,21 @@ durable. Whatever unwraps from the store must have the public key that the store
 """
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from datetime import UTC, datetime
 
 from betrace.kms.v1 import span_pb2
-from betrace_kms_evidence import InvalidSpan, canonical_span, sign, verify
+from betrace_kms_evidence import InvalidSpan, KeySet, PublicKey, SpanVerifier, canonical_span, sign
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from betrace_kms_server.cache import KeyCache
 from betrace_kms_server.errors import InvalidRequest, KeyDamaged, NoSigningKey
-from betrace_kms_server.keys import SEED_BYTES, SigningKey, StoredKey, VerificationKey
+from betrace_kms_server.keys import SEED_BYTES, SigningKey, StoredKey
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.seeds import private_key_of, unwrap_seed
 from betrace_kms_server.stores.protocol import KeyStore
 from betrace_kms_server.tenancy import signing_context
-
-Verdict = Literal["VALID", "UNKNOWN_KEY", "BAD_SIGNATURE", "KEY_REVOKED"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +30,12 @@ class Signed:
     signature: bytes
     key_id: str
     payload: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _VerificationKey:
+    public_key: PublicKey
+    verifier: Ed25519PublicKey = field(repr=False)
 
 
 class Signer:
@@ -56,43 +60,62 @@ class Signer:
 
     async def sign(self, tenant_id: str, span: span_pb2.ComplianceSpan) -> Signed:
         """Sign a span with the tenant's active key. Raises InvalidRequest for a span that cannot be signed."""
+        try:
+            key = await self.signing_key(tenant_id, [span])
+            payload = canonical_span(tenant_id, key.key_id, span)
+        except InvalidSpan as cause:
+            raise InvalidRequest(str(cause)) from cause
+        return Signed(sign(key.private_key, payload), key.key_id, payload)
+
+    async def signing_key(self, tenant_id: str, spans: Sequence[span_pb2.ComplianceSpan]) -> SigningKey:
+        """Return the tenant's active key, made if need be and if at least one of the spans can be signed with it.
+
+        Raises InvalidSpan, about the last span, if none can.
+        """
 
         async def load() -> SigningKey:
             return await self._active_key(tenant_id)
 
-        cache, key = self._signing_keys, ("signing key", self._provider.master_key_arn, tenant_id)
-        signing_key = cache.get_nowait(key, load)
-        if signing_key is None:
-            _canonical(tenant_id, "", span)  # a span that cannot be signed must not make a key
-            signing_key = await cache.get_or_load(key, load)
-        payload = _canonical(tenant_id, signing_key.key_id, span)
-        return Signed(sign(signing_key.private_key, payload), signing_key.key_id, payload)
+        key = ("signing key", self._provider.master_key_arn, tenant_id)
+        cached = self._signing_keys.get_nowait(key, load)
+        if cached is not None:
+            return cached
+        _refuse_unless_one_is_signable(tenant_id, spans)
+        return await self._signing_keys.get_or_load(key, load)
 
-    async def verify(self, tenant_id: str, key_id: str, span: span_pb2.ComplianceSpan, signature: bytes) -> Verdict:
-        """Tell whether the tenant's key made this signature over this span."""
+    async def verifier(self, tenant_id: str, key_ids: Iterable[str]) -> SpanVerifier:
+        """Return what verifies signatures of these keys of a tenant; other ids are unknown to it."""
+        found = [await self._verification_key(tenant_id, key_id) for key_id in set(key_ids)]
+        keys = [key for key in found if key is not None]
+        return SpanVerifier(
+            KeySet(
+                tenant_id,
+                {key.public_key.key_id: key.public_key for key in keys},
+                {key.public_key.key_id: key.verifier for key in keys},
+            )
+        )
 
-        async def load() -> VerificationKey:
-            return await self._verification_key(tenant_id, key_id)
+    async def public_keys(self, tenant_id: str) -> Sequence[StoredKey]:
+        """Return every key that a tenant ever had, oldest first."""
+        return await self._store.all(tenant_id)
 
-        payload = _canonical(tenant_id, key_id, span)
-        key = ("public key", self._provider.master_key_arn, tenant_id, key_id)
+    async def _verification_key(self, tenant_id: str, key_id: str) -> _VerificationKey | None:
+        async def load() -> _VerificationKey:
+            stored = await self._store.get(tenant_id, key_id)
+            if stored is None:
+                raise NoSigningKey(f"the tenant has no signing key {key_id}")
+            try:
+                verifier = Ed25519PublicKey.from_public_bytes(stored.public_key)
+            except ValueError as cause:
+                raise KeyDamaged(f"public key {key_id} is damaged in the key store: restore the store") from cause
+            return _VerificationKey(public_key_of(stored), verifier)
+
         try:
-            public_key = await self._public_keys.get_or_load(key, load)
+            return await self._public_keys.get_or_load(
+                ("public key", self._provider.master_key_arn, tenant_id, key_id), load
+            )
         except NoSigningKey:
-            return "UNKNOWN_KEY"
-        if public_key.status == "revoked":
-            return "KEY_REVOKED"
-        return "VALID" if verify(public_key.public_key, signature, payload) else "BAD_SIGNATURE"
-
-    async def _verification_key(self, tenant_id: str, key_id: str) -> VerificationKey:
-        stored = await self._store.get(tenant_id, key_id)
-        if stored is None:
-            raise NoSigningKey(f"the tenant has no signing key {key_id}")
-        try:
-            public_key = Ed25519PublicKey.from_public_bytes(stored.public_key)
-        except ValueError as cause:
-            raise KeyDamaged(f"public key {key_id} is damaged in the key store: restore the store") from cause
-        return VerificationKey(key_id, public_key, stored.status)
+            return None
 
     async def _active_key(self, tenant_id: str) -> SigningKey:
         stored = await self._store.active(tenant_id)
@@ -124,8 +147,33 @@ class Signer:
         return SigningKey(stored.key_id, private_key_of(await unwrap_seed(self._provider, stored)))
 
 
-def _canonical(tenant_id: str, key_id: str, span: span_pb2.ComplianceSpan) -> bytes:
-    try:
-        return canonical_span(tenant_id, key_id, span)
-    except InvalidSpan as cause:
-        raise InvalidRequest(str(cause)) from cause
+def public_key_of(stored: StoredKey) -> PublicKey:
+    """Return what everybody may know of a stored key."""
+    return PublicKey(
+        stored.key_id,
+        stored.public_key,
+        stored.status.upper(),
+        _rfc3339(stored.create_time_ms),
+        _rfc3339(stored.rotate_time_ms),
+        _rfc3339(stored.revoke_time_ms),
+    )
+
+
+def _rfc3339(milliseconds: int | None) -> str:
+    if milliseconds is None:
+        return ""
+    time = datetime.fromtimestamp(milliseconds / 1000, UTC)
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _refuse_unless_one_is_signable(tenant_id: str, spans: Sequence[span_pb2.ComplianceSpan]) -> None:
+    """Raise InvalidSpan if no span can be signed: such a call must not make a key."""
+    refusal = InvalidSpan("there is no span")
+    for span in spans:
+        try:
+            canonical_span(tenant_id, "", span)
+        except InvalidSpan as error:
+            refusal = error
+        else:
+            return
+    raise refusal

@@ -17,6 +17,7 @@ _TENANT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 _KEY_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _RESERVED = ("tenantId", "keyType")
 _RESERVED_PREFIX = "aws-crypto-"
+_KMS_CONTEXT_LIMIT = 8192
 _CONTEXT_LIMIT = 4096
 """Bytes that a caller's pairs may have together as JSON. KMS takes 8,192 for the whole serialised context (AWS KMS API
 reference, Encrypt), our own pairs included."""
@@ -62,6 +63,11 @@ def encryption_context(tenant_id: str, caller: Context) -> dict[str, str]:
 def signing_context(tenant_id: str, key_id: str) -> dict[str, str]:
     """Return the whole context of a signing key's seed."""
     return {"tenantId": tenant_id, "keyType": "signing", "keyId": key_id}
+
+
+def fits_kms(whole: Context) -> bool:
+    """Tell whether KMS takes a context of this size; one that it did not take cannot have wrapped anything."""
+    return len(orjson.dumps(dict(whole))) <= _KMS_CONTEXT_LIMIT
 
 
 def belongs_to(whole: Context, tenant_id: str, caller: Context) -> bool:

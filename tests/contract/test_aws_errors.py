@@ -17,7 +17,7 @@ from betrace_kms_server.errors import (
     MasterKeyUnusable,
     Throttled,
 )
-from betrace_kms_server.providers.aws import CODES
+from betrace_kms_server.providers.aws_errors import CODES
 from botocore import exceptions as sdk
 
 from tests.contract.samples import ARN
@@ -123,7 +123,18 @@ def shown(error: BaseException) -> str:
 
 def test_every_code_has_a_meaning() -> None:
     """A code that is added to the provider's table, or dropped, is added or dropped here."""
-    assert set(CODES) == set().union(*MEANINGS.values())
+    assert set(CODES) == {"ValidationException"}.union(*MEANINGS.values())
+
+
+@pytest.mark.parametrize(
+    ("action", "expected"),
+    [("Decrypt", DoesNotOpen), ("GenerateDataKey", MasterKeyUnusable), ("DescribeKey", MasterKeyUnusable)],
+)
+async def test_a_request_that_kms_finds_malformed_is_a_matter_of_the_action(
+    action: str, expected: type[KmsError]
+) -> None:
+    """What a caller gave to Decrypt does not open; of the other actions only the master key's id can be wrong."""
+    assert type(await outcome(client_error("ValidationException", action), action)) is expected
 
 
 @pytest.mark.parametrize("action", ACTIONS)

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from betrace_kms_server import rewrapping
 from betrace_kms_server.cache import KeyCache
-from betrace_kms_server.errors import DoesNotOpen, MasterKeyUnusable
+from betrace_kms_server.errors import DoesNotOpen, KeyDamaged, MasterKeyUnusable
 from betrace_kms_server.keyring import KeyRing
-from betrace_kms_server.keys import WrappedKey
+from betrace_kms_server.keys import KeyMaterial, WrappedKey
 from betrace_kms_server.providers.aws import AwsProvider
+from betrace_kms_server.seeds import rewrap_seed, unwrap_seed
 from betrace_kms_server.signing import Signer
 from betrace_kms_server.stores.sqlite import SqliteStore
 
@@ -107,6 +108,38 @@ async def test_keys_that_cannot_move_stay_as_they_are(
         assert await store.active("foreign") == foreign
         assert await store.wrapped_by() == {("aws", new_key), ("aws", kms_key), ("aws", unknown)}
         assert {tenant for tenant, _ in await store.not_wrapped_by(new_key)} == {"damaged", "foreign"}
+
+
+async def test_one_former_key_that_is_disabled_does_not_hold_up_the_others(
+    moto: MotoServer, kms_key: str, store: SqliteStore, new_cache: NewCache
+) -> None:
+    """Keys of a former master key that works move; those of the disabled one stay, and the pass ends."""
+    new_key, disabled = moto.create_key(), moto.create_key()
+    async with aws(moto, disabled) as gone, aws(moto, kms_key) as old, aws(moto, new_key, disabled, kms_key) as now:
+        await signer(gone, store, new_cache).sign("a-stays", span())
+        await signer(old, store, new_cache).sign("b-moves", span())
+        moto.kms().disable_key(disabled)
+        await rewrapping.rewrap_signing_keys(now, store)
+    assert [tenant for tenant, _ in await store.not_wrapped_by(new_key)] == ["a-stays"]
+
+
+async def test_what_does_not_unwrap_again_replaces_nothing(
+    moto: MotoServer, kms_key: str, store: SqliteStore, new_cache: NewCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new wrapping is unwrapped and compared before it takes the old one's place."""
+    async with aws(moto, kms_key) as old, aws(moto, moto.create_key(), kms_key) as now:
+        await signer(old, store, new_cache).sign("acme", span())
+        before = await store.active("acme")
+        assert before is not None
+        seed = await unwrap_seed(now, before)
+
+        async def encrypt_something_else(key: KeyMaterial, context: dict[str, str]) -> WrappedKey:
+            return (await now.generate_data_key(32, context)).wrapped
+
+        monkeypatch.setattr(now, "encrypt", encrypt_something_else)
+        with pytest.raises(KeyDamaged):
+            await rewrap_seed(now, store, before, seed)
+    assert await store.active("acme") == before
 
 
 async def test_a_move_that_kms_interrupts_goes_on_when_it_is_back(

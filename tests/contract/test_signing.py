@@ -58,6 +58,13 @@ async def stored(kms: Kms, store: SqliteStore, *, size: int = 32, public_key: by
     return key
 
 
+async def verdict(
+    signer: Signer, tenant_id: str, key_id: str, signed: span_pb2.ComplianceSpan, signature: bytes
+) -> str:
+    """Return the verdict on a signature."""
+    return (await signer.verifier(tenant_id, [key_id])).verify(signed, signature, key_id)
+
+
 async def test_signature_verifies_with_the_stored_public_key(signer: Signer, store: SqliteStore) -> None:
     """Anybody with the public key of the store verifies a signature, without us."""
     signed = await signer.sign("acme", span())
@@ -178,41 +185,41 @@ async def test_own_signature_is_valid(new_signer: NewSigner, kms: Kms) -> None:
     signed = await signer.sign("acme", span())
     kms.calls.clear()
     for verifier in (signer, new_signer()):
-        assert "VALID" == await verifier.verify("acme", signed.key_id, span(), signed.signature)
+        assert "VALID" == await verdict(verifier, "acme", signed.key_id, span(), signed.signature)
     assert {} == kms.calls
 
 
 async def test_other_span_has_a_bad_signature(signer: Signer) -> None:
     """A signature covers every field of its span."""
     signed = await signer.sign("acme", span("user.login"))
-    assert "BAD_SIGNATURE" == await signer.verify("acme", signed.key_id, span("user.logout"), signed.signature)
+    assert "BAD_SIGNATURE" == await verdict(signer, "acme", signed.key_id, span("user.logout"), signed.signature)
 
 
 @pytest.mark.parametrize("signature", [b"", b"\x00" * 64, b"\xff" * 64, b"\x00" * 65])
 async def test_rubbish_is_a_bad_signature(signer: Signer, signature: bytes) -> None:
     """Bytes that are no signature are a bad one, whatever their length."""
     signed = await signer.sign("acme", span())
-    assert "BAD_SIGNATURE" == await signer.verify("acme", signed.key_id, span(), signature)
+    assert "BAD_SIGNATURE" == await verdict(signer, "acme", signed.key_id, span(), signature)
 
 
 async def test_key_of_another_tenant_is_unknown(signer: Signer) -> None:
     """A tenant learns nothing of another's keys: they are unknown, also while they are in memory."""
     signed = await signer.sign("acme", span())
-    assert "VALID" == await signer.verify("acme", signed.key_id, span(), signed.signature)
-    assert "UNKNOWN_KEY" == await signer.verify("globex", signed.key_id, span(), signed.signature)
+    assert "VALID" == await verdict(signer, "acme", signed.key_id, span(), signed.signature)
+    assert "UNKNOWN_KEY" == await verdict(signer, "globex", signed.key_id, span(), signed.signature)
 
 
 async def test_key_that_nobody_has_is_unknown(signer: Signer) -> None:
     """A key id that was never given out is unknown."""
     signed = await signer.sign("acme", span())
-    assert "UNKNOWN_KEY" == await signer.verify("acme", "0" * 32, span(), signed.signature)
+    assert "UNKNOWN_KEY" == await verdict(signer, "acme", "0" * 32, span(), signed.signature)
 
 
 async def test_key_that_was_made_after_it_was_unknown_is_found(signer: Signer, kms: Kms, store: SqliteStore) -> None:
     """That a key was unknown is not remembered: another daemon may make it the next moment."""
-    assert "UNKNOWN_KEY" == await signer.verify("acme", "0123456789abcdef" * 2, span(), bytes(64))
+    assert "UNKNOWN_KEY" == await verdict(signer, "acme", "0123456789abcdef" * 2, span(), bytes(64))
     await stored(kms, store)
-    assert "BAD_SIGNATURE" == await signer.verify("acme", "0123456789abcdef" * 2, span(), bytes(64))
+    assert "BAD_SIGNATURE" == await verdict(signer, "acme", "0123456789abcdef" * 2, span(), bytes(64))
 
 
 async def test_revoked_key_is_told(new_signer: NewSigner, database: Path) -> None:
@@ -220,7 +227,7 @@ async def test_revoked_key_is_told(new_signer: NewSigner, database: Path) -> Non
     signed = await new_signer().sign("acme", span())
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
         connection.execute("UPDATE signing_keys SET status = 'revoked'")
-    assert "KEY_REVOKED" == await new_signer().verify("acme", signed.key_id, span(), signed.signature)
+    assert "KEY_REVOKED" == await verdict(new_signer(), "acme", signed.key_id, span(), signed.signature)
 
 
 async def test_key_that_is_in_the_store_signs(signer: Signer, kms: Kms, store: SqliteStore) -> None:
@@ -270,7 +277,7 @@ async def test_altered_row_is_damaged_for_signing_and_verifying(
     with pytest.raises(KeyDamaged):
         await restarted.sign("acme", span())
     with pytest.raises(KeyDamaged):
-        await restarted.verify("acme", signed.key_id, span(), signed.signature)
+        await verdict(restarted, "acme", signed.key_id, span(), signed.signature)
     assert {} == kms.calls
 
 
@@ -289,4 +296,4 @@ async def test_key_of_an_unknown_master_key_still_verifies(signer: Signer, store
     private_key = Ed25519PrivateKey.generate()
     key = stored_key(wrapped_seed=WrappedKey(b"seed", ARN), public_key=private_key.public_key().public_bytes_raw())
     await store.create(key)
-    assert "BAD_SIGNATURE" == await signer.verify("acme", key.key_id, span(), bytes(64))
+    assert "BAD_SIGNATURE" == await verdict(signer, "acme", key.key_id, span(), bytes(64))

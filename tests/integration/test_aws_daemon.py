@@ -31,11 +31,11 @@ async def aws_client(data_dir: Path, url: str, key: str) -> AsyncIterator[AsyncK
         yield client
 
 
-async def watched(address: str) -> AsyncGenerator[str, None]:
-    """Yield the states of the key service as a health watch tells them."""
+async def watched(address: str, service: str = "betrace.kms.v1.KeyManagementService") -> AsyncGenerator[str, None]:
+    """Yield the states of a service as a health watch tells them."""
     async with grpc.aio.insecure_channel(address) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
-        request = health_pb2.HealthCheckRequest(service="betrace.kms.v1.KeyManagementService")
+        request = health_pb2.HealthCheckRequest(service=service)
         async for answer in stub.Watch(request, timeout=20):
             yield health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
@@ -103,6 +103,24 @@ async def test_a_disabled_master_key_is_named_and_the_daemon_serves_once_it_is_e
             await states.aclose()
             await client.sign_span("acme", SPAN)
     assert (before, after, caught.value.reason) == ("NOT_SERVING", "SERVING", "MASTER_KEY_UNUSABLE")
+
+
+async def test_an_outage_of_kms_shows_in_kms_and_not_in_the_service(
+    tmp_path: Path, moto: "MotoServer", kms_key: str
+) -> None:
+    """Warm keys serve through an outage, so the backend's pods must stay ready; only `kms` follows the provider."""
+    async with running(tmp_path, **aws(moto.url, kms_key), kms_health_check_seconds="1") as daemon:
+        states = watched(daemon.addresses[0], "kms")
+        before = await anext(states)
+        moto.kms().disable_key(kms_key)
+        during = await anext(states)
+        service = watched(daemon.addresses[0])
+        ready = await anext(service)
+        moto.kms().enable_key(kms_key)
+        after = await anext(states)
+        await states.aclose()
+        await service.aclose()
+    assert (before, during, ready, after) == ("SERVING", "NOT_SERVING", "SERVING", "SERVING")
 
 
 async def test_warm_tenants_are_served_while_kms_is_away(tmp_path: Path, moto: "MotoServer", kms_key: str) -> None:

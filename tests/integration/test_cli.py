@@ -19,6 +19,7 @@ SPAN = {
     "name": "user.login",
     "attributes": {"user": {"stringValue": "alice"}},
 }
+PROOF = b'{"span": {}, "signature": "", "keyId": "", "proof": {"leaf": 1}}'
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
@@ -99,6 +100,26 @@ def test_a_signed_span_verifies_and_an_altered_one_does_not(run: Run, tmp_path: 
     assert raw == base64.b64decode(json.loads(signed)["signature"])
 
 
+def test_keys_verify_without_the_daemon(run: Run, tmp_path: Path) -> None:
+    """What keys --jwks wrote judges what sign wrote, with a proof or without."""
+    listed = json.loads(run("keys", "--tenant", "offline").stdout)
+    spans = [
+        run("sign", "--tenant", "offline", *mode, stdin=json.dumps(SPAN).encode()).stdout for mode in ([], ["--proofs"])
+    ]
+    run("keys", "--tenant", "offline", "--jwks", "-o", "jwks.json")
+    (key,) = json.loads(run("keys", "--tenant", "offline").stdout)["keys"]
+    (jwk,) = json.loads((tmp_path / "jwks.json").read_bytes())["keys"]
+    assert listed == {"tenantId": "offline", "keys": []}
+    assert ["proof" in json.loads(span) for span in spans] == [False, True]
+    assert (key["keyId"], base64.b64decode(key["publicKey"])) == (jwk["kid"], base64.urlsafe_b64decode(jwk["x"] + "="))
+    for span in spans:
+        for way in (["--jwks", "jwks.json"], ["--tenant", "offline"]):
+            good = run("verify", *way, stdin=span, addr="127.0.0.1:1" if "--jwks" in way else "")
+            bad = run("verify", *way, stdin=span.replace(b"alice", b"mallory"))
+            assert (good.stdout, good.returncode) == (b"VALID\n", 0)
+            assert (bad.stdout, bad.returncode) == (b"BAD_SIGNATURE\n", 1)
+
+
 def test_health_is_an_exit_code(run: Run) -> None:
     """0 serving, 3 nobody there or no such service."""
     serving, unknown = run("health"), run("health", "--service", "nobody")
@@ -139,6 +160,14 @@ def test_health_says_not_serving_with_exit_code_one(run: Run, tmp_path: Path) ->
         (["verify", "--tenant", "acme"], b"{}", 2, "the input has no 'span'"),
         (["verify", "--tenant", "acme"], b'{"span": {}, "signature": "!", "keyId": ""}', 2, "must be base64"),
         (["verify", "--tenant", "acme"], b'{"span": {"x": 1}, "signature": "", "keyId": ""}', 2, "no member 'x'"),
+        (["verify"], b"{}", 2, "give --tenant to ask the daemon, or --jwks"),
+        (["verify", "--jwks", "absent"], b"{}", 2, "No such file"),
+        (["verify", "--jwks", "-"], b"{}", 2, "no key set"),
+        (["verify", "--tenant", "acme"], PROOF, 2, "no InclusionProof"),
+        (["sign", "--tenant", "acme", "--proofs"], b'{"traceId": "00"}', 3, "span.span_id must be 8 bytes"),
+        (["sign", "--tenant", "acme", "--proofs", "--raw"], b"{}", 2, "--raw writes no proof"),
+        (["sign", "--tenant", "acme", "--raw"], b'{"resourceSpans": []}', 2, "are for a single span"),
+        (["sign", "--tenant", "acme", "-o", "no/where"], b'{"resourceSpans": []}', 2, "cannot write to the folder"),
         (["nonsense"], b"", 2, "No such command"),
     ],
 )
@@ -168,7 +197,7 @@ def test_binary_is_not_thrown_at_a_terminal(daemon: Process) -> None:
 def test_help_lists_every_verb_with_examples(run: Run) -> None:
     """The group lists what there is; each verb shows how it is used."""
     listed = run("--help").stdout.decode()
-    verbs = ["data-key", "decrypt", "encrypt", "health", "reencrypt", "serve", "sign", "verify", "version"]
+    verbs = ["data-key", "decrypt", "encrypt", "health", "keys", "reencrypt", "serve", "sign", "verify", "version"]
     assert [line.split()[0] for line in listed.partition("Commands:\n")[2].splitlines()] == verbs
     for verb in verbs[:-1]:
         assert "Examples:" in run(verb, "--help").stdout.decode()

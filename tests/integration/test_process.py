@@ -6,7 +6,7 @@ import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -15,6 +15,9 @@ from betrace_kms_client import KmsClient
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.daemon import COMMAND, spawned
+
+if TYPE_CHECKING:
+    from tests.moto_server import MotoServer
 
 SPAN = ComplianceSpan(trace_id=b"t" * 16, span_id=b"s" * 8, name="user.login")
 ANY_PORT = "127.0.0.1:0"
@@ -153,6 +156,10 @@ def _remove(data: Path) -> None:
     (data / "local-master.key").unlink()
 
 
+def _lose_the_store(data: Path) -> None:
+    (data / "keystore.db").unlink()
+
+
 def _exchange(data: Path) -> None:
     with spawned("--data-dir", str(data / "other"), "--listen", ANY_PORT) as daemon:
         daemon.wait_for("serving")
@@ -172,6 +179,7 @@ def _scribble(data: Path) -> None:
         (_loosen, "run chmod 600 on it"),
         (_cut, "is damaged or cut short: restore it from a backup"),
         (_remove, "is missing, and the key store holds keys that it wrapped"),
+        (_lose_the_store, "is missing beside local-master.key: restore it from a backup"),
         (_exchange, "another local-master.key wrapped"),
         (_scribble, "is damaged"),
     ],
@@ -205,6 +213,8 @@ AWS_KEY = "arn:aws:kms:us-east-1:123456789012:key/abcd1234-5678-90ab-cdef-123456
         (["--set", "betrace.kms.provider=vault"], "betrace.kms.provider (from command line)"),
         (["--set", "betrace.kms.provider=aws"], "aws.kms.master-key-id is missing"),
         (["--config", "no-such-file"], "cannot be read"),
+        (["--set", "aws.kms.endpoint=http://localhost:notaport"], "aws.kms.endpoint (from command line)"),
+        (["--set", "aws.kms.region=not a region"], "aws.kms.region (from command line)"),
         (["--config-dir", "no-such-folder"], "cannot be read"),
         (
             [
@@ -232,6 +242,38 @@ def test_a_store_of_another_provider_is_refused(tmp_path: Path) -> None:
         *("--set", "aws.kms.endpoint=http://127.0.0.1:1"),
     )
     assert "wrapped by provider local, which aws cannot use" in refusal
+
+
+def test_a_store_of_aws_is_not_taken_for_a_lost_master_key(tmp_path: Path, moto: "MotoServer", kms_key: str) -> None:
+    """Who forgets betrace.kms.provider=aws is told so, and no file is missed that never was."""
+    given = {
+        "BETRACE_KMS_PROVIDER": "aws",
+        "AWS_KMS_MASTER_KEY_ID": kms_key,
+        "AWS_KMS_ENDPOINT": moto.url,
+        "KMS_STORE_ALLOW_EPHEMERAL": "true",
+    }
+    arguments = ("--data-dir", str(tmp_path), "--listen", ANY_PORT)
+    with spawned(*arguments, environ=given) as daemon, KmsClient(daemon.address) as client:
+        client.sign_span("acme", SPAN)
+    assert "wrapped by provider aws, which local cannot use: set betrace.kms.provider=aws" in refused(*arguments)
+
+
+def test_no_core_is_dumped(tmp_path: Path) -> None:
+    """A core file would hold the keys."""
+    with spawned("--data-dir", str(tmp_path), "--listen", ANY_PORT) as daemon:
+        daemon.wait_for("serving")
+        limits = Path(f"/proc/{daemon.process.pid}/limits").read_text()
+    (core,) = [line.split() for line in limits.splitlines() if line.startswith("Max core file size")]
+    assert core[4:6] == ["0", "0"]
+
+
+def test_a_folder_that_was_open_to_others_is_closed(tmp_path: Path) -> None:
+    """A folder that was made by hand gets the mode that ours has."""
+    data = tmp_path / "data"
+    data.mkdir(mode=0o755)
+    with spawned("--data-dir", str(data), "--listen", ANY_PORT) as daemon:
+        daemon.wait_for("serving")
+        assert stat.S_IMODE(data.stat().st_mode) == 0o700
 
 
 def test_a_data_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What the README tells a new user to type works as it stands."""
 
+import json
 import os
 import re
 import subprocess
@@ -29,7 +30,7 @@ def shell(script: str, folder: Path, address: str) -> str:
         text=True,
         timeout=60,
         cwd=folder,
-        env={**os.environ, "PATH": PATH, "BETRACE_KMS_ADDR": address},
+        env={**os.environ, "PATH": PATH, "BETRACE_KMS_ADDR": address, "TMPDIR": str(folder)},
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -71,7 +72,18 @@ def test_the_command_lines_work(tmp_path: Path, address: str) -> None:
     printed = shell(script, tmp_path, address)
     lines = printed.splitlines()
     assert (lines[0], lines[1], lines[-1]) == ("SERVING", "hello", "VALID")
-    assert len((tmp_path / "key.bin").read_bytes()) == 32
+    (key,) = tmp_path.glob("*/key.bin")
+    assert len(key.read_bytes()) == 32
+
+
+def test_the_evidence_lines_work(tmp_path: Path, address: str) -> None:
+    """keys, sign and verify of an OTLP/JSON file, in the README's words."""
+    span = {"traceId": "0af7651916cd43dd8448eb211c80319c", "spanId": "b7ad6b7169203331", "name": "user.login"}
+    span |= {"startTimeUnixNano": "1700000000000000000", "endTimeUnixNano": "1700000000001500000"}
+    traces = {"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}
+    (tmp_path / "traces.json").write_text(json.dumps(traces))
+    (script,) = [block for block in blocks("bash") if "--jwks" in block]
+    assert shell(script, tmp_path, address).splitlines()[-1] == "1 span: 1 VALID"
 
 
 def test_the_python_lines_work(tmp_path: Path, address: str) -> None:

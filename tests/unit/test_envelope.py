@@ -389,10 +389,12 @@ def test_a_bad_public_key_is_refused(pairs: Pairs) -> None:
 
 
 def test_a_footer_has_no_place_in_the_plain_suite() -> None:
-    """Suite 0x0478 has no footer: one is trailing bytes, and a public key in the context is just a pair."""
-    message = header(context=context_field([public_pair(), *PAIRS])) + framed_body([(True, 1, b"text")])
-    assert b"text" == opened(message)
-    assert refused(message + footer(message))
+    """Suite 0x0478 has no footer: one is trailing bytes, and a public key in the context is of a footer taken away."""
+    plain = header(context=context_field(PAIRS)) + framed_body([(True, 1, b"text")])
+    stripped = header(context=context_field([public_pair(), *PAIRS])) + framed_body([(True, 1, b"text")])
+    assert b"text" == opened(plain)
+    assert refused(plain + footer(plain))
+    assert refused(stripped)
 
 
 @pytest.mark.parametrize("count", [1, 2, 10])

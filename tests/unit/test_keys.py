@@ -16,7 +16,6 @@ from betrace_kms_server.keys import (
     KeyMaterial,
     SigningKey,
     StoredKey,
-    VerificationKey,
     WrappedKey,
 )
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -61,9 +60,6 @@ def test_reprs_help_all_the_same() -> None:
     assert f"WrappedKey(master_key_arn='{WRAPPED.master_key_arn}')" == repr(WRAPPED)
     assert f"DataKey(material=<KeyMaterial of 32 bytes>, wrapped={WRAPPED!r})" == repr(data_key())
     assert "SigningKey(key_id='id')" == repr(SigningKey("id", PRIVATE_KEY))
-    assert "VerificationKey(key_id='id', status='active')" == repr(
-        VerificationKey("id", PRIVATE_KEY.public_key(), "active")
-    )
 
 
 @pytest.mark.parametrize("raw", [SECRET, bytearray(SECRET)], ids=["bytes", "bytearray"])

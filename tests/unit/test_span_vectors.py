@@ -7,14 +7,29 @@ from typing import Any
 
 import pytest
 import rfc8785
-from betrace_kms_evidence import canonical_span, pre_authentication_encoding, sign, span_from_json, span_to_json, verify
+from betrace.kms.v1 import span_pb2 as pb
+from betrace_kms_evidence import (
+    InvalidSpan,
+    canonical_span,
+    pre_authentication_encoding,
+    sign,
+    span_from_json,
+    span_to_json,
+    verify,
+)
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 Vector = Mapping[str, Any]
 
-VECTORS: Sequence[Vector] = json.loads((Path(__file__).parents[1] / "vectors" / "spans.json").read_text("utf-8"))[
-    "vectors"
-]
+
+def vectors(name: str) -> Sequence[Vector]:
+    read: Sequence[Vector] = json.loads(
+        (Path(__file__).parents[1] / "vectors" / "spans" / f"{name}.json").read_text("utf-8")
+    )["vectors"]
+    return read
+
+
+VECTORS = [*vectors("spans"), *vectors("maximal")]
 MEMBERS = (
     "control",
     "durationNano",
@@ -46,8 +61,8 @@ def with_sorted_pairs(value: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def test_there_are_vectors() -> None:
-    """The file is the frozen one: 19 spans, each with a name and a key of its own."""
-    assert 19 == len({vector["name"] for vector in VECTORS}) == len({vector["seed"] for vector in VECTORS})
+    """The files are the frozen ones: 24 spans, each with a name and a key of its own."""
+    assert 24 == len({vector["name"] for vector in VECTORS}) == len({vector["seed"] for vector in VECTORS})
 
 
 @each_vector
@@ -99,3 +114,11 @@ def test_no_other_vector_verifies(vector: Vector) -> None:
     signature = bytes.fromhex(vector["signature"])
     valid = [other["name"] for other in VECTORS if verify(public_key, signature, other["canonical"].encode())]
     assert [vector["name"]] == valid
+
+
+@pytest.mark.parametrize("vector", vectors("refused"), ids=lambda vector: vector["name"])
+def test_refused(vector: Vector) -> None:
+    """A span that has no canonical form is refused."""
+    span = pb.ComplianceSpan.FromString(bytes.fromhex(vector["wire"]))
+    with pytest.raises(InvalidSpan):
+        canonical_span("acme", "key", span)

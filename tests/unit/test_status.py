@@ -135,13 +135,6 @@ def test_a_defect_tells_nothing() -> None:
     ] == details_of(answer)
 
 
-def test_a_missing_method_says_so() -> None:
-    """A call of the contract that this version does not have is UNIMPLEMENTED, and no defect."""
-    answer = status.of_missing_method()
-    assert grpc.StatusCode.UNIMPLEMENTED == answer.code
-    assert [error_details_pb2.ErrorInfo(reason="UNIMPLEMENTED", domain="kms.betrace.dev")] == details_of(answer)
-
-
 @each_error
 def test_reasons_are_well_formed(kind: type[KmsError]) -> None:
     """A reason is at most 63 characters of [A-Z][A-Z0-9_]+[A-Z0-9] (google/rpc/error_details.proto)."""

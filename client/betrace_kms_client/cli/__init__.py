@@ -9,6 +9,7 @@ from importlib import metadata
 import click
 
 from betrace_kms_client.cli.health import health
+from betrace_kms_client.cli.keys import keys
 from betrace_kms_client.cli.payloads import data_key, decrypt, encrypt, reencrypt
 from betrace_kms_client.cli.spans import sign, verify
 
@@ -45,6 +46,7 @@ def _missing(name: str, missing: ModuleNotFoundError) -> click.Command:
     return command
 
 
+@click.version_option(package_name="betrace-kms", message="betrace-kms %(version)s")
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Keys for many tenants: encrypt, sign and verify through a daemon in front of AWS KMS.
@@ -60,5 +62,5 @@ def version() -> None:
     click.echo(f"betrace-kms {metadata.version('betrace-kms')}")
 
 
-for verb in (data_key, decrypt, encrypt, health, reencrypt, sign, verify, version):
+for verb in (data_key, decrypt, encrypt, health, keys, reencrypt, sign, verify, version):
     main.add_command(verb)

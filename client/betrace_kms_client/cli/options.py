@@ -1,6 +1,7 @@
 """Options, inputs and outputs that the verbs share."""
 
 import base64
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -50,6 +51,8 @@ def parse_context(_ctx: click.Context, _param: click.Parameter, values: tuple[st
         name, separator, text = value.partition("=")
         if not separator or not name:
             raise click.BadParameter(f"{value!r}: write it as NAME=VALUE")
+        if name in pairs:
+            raise click.BadParameter(f"{name!r} is given twice")
         pairs[name] = text
     return pairs
 
@@ -73,6 +76,8 @@ def calling(addr: str, timeout: float) -> Iterator[KmsClient]:
         request = f" (request {error.request_id})" if error.request_id else ""
         click.echo(f"betrace-kms: {error.message}{request}", err=True)
         raise SystemExit(CALL_FAILED) from None
+    except UnicodeEncodeError:
+        raise click.UsageError("--tenant and --context must be UTF-8 text") from None
 
 
 def read(source: BinaryIO) -> bytes:
@@ -83,8 +88,12 @@ def read(source: BinaryIO) -> bytes:
 def write(data: bytes, output: Path | None, *, binary: bool = False) -> None:
     """Write to a file that only its owner can read, or to stdout. Binary data is not thrown at a terminal."""
     if output is not None:
-        output.touch(mode=0o600)
-        output.write_bytes(data)
+        try:
+            with open(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                os.fchmod(file.fileno(), 0o600)  # a file that was there keeps its mode otherwise
+                file.write(data)
+        except OSError as error:
+            raise click.UsageError(f"{output} cannot be written: {error.strerror}") from None
         return
     if binary and sys.stdout.isatty():
         raise click.UsageError("the result is binary: add --output FILE, or --json")

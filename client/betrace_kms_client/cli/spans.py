@@ -2,12 +2,14 @@
 
 import base64
 import binascii
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
 import orjson
-from betrace_kms_evidence import InvalidSpan, span_from_json, span_to_json
+from betrace.kms.v1.span_pb2 import ComplianceSpan
+from betrace_kms_evidence import InvalidKeySet, InvalidSpan, SpanVerifier, read_jwks, span_from_json, span_to_json
 
 from betrace_kms_client.cli.options import (
     as_json,
@@ -15,12 +17,18 @@ from betrace_kms_client.cli.options import (
     client_options,
     input_argument,
     output_option,
-    read,
     tenant_option,
     write,
 )
+from betrace_kms_client.cli.traces import sign_traces, verify_traces
+from betrace_kms_client.errors import InvalidRequest
+from betrace_kms_client.otlp import judge_offline, read_first
+from betrace_kms_client.otlp.signature import proof_text, read_proof
+from betrace_kms_client.otlp.verifying import Judge
+from betrace_kms_client.results import SignedSpan, SpanRefusal, SpanSignature
+from betrace_kms_client.sync_client import KmsClient
 
-NOT_VALID = 1
+NOT_ALL = 1
 
 
 @click.command(
@@ -28,6 +36,7 @@ NOT_VALID = 1
 Examples:
   betrace-kms sign --tenant acme span.json --output signed.json
   betrace-kms sign --tenant acme --raw span.json > span.sig
+  betrace-kms sign --tenant acme --proofs traces.jsonl --output traces.signed.jsonl
 
 \b
 A span is JSON with the members of the canonical span:
@@ -35,22 +44,50 @@ A span is JSON with the members of the canonical span:
    "name": "user.login", "framework": "soc2", "control": "CC6_1",
    "startTimeUnixNano": "1700000000000000000", "durationNano": "1500000",
    "result": "success", "attributes": {"user": {"stringValue": "alice"}}}
+
+\b
+A trace file is OTLP/JSON, one document or JSON lines, as the OpenTelemetry
+collector's file exporter writes it. It is written again with span.signature
+attributes; the exit code is 1 if a span could not be signed.
 """
 )
 @input_argument
 @tenant_option
 @output_option
+@click.option("--proofs", is_flag=True, help="One signature for a batch, and for each span a proof that it is in it.")
 @click.option("--raw", is_flag=True, help="Write the 64 bytes of the signature, not JSON.")
 @click.option("--payload", is_flag=True, help="Put the canonical span into the JSON too.")
 @client_options
 def sign(
-    source: BinaryIO, tenant_id: str, output: Path | None, raw: bool, payload: bool, addr: str, timeout: float
+    source: BinaryIO,
+    tenant_id: str,
+    output: Path | None,
+    proofs: bool,
+    raw: bool,
+    payload: bool,
+    addr: str,
+    timeout: float,
 ) -> None:
-    """Sign a span; writes JSON that verify takes."""
-    try:
-        span = span_from_json(_object(read(source)))
+    """Sign a span, or every span of a trace file; writes what verify takes."""
+    text, is_traces = read_first(source)
+    if is_traces:
+        if raw or payload:
+            raise click.UsageError("--raw and --payload are for a single span, and the input is a trace file")
         with calling(addr, timeout) as client:
-            signed = client.sign_span(tenant_id, span, return_payload=payload)
+
+            def sign_batch(spans: Sequence[ComplianceSpan]) -> Sequence[SpanSignature | SpanRefusal]:
+                return client.sign_spans(tenant_id, spans, proofs=proofs)
+
+            complete = sign_traces(text, source, output, sign_batch)
+        if not complete:
+            raise SystemExit(NOT_ALL)
+        return
+    if proofs and raw:
+        raise click.UsageError("--raw writes no proof: leave --raw or --proofs out")
+    try:
+        span = span_from_json(_object(text))
+        with calling(addr, timeout) as client:
+            signed = _signed(client, tenant_id, span, proofs=proofs, payload=payload)
         shown: dict[str, Any] = {
             "span": span_to_json(span),
             "signature": signed.signature,
@@ -60,6 +97,8 @@ def sign(
         }
     except InvalidSpan as error:
         raise click.UsageError(str(error)) from None
+    if signed.proof is not None:
+        shown["proof"] = orjson.loads(proof_text(signed.proof))
     if payload:
         shown["payload"] = signed.payload
     if raw:
@@ -68,31 +107,69 @@ def sign(
         write(as_json(shown), output)
 
 
+def _signed(client: KmsClient, tenant_id: str, span: ComplianceSpan, *, proofs: bool, payload: bool) -> SpanSignature:
+    if not proofs:
+        return client.sign_span(tenant_id, span, return_payload=payload)
+    (result,) = client.sign_spans(tenant_id, [span], proofs=True, return_payload=payload)
+    if isinstance(result, SpanRefusal):
+        raise InvalidRequest(result.message)
+    return result
+
+
 @click.command(
     epilog="""\b
 Examples:
   betrace-kms verify --tenant acme signed.json
+  betrace-kms verify --jwks acme.jwks.json traces.signed.jsonl      # needs no daemon
 """
 )
 @input_argument
-@tenant_option
+@click.option("--tenant", "tenant_id", default="", help="Whose key it is. A key set says so itself.")
+@click.option("--jwks", type=click.File("rb"), help="Key set of `keys --jwks`: verify with it, without the daemon.")
 @client_options
-def verify(source: BinaryIO, tenant_id: str, addr: str, timeout: float) -> None:
-    """Verify what sign wrote. Prints VALID, UNKNOWN_KEY, BAD_SIGNATURE or KEY_REVOKED; exits with 1 unless VALID."""
-    document = _object(read(source))
+def verify(source: BinaryIO, tenant_id: str, jwks: BinaryIO | None, addr: str, timeout: float) -> None:
+    """Verify what sign wrote: VALID, UNKNOWN_KEY, BAD_SIGNATURE or KEY_REVOKED; exits with 1 unless VALID.
+
+    In a trace file a span may also have MISSING_SIGNATURE, or be REFUSED because it is not such as sign writes; spans
+    that are not VALID are listed, and a summary follows.
+    """
+    if jwks is not None:
+        try:
+            verifier = SpanVerifier(read_jwks(jwks.read(), tenant_id))
+        except InvalidKeySet as error:
+            raise click.UsageError(str(error)) from None
+        valid = _verified(source, judge_offline(verifier))
+    elif not tenant_id:
+        raise click.UsageError("give --tenant to ask the daemon, or --jwks to do without it")
+    else:
+        with calling(addr, timeout) as client:
+            valid = _verified(source, lambda spans: client.verify_spans(tenant_id, spans))
+    if not valid:
+        raise SystemExit(NOT_ALL)
+
+
+def _verified(source: BinaryIO, judge: Judge) -> bool:
+    text, is_traces = read_first(source)
+    if is_traces:
+        return verify_traces(text, source, judge)
+    (verdict,) = judge([_signed_span(_object(text))])
+    if isinstance(verdict, SpanRefusal):
+        raise click.UsageError(verdict.message)
+    click.echo(verdict.reason)
+    return verdict.valid
+
+
+def _signed_span(document: dict[str, Any]) -> SignedSpan:
     try:
         span = span_from_json(_member(document, "span", dict))
         signature = base64.b64decode(_member(document, "signature", str), validate=True)
         key_id = _member(document, "keyId", str)
+        proof = read_proof(orjson.dumps(_member(document, "proof", dict)).decode()) if "proof" in document else None
     except binascii.Error:
         raise click.UsageError("signature must be base64, as sign writes it") from None
     except InvalidSpan as error:
         raise click.UsageError(str(error)) from None
-    with calling(addr, timeout) as client:
-        verdict = client.verify_span(tenant_id, span, signature, key_id)
-    click.echo(verdict.reason)
-    if not verdict.valid:
-        raise SystemExit(NOT_VALID)
+    return SignedSpan(span, signature, key_id, proof)
 
 
 def _object(text: bytes) -> dict[str, Any]:

@@ -19,35 +19,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import aioboto3
 from aiobotocore.config import AioConfig
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConfigParseError,
-    CredentialRetrievalError,
-    HTTPClientError,
-    IncompleteReadError,
-    InvalidConfigError,
-    InvalidIMDSEndpointError,
-    MetadataRetrievalError,
-    NoAuthTokenError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ProfileNotFound,
-    SSOError,
-    TokenRetrievalError,
-)
-from botocore.exceptions import ConnectionError as BotoConnectionError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from betrace_kms_server.errors import (
-    AccessDenied,
-    CredentialsUnavailable,
-    DoesNotOpen,
-    KmsError,
-    KmsUnreachable,
-    MasterKeyUnusable,
-    Throttled,
-)
+from betrace_kms_server.errors import DoesNotOpen, MasterKeyUnusable
 from betrace_kms_server.keys import DataKey, KeyMaterial, WrappedKey
+from betrace_kms_server.providers.aws_errors import translated
 from betrace_kms_server.tenancy import Context
 
 if TYPE_CHECKING:
@@ -127,6 +103,7 @@ class AwsProvider:
         self._client_factory = client_factory
         self._client: _OpenClient | None = None
         self._opening = asyncio.Lock()
+        self._told = False
 
     async def __aenter__(self) -> "AwsProvider":
         return self
@@ -138,7 +115,7 @@ class AwsProvider:
     @property
     def decrypt_key_arns(self) -> Sequence[str]:
         """The master key, then the former ones."""
-        return (self.master_key_arn, *self._former_key_arns)
+        return tuple(dict.fromkeys((self.master_key_arn, *self._former_key_arns)))
 
     def decrypting(self, arn: str) -> str | None:
         """See KeyProvider. A multi-Region key of another region is opened by its replica that is configured here."""
@@ -208,7 +185,9 @@ class AwsProvider:
                 async with AsyncExitStack() as resources:
                     api = await resources.enter_async_context(self._client_factory(self._region, self._endpoint))
                     self._client = _OpenClient(api, resources.pop_all())
-                log.info("AWS KMS endpoint: %s", api.meta.endpoint_url)
+                if not self._told:
+                    log.info("AWS KMS endpoint: %s", api.meta.endpoint_url)
+                    self._told = True
             return self._client
 
 
@@ -224,111 +203,3 @@ def _are_replicas(arn: str, other: str) -> bool:
     if len(parts) != 6 or len(others) != 6 or not parts[5].startswith("key/mrk-"):
         return False
     return [*parts[:3], *parts[4:]] == [*others[:3], *others[4:]]
-
-
-def _unusable(_action: str, arn: str) -> KmsError:
-    return MasterKeyUnusable(
-        f"KMS cannot use the master key {arn}: check that it exists in this region, is enabled, is not pending"
-        " deletion, and is a symmetric key for encrypt and decrypt"
-    )
-
-
-def _denied(action: str, arn: str) -> KmsError:
-    return AccessDenied(
-        f"KMS denies kms:{action} on {arn}: allow this action to the daemon's role in its IAM policy and in the key"
-        " policy",
-        metadata={"action": f"kms:{action}", "master_key": arn},
-    )
-
-
-def _throttled(action: str, _arn: str) -> KmsError:
-    return Throttled(f"KMS throttles kms:{action}: try again later, or ask AWS for a higher request quota")
-
-
-def _unreachable(action: str, _arn: str) -> KmsError:
-    return KmsUnreachable(f"no answer from KMS to kms:{action}: check aws.kms.region, the route and the VPC endpoint")
-
-
-def _credentials(_action: str, _arn: str) -> KmsError:
-    return CredentialsUnavailable(
-        "the daemon's own AWS credentials are missing, expired or refused: check its role, its environment and the"
-        " machine's clock"
-    )
-
-
-def _does_not_open(_action: str, _arn: str) -> KmsError:
-    return DoesNotOpen()
-
-
-CODES: Mapping[str, Callable[[str, str], KmsError]] = {
-    # AWS KMS API reference, "Errors" of each of the four actions
-    "NotFoundException": _unusable,
-    "DisabledException": _unusable,
-    "KMSInvalidStateException": _unusable,
-    "InvalidKeyUsageException": _unusable,
-    "InvalidArnException": _unusable,
-    "UnsupportedOperationException": _unusable,
-    "InvalidCiphertextException": _does_not_open,
-    "IncorrectKeyException": _does_not_open,
-    "KeyUnavailableException": _unreachable,
-    "DependencyTimeoutException": _unreachable,
-    "KMSInternalException": _unreachable,
-    "LimitExceededException": _throttled,
-    # AWS KMS API reference, "Common errors", and what the SDKs retry as throttling
-    "AccessDeniedException": _denied,
-    "AccessDenied": _denied,
-    "NotAuthorized": _denied,
-    "ThrottlingException": _throttled,
-    "Throttling": _throttled,
-    "ThrottledException": _throttled,
-    "RequestLimitExceeded": _throttled,
-    "TooManyRequestsException": _throttled,
-    "RequestThrottled": _throttled,
-    "InternalFailure": _unreachable,
-    "ServiceUnavailable": _unreachable,
-    "ExpiredTokenException": _credentials,
-    "ExpiredToken": _credentials,
-    "RequestExpired": _credentials,
-    "UnrecognizedClientException": _credentials,
-    "InvalidClientTokenId": _credentials,
-    "InvalidSignatureException": _credentials,
-    "SignatureDoesNotMatch": _credentials,
-    "IncompleteSignature": _credentials,
-    "MissingAuthenticationToken": _credentials,
-    "MissingAuthenticationTokenException": _credentials,
-    "OptInRequired": _credentials,
-}
-
-
-_NETWORK = (TimeoutError, HTTPClientError, BotoConnectionError, IncompleteReadError)
-_CREDENTIALS = (
-    ConfigParseError,
-    CredentialRetrievalError,
-    InvalidConfigError,
-    InvalidIMDSEndpointError,
-    MetadataRetrievalError,
-    NoAuthTokenError,
-    NoCredentialsError,
-    OSError,  # a token or credentials file that is not there; the network's are wrapped in one of those above
-    PartialCredentialsError,
-    ProfileNotFound,
-    SSOError,
-    TokenRetrievalError,
-)
-
-
-def translated(cause: BaseException, action: str, arn: str) -> KmsError | None:
-    """Return our error for an SDK's, or None where there is none: then it is a defect of ours, and INTERNAL."""
-    if isinstance(cause, ClientError):
-        if cause.operation_name != action:  # the SDK asked STS for credentials first, and STS refused
-            return _credentials(action, arn)
-        known = CODES.get(cause.response.get("Error", {}).get("Code", ""))
-        if known is not None:
-            return known(action, arn)
-        status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        if status == 429:
-            return _throttled(action, arn)
-        return _unreachable(action, arn) if status >= 500 else None
-    if isinstance(cause, _NETWORK):
-        return _unreachable(action, arn)
-    return _credentials(action, arn) if isinstance(cause, _CREDENTIALS) else None

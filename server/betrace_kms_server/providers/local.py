@@ -87,8 +87,8 @@ def load_master_key(path: Path, *, create: bool) -> bytes:
         mode, content = stat.S_IMODE(path.stat().st_mode), path.read_bytes()
     except FileNotFoundError:
         raise StartRefused(
-            f"{path} is missing, and the key store holds keys that it wrapped: restore the file, or move the key store"
-            " away to start with new keys"
+            f"{path} is missing, and the key store holds keys that it wrapped: restore it from a backup; without it"
+            " they are lost"
         ) from None
     except OSError as cause:
         raise StartRefused(f"{path} cannot be read or made: {cause.strerror}") from cause

@@ -11,13 +11,16 @@ from typing import Any, TypeAlias
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
-from betrace_kms_server.errors import KmsError
+from betrace_kms_server.errors import InvalidRequest, KmsError
 from betrace_kms_server.rpc import status
+from betrace_kms_server.telemetry.logs import cause_of
 
 log = structlog.get_logger()
 
 REQUEST_ID = "x-request-id"
+_MALFORMED = object()
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
@@ -41,7 +44,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             if handler is None or handler.unary_unary is None:
                 return handler
             wrapped = self._wrapped[method] = grpc.unary_unary_rpc_method_handler(
-                _guarded(handler.unary_unary, method), handler.request_deserializer, handler.response_serializer
+                _guarded(handler.unary_unary, method),
+                _tolerant(handler.request_deserializer),
+                handler.response_serializer,
             )
         return wrapped
 
@@ -49,14 +54,21 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 def _guarded(call: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
+            if request is _MALFORMED:
+                raise InvalidRequest("the request is no valid message of this call: check fields and UTF-8 texts")
             return await call(request, context)
         except grpc.aio.AbortError:
             raise
-        except NotImplementedError:  # what a generated servicer's method raises until it is overridden
-            answer = status.of_missing_method()
         except KmsError as error:
             request_id = _request_id(context)
-            log.warning("Call failed", method=method, reason=error.reason, message=error.message, request_id=request_id)
+            log.warning(
+                "Call failed",
+                method=method,
+                reason=error.reason,
+                message=error.message,
+                cause=cause_of(error),
+                request_id=request_id,
+            )
             answer = status.of_error(error, request_id)
         except Exception as error:  # the edge: a defect of ours must not show itself to the caller
             request_id = _request_id(context)
@@ -66,6 +78,18 @@ def _guarded(call: Callable[..., Awaitable[Any]], method: str) -> Callable[..., 
         await context.abort_with_status(answer)
 
     return guarded
+
+
+def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    """Let a request that cannot be read reach the handler as `_MALFORMED`: gRPC would answer UNKNOWN by itself."""
+
+    def tolerant(wire: bytes) -> Any:
+        try:
+            return deserialize(wire) if deserialize else wire
+        except DecodeError:
+            return _MALFORMED
+
+    return tolerant
 
 
 def _request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str:

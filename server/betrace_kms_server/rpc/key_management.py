@@ -1,32 +1,33 @@
 """KeyManagementService: checks what came over the wire, asks the core, and puts the answer into a message."""
 
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from typing import Any
 
 import grpc
 from betrace.kms.v1 import key_management_pb2 as pb
 from betrace.kms.v1 import key_management_pb2_grpc
-from betrace_kms_evidence import ALGORITHM, PAYLOAD_TYPE
 
 from betrace_kms_server.errors import InvalidRequest
 from betrace_kms_server.keyring import KeyRing
+from betrace_kms_server.rpc.spans import SpanCalls
 from betrace_kms_server.signing import Signer
-from betrace_kms_server.tenancy import check_caller_context, check_key_id, check_tenant_id
+from betrace_kms_server.tenancy import check_caller_context, check_tenant_id
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 MAX_DATA_KEY_BYTES = 1024
 """AWS KMS API reference, GenerateDataKey, NumberOfBytes."""
-SIGNATURE_BYTES = 64
 _SPEC_BYTES: Mapping[int, int] = {pb.AES_256: 32, pb.AES_128: 16}
 
 
-class KeyManagementService(key_management_pb2_grpc.KeyManagementServiceServicer):
-    """The service that callers use. Methods that are not here answer UNIMPLEMENTED."""
+class KeyManagementService(SpanCalls, key_management_pb2_grpc.KeyManagementServiceServicer):
+    """The service that callers use. `threads` runs two at a time, for large batches of spans."""
 
-    def __init__(self, keyring: KeyRing, signer: Signer, *, max_payload_bytes: int) -> None:
+    def __init__(self, keyring: KeyRing, signer: Signer, *, threads: Executor, max_payload_bytes: int) -> None:
         self._keyring = keyring
         self._signer = signer
+        self._threads = threads
         self._max_payload_bytes = max_payload_bytes
 
     async def GenerateDataKey(
@@ -75,30 +76,6 @@ class KeyManagementService(key_management_pb2_grpc.KeyManagementServiceServicer)
         )
         return pb.ReEncryptResponse(ciphertext_blob=sealed.ciphertext, key_id=sealed.master_key_arn)
 
-    async def SignSpan(self, request: pb.SignSpanRequest, context: _Context) -> pb.SignSpanResponse:
-        """Sign a span with the tenant's active key."""
-        tenant_id = check_tenant_id(request.tenant_id)
-        _check_span(request)
-        signed = await self._signer.sign(tenant_id, request.span)
-        return pb.SignSpanResponse(
-            signature=signed.signature,
-            key_id=signed.key_id,
-            algorithm=ALGORITHM,
-            payload_type=PAYLOAD_TYPE,
-            payload=signed.payload if request.return_payload else b"",
-        )
-
-    async def VerifySpan(self, request: pb.VerifySpanRequest, context: _Context) -> pb.VerifySpanResponse:
-        """Tell whether a signature belongs to a span."""
-        tenant_id = check_tenant_id(request.tenant_id)
-        _check_span(request)
-        if len(request.signature) != SIGNATURE_BYTES:
-            raise InvalidRequest(f"signature must be {SIGNATURE_BYTES} bytes, not {len(request.signature)}")
-        if request.HasField("proof"):
-            raise InvalidRequest("proof is not supported by this version: verify a signature of the span itself")
-        verdict = await self._signer.verify(tenant_id, check_key_id(request.key_id), request.span, request.signature)
-        return pb.VerifySpanResponse(valid=verdict == "VALID", reason=pb.VerifyReason.Value(verdict))
-
 
 def _number_of_bytes(request: pb.GenerateDataKeyRequest) -> int:
     spec, size = request.key_spec, request.number_of_bytes
@@ -114,8 +91,3 @@ def _number_of_bytes(request: pb.GenerateDataKeyRequest) -> int:
 def _check_ciphertext(blob: bytes) -> None:
     if not blob:
         raise InvalidRequest("ciphertext_blob is empty: send what Encrypt or GenerateDataKey returned")
-
-
-def _check_span(request: pb.SignSpanRequest | pb.VerifySpanRequest) -> None:
-    if not request.HasField("span"):
-        raise InvalidRequest("span is missing")

@@ -15,6 +15,8 @@ from grpc_status import rpc_status
 from betrace_kms_server import errors
 
 DOMAIN = "kms.betrace.dev"
+_MESSAGE_CHARACTERS = 1000
+"""gRPC bounds all metadata of an answer together, at 8 KiB by default."""
 
 STATUS: Mapping[type[errors.KmsError], grpc.StatusCode] = {
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -40,13 +42,7 @@ def of_error(error: errors.KmsError, request_id: str) -> grpc.Status:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(int(error.retry_after * 1000))
         details.append(retry)
-    return _status(STATUS[type(error)], error.message, details)
-
-
-def of_missing_method() -> grpc.Status:
-    """Return the status for a method of the contract that this version does not have yet."""
-    info = error_details_pb2.ErrorInfo(reason="UNIMPLEMENTED", domain=DOMAIN)
-    return _status(grpc.StatusCode.UNIMPLEMENTED, "this version does not have this call: upgrade betrace-kms", [info])
+    return _status(STATUS[type(error)], error.message[:_MESSAGE_CHARACTERS], details)
 
 
 def of_defect(request_id: str) -> grpc.Status:

@@ -23,6 +23,9 @@ class KeyStore(Protocol):
     async def get(self, tenant_id: str, key_id: str) -> StoredKey | None:
         """Return one key of a tenant, whatever its status, or None if the tenant never had it."""
 
+    async def all(self, tenant_id: str) -> Sequence[StoredKey]:
+        """Return every key that a tenant ever had, oldest first."""
+
     async def create(self, key: StoredKey) -> StoredKey:
         """Make a tenant's first key durable, and return the tenant's active key: this one, or another's that won."""
 

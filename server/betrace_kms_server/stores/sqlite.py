@@ -5,6 +5,7 @@ journal is gone (https://www.sqlite.org/pragma.html#pragma_synchronous). No WAL:
 and with one connection it gains nothing. A unique index on the active key makes two creations agree on one winner.
 """
 
+import asyncio
 import logging
 import os
 import sqlite3
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 DATABASE_FILE = "keystore.db"
 _APPLICATION_ID = 0x42544B53  # "BTKS"
 _SCHEMA_VERSION = 1
+_STATEMENT_SECONDS = 5.0
+"""A volume that hangs must not hang the callers."""
 _SCHEMA = """
 CREATE TABLE signing_keys (
     tenant_id      TEXT    NOT NULL,
@@ -34,14 +37,16 @@ CREATE TABLE signing_keys (
     public_key     BLOB    NOT NULL,
     status         TEXT    NOT NULL CHECK (status IN ('active', 'rotated', 'revoked')),
     create_time_ms INTEGER NOT NULL,
+    rotate_time_ms INTEGER,
+    revoke_time_ms INTEGER,
     checksum       BLOB    NOT NULL,
     PRIMARY KEY (tenant_id, key_id)
 ) STRICT;
 CREATE UNIQUE INDEX one_active_key ON signing_keys (tenant_id) WHERE status = 'active';
 """
 _SELECT = (
-    "SELECT tenant_id, key_id, provider, wrapped_seed, master_key_arn, public_key, status, create_time_ms, checksum"
-    " FROM signing_keys WHERE tenant_id = ? AND "
+    "SELECT tenant_id, key_id, provider, wrapped_seed, master_key_arn, public_key, status, create_time_ms,"
+    " rotate_time_ms, revoke_time_ms, checksum FROM signing_keys WHERE tenant_id = ? AND "
 )
 
 
@@ -58,6 +63,11 @@ class SqliteStore:
     async def get(self, tenant_id: str, key_id: str) -> StoredKey | None:
         """See KeyStore."""
         return await self._one("key_id = ?", tenant_id, key_id)
+
+    async def all(self, tenant_id: str) -> Sequence[StoredKey]:
+        """See KeyStore."""
+        rows = await self._fetch(_SELECT + "TRUE ORDER BY create_time_ms, key_id", tenant_id)
+        return [_stored_key(row) for row in rows]
 
     async def create(self, key: StoredKey) -> StoredKey:
         """See KeyStore."""
@@ -109,8 +119,13 @@ class SqliteStore:
     async def _fetch(self, statement: str, *parameters: object) -> Sequence[sqlite3.Row]:
         """Run one statement; in autocommit mode what it wrote is durable when it returns."""
         try:
-            return list(await self._database.execute_fetchall(statement, parameters))
-        except sqlite3.Error as cause:
+            async with asyncio.timeout(_STATEMENT_SECONDS):
+                return list(await self._database.execute_fetchall(statement, parameters))
+        except (sqlite3.Error, TimeoutError) as cause:
+            if getattr(cause, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+                raise StoreUnavailable(
+                    "the key store is damaged: stop the daemon and restore the store from a backup"
+                ) from cause
             name = getattr(cause, "sqlite_errorname", type(cause).__name__)
             raise StoreUnavailable(
                 f"the key store does not answer ({name}): check that its volume is there, writable and not full"
@@ -118,8 +133,10 @@ class SqliteStore:
 
 
 def _stored_key(row: sqlite3.Row) -> StoredKey:
-    tenant_id, key_id, provider, wrapped_seed, arn, public_key, status, create_time_ms, checksum = row
-    key = StoredKey(tenant_id, key_id, provider, WrappedKey(wrapped_seed, arn), public_key, status, create_time_ms)
+    tenant_id, key_id, provider, wrapped_seed, arn, public_key, status, created, rotated, revoked, checksum = row
+    key = StoredKey(
+        tenant_id, key_id, provider, WrappedKey(wrapped_seed, arn), public_key, status, created, rotated, revoked
+    )
     if key.checksum() != checksum:
         raise KeyDamaged(
             f"signing key {key_id} is damaged in the key store: restore the store from a backup; the key was neither"

@@ -430,7 +430,7 @@ class ReEncryptRequest(_message.Message):
     tenant_id: _builtins.str
     """Whose payload it is."""
     ciphertext_blob: _builtins.bytes
-    """AWS Encryption SDK message to open."""
+    """AWS Encryption SDK message, or a wrapped data key of at most 6,144 bytes."""
     @_builtins.property
     def encryption_context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The pairs that it was sealed with."""
@@ -464,7 +464,7 @@ class ReEncryptResponse(_message.Message):
     CIPHERTEXT_BLOB_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
     ciphertext_blob: _builtins.bytes
-    """AWS Encryption SDK message, version 2."""
+    """AWS Encryption SDK message, version 2; or a wrapped data key, where the request had one."""
     key_id: _builtins.str
     """ARN of the master key that wrapped its data key."""
     def __init__(

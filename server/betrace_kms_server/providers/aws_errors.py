@@ -1,0 +1,149 @@
+"""What the AWS SDK raises, as our errors: one table for KMS's codes, one list each for the network and credentials."""
+
+from collections.abc import Callable, Mapping
+
+from botocore.exceptions import (
+    ClientError,
+    ConfigParseError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    IncompleteReadError,
+    InvalidConfigError,
+    InvalidIMDSEndpointError,
+    MetadataRetrievalError,
+    NoAuthTokenError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSOError,
+    TokenRetrievalError,
+)
+from botocore.exceptions import ConnectionError as BotoConnectionError
+
+from betrace_kms_server.errors import (
+    AccessDenied,
+    CredentialsUnavailable,
+    DoesNotOpen,
+    KmsError,
+    KmsUnreachable,
+    MasterKeyUnusable,
+    Throttled,
+)
+
+
+def _unusable(_action: str, arn: str) -> KmsError:
+    return MasterKeyUnusable(
+        f"the master key {arn} cannot be used: check that it exists in this region, is enabled, is not pending"
+        " deletion, and is a symmetric key for encrypt and decrypt"
+    )
+
+
+def _denied(action: str, arn: str) -> KmsError:
+    return AccessDenied(
+        f"KMS denies kms:{action} on {arn}: allow this action to the daemon's role in its IAM policy and in the key"
+        " policy",
+        metadata={"action": f"kms:{action}", "master_key": arn},
+    )
+
+
+def _throttled(action: str, _arn: str) -> KmsError:
+    return Throttled(f"KMS throttles kms:{action}: try again later, or ask AWS for a higher request quota")
+
+
+def _unreachable(action: str, _arn: str) -> KmsError:
+    return KmsUnreachable(
+        f"no answer from KMS to kms:{action}: check aws.kms.region, the route to KMS, and aws.kms.endpoint if it is set"
+    )
+
+
+def _credentials(_action: str, _arn: str) -> KmsError:
+    return CredentialsUnavailable(
+        "the daemon's own AWS credentials are missing, expired or refused: check its role, its environment and the"
+        " machine's clock"
+    )
+
+
+def _does_not_open(_action: str, _arn: str) -> KmsError:
+    return DoesNotOpen()
+
+
+def _invalid(action: str, arn: str) -> KmsError:
+    """KMS found the request itself wrong. Of Decrypt's, the blob is a caller's; of the others, only the key's id."""
+    return DoesNotOpen() if action == "Decrypt" else _unusable(action, arn)
+
+
+CODES: Mapping[str, Callable[[str, str], KmsError]] = {
+    # AWS KMS API reference, "Errors" of each of the four actions
+    "NotFoundException": _unusable,
+    "DisabledException": _unusable,
+    "KMSInvalidStateException": _unusable,
+    "InvalidKeyUsageException": _unusable,
+    "InvalidArnException": _unusable,
+    "UnsupportedOperationException": _unusable,
+    "InvalidCiphertextException": _does_not_open,
+    "IncorrectKeyException": _does_not_open,
+    "ValidationException": _invalid,
+    "KeyUnavailableException": _unreachable,
+    "DependencyTimeoutException": _unreachable,
+    "KMSInternalException": _unreachable,
+    "LimitExceededException": _throttled,
+    # AWS KMS API reference, "Common errors", and what the SDKs retry as throttling
+    "AccessDeniedException": _denied,
+    "AccessDenied": _denied,
+    "NotAuthorized": _denied,
+    "ThrottlingException": _throttled,
+    "Throttling": _throttled,
+    "ThrottledException": _throttled,
+    "RequestLimitExceeded": _throttled,
+    "TooManyRequestsException": _throttled,
+    "RequestThrottled": _throttled,
+    "InternalFailure": _unreachable,
+    "ServiceUnavailable": _unreachable,
+    "ExpiredTokenException": _credentials,
+    "ExpiredToken": _credentials,
+    "RequestExpired": _credentials,
+    "UnrecognizedClientException": _credentials,
+    "InvalidClientTokenId": _credentials,
+    "InvalidSignatureException": _credentials,
+    "SignatureDoesNotMatch": _credentials,
+    "IncompleteSignature": _credentials,
+    "MissingAuthenticationToken": _credentials,
+    "MissingAuthenticationTokenException": _credentials,
+    "OptInRequired": _credentials,
+}
+
+
+_NETWORK = (TimeoutError, HTTPClientError, BotoConnectionError, IncompleteReadError)
+_CREDENTIALS = (
+    ConfigParseError,
+    CredentialRetrievalError,
+    InvalidConfigError,
+    InvalidIMDSEndpointError,
+    MetadataRetrievalError,
+    NoAuthTokenError,
+    NoCredentialsError,
+    OSError,  # a token or credentials file that is not there; the network's are wrapped in one of those above
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSOError,
+    TokenRetrievalError,
+)
+
+
+def translated(cause: BaseException, action: str, arn: str) -> KmsError | None:
+    """Return our error for an SDK's, or None where there is none: then it is a defect of ours, and INTERNAL."""
+    if isinstance(cause, ClientError):
+        if cause.operation_name != action:  # the SDK asked STS for credentials first, and STS refused
+            return _credentials(action, arn)
+        known = CODES.get(cause.response.get("Error", {}).get("Code", ""))
+        if known is not None:
+            return known(action, arn)
+        status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if status == 429:
+            return _throttled(action, arn)
+        if status == 403:
+            return _denied(action, arn)
+        return _unreachable(action, arn) if status >= 500 else None
+    if isinstance(cause, _NETWORK):
+        return _unreachable(action, arn)
+    return _credentials(action, arn) if isinstance(cause, _CREDENTIALS) else None

@@ -1,0 +1,183 @@
+"""Key sets: written and read again, as RFC 8037 has them, and refused where they are none of ours."""
+
+import json
+from base64 import urlsafe_b64decode
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from betrace_kms_evidence import InvalidKeySet, PublicKey, jwks_text, read_jwks
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+# RFC 8037, appendix A.1 and A.2: the key; appendix A.4: what it signed as a JWS.
+D = "nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A"
+X = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"
+SIGNED = b"eyJhbGciOiJFZERTQSJ9.RXhhbXBsZSBvZiBFZDI1NTE5IHNpZ25pbmc"
+SIGNATURE = "hgyY0il_MGCjP0JzlnLWG1PPOt7-09PGcvMg3AIbQR6dWbhijcNR4ki4iylGjg5BhVsPt9g7sVvpAr_MuM0KAg"
+
+JWK: Mapping[str, Any] = {"kty": "OKP", "crv": "Ed25519", "x": X, "kid": "a"}
+
+
+def decoded(text: str) -> bytes:
+    return urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def document(*keys: Any, **members: Any) -> str:
+    return json.dumps({"keys": keys, "tenant_id": "acme", **members})
+
+
+public_keys = st.builds(
+    PublicKey,
+    key_id=st.binary(min_size=16, max_size=16).map(bytes.hex),
+    raw=st.binary(min_size=32, max_size=32).map(
+        lambda seed: Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
+    ),
+    status=st.sampled_from(["ACTIVE", "ROTATED", "REVOKED"]),
+    create_time=st.just("2024-01-02T03:04:05Z"),
+    rotate_time=st.sampled_from(["", "2024-02-02T03:04:05.123Z"]),
+    revoke_time=st.sampled_from(["", "2024-03-02T03:04:05.123456789Z"]),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(public_keys, max_size=4, unique_by=lambda key: key.key_id))
+def test_what_is_written_is_read(keys: list[PublicKey]) -> None:
+    """Keys come back as they were, in their order, with one verifier each."""
+    read = read_jwks(jwks_text("acme", keys))
+    assert "acme" == read.tenant_id
+    assert keys == list(read.keys.values())
+    assert {key.key_id: key.raw for key in keys} == {
+        key_id: verifier.public_bytes_raw() for key_id, verifier in read.verifiers.items()
+    }
+
+
+def test_members() -> None:
+    """A key has the members of RFC 7517 and RFC 8037, ours, and no time that does not apply."""
+    key = PublicKey("a", decoded(X), "ROTATED", "2024-01-02T03:04:05Z", "2024-02-02T03:04:05Z")
+    assert {
+        "tenant_id": "acme",
+        "keys": [
+            {
+                "kty": "OKP",
+                "crv": "Ed25519",
+                "alg": "EdDSA",
+                "use": "sig",
+                "kid": "a",
+                "x": X,
+                "status": "ROTATED",
+                "create_time": "2024-01-02T03:04:05Z",
+                "rotate_time": "2024-02-02T03:04:05Z",
+            }
+        ],
+    } == json.loads(jwks_text("acme", [key]))
+
+
+def test_key_of_rfc_8037() -> None:
+    """The public key of appendix A.2 is that of the private key of A.1, and verifies the signature of A.4."""
+    private_key = Ed25519PrivateKey.from_private_bytes(decoded(D))
+    assert (
+        X
+        == json.loads(jwks_text("t", [PublicKey("a", private_key.public_key().public_bytes_raw(), "ACTIVE")]))["keys"][
+            0
+        ]["x"]
+    )
+    read_jwks(document(JWK)).verifiers["a"].verify(decoded(SIGNATURE), SIGNED)
+
+
+@pytest.mark.parametrize("x", [X, X + "="])
+def test_padding(x: str) -> None:
+    """Padding may be missing, as RFC 7515 wants it, or there."""
+    assert decoded(X) == read_jwks(document({**JWK, "x": x})).keys["a"].raw
+
+
+def test_a_plain_key_set() -> None:
+    """A set without our members serves, if the caller says whose it is; its keys are active."""
+    read = read_jwks(json.dumps({"keys": [JWK]}), "acme")
+    assert ("acme", "ACTIVE") == (read.tenant_id, read.keys["a"].status)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"kty": "RSA", "n": "AQAB", "e": "AQAB", "kid": "b"},
+        {"kty": "EC", "crv": "P-256", "x": X, "y": X, "kid": "b"},
+        {"kty": "OKP", "crv": "X25519", "x": X, "kid": "b"},
+        {"kty": "OKP", "crv": "Ed448", "x": X, "kid": "b"},
+        {"kty": "oct", "k": "AQAB"},
+    ],
+    ids=lambda jwk: jwk.get("crv", jwk["kty"]),
+)
+def test_other_types_are_ignored(other: Mapping[str, str]) -> None:
+    """Keys that are not Ed25519 are not ours to judge (RFC 7517, section 5), and verify nothing."""
+    assert ["a"] == list(read_jwks(document(other, JWK)).keys)
+
+
+def test_unknown_members_are_ignored() -> None:
+    """Members that this version does not know change nothing (RFC 7517, section 4)."""
+    assert ["a"] == list(read_jwks(document({**JWK, "x5u": "https://example.com", "ext": True}, more=1)).keys)
+
+
+def test_another_tenants_set() -> None:
+    """A set that names another tenant than the caller is not used."""
+    with pytest.raises(InvalidKeySet, match="belongs to another tenant"):
+        read_jwks(document(JWK), "other")
+    assert "acme" == read_jwks(document(JWK), "acme").tenant_id
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "null",
+        "[]",
+        "7",
+        '"keys"',
+        "{}",
+        '{"keys": []}',
+        '{"tenant_id": "acme"}',
+        document("key"),
+        document(None),
+        '{"tenant_id": "acme", "keys": null}',
+        '{"tenant_id": "acme", "keys": 7}',
+        '{"tenant_id": "acme", "keys": {"a": 1}}',
+        document({**JWK, "x": X[:-2]}),
+        document({**JWK, "x": X + "AAAA"}),
+        document({**JWK, "x": "!"}),
+        document({**JWK, "x": ""}),
+        document({**JWK, "x": None}),
+        document({**JWK, "x": 7}),
+        document({name: JWK[name] for name in JWK if name != "x"}),
+        document({name: JWK[name] for name in JWK if name != "kid"}),
+        document({**JWK, "kid": ["a"]}),
+        b"\xff",
+    ],
+)
+def test_rubbish(text: str | bytes) -> None:
+    """Whatever is no key set is refused with one sentence, which quotes none of it."""
+    with pytest.raises(InvalidKeySet) as refused:
+        read_jwks(text)
+    assert "this is no key set as `betrace-kms keys --jwks` writes it" == str(refused.value)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["keys", "tenant_id", "crv", "kty", "kid", "x", "status"]), inner, max_size=5
+            )
+        ),
+        max_leaves=12,
+    )
+)
+def test_no_json_is_an_accident(value: Any) -> None:
+    """Any JSON is read, or refused as no key set; nothing else comes out."""
+    try:
+        read_jwks(json.dumps(value))
+    except InvalidKeySet:
+        return
