@@ -83,7 +83,7 @@ def test_the_evidence_lines_work(tmp_path: Path, address: str) -> None:
     traces = {"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}
     (tmp_path / "traces.json").write_text(json.dumps(traces))
     (script,) = [block for block in blocks("bash") if "--jwks" in block]
-    assert shell(script, tmp_path, address).splitlines()[-1] == "1 span: 1 VALID"
+    assert shell(script, tmp_path, address).splitlines()[-1] == "1 spans: 1 VALID"
 
 
 def test_the_python_lines_work(tmp_path: Path, address: str) -> None:

@@ -192,6 +192,18 @@ def test_numbers_that_json_lacks(number: float) -> None:
     assert verdict(huge).startswith("MALFORMED")
 
 
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(1.5, "15e-1"), (1e21, "1" + "0" * 21), (2.0**53, "9007199254740993"), (0.0, "-0"), (0.0, "0.0")],
+)
+def test_numbers_in_other_words(number: float, text: str) -> None:
+    """A number of JSON is the double that is nearest to it, however it is written."""
+    document = one_signed({**IDS, "attributes": {"a": {"doubleValue": number}}})
+    other = json.dumps(document).replace(json.dumps({"doubleValue": number}), f'{{"doubleValue": {text}}}')
+    assert text in other
+    assert "VALID" == verdict(other.encode())
+
+
 @settings(max_examples=1000, deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_any_number(number: float) -> None:
