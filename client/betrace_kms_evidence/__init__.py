@@ -15,6 +15,7 @@ from betrace_kms_evidence.dsse import (
 )
 from betrace_kms_evidence.jwks import InvalidKeySet, KeySet, PublicKey, jwks_text, read_jwks
 from betrace_kms_evidence.span_json import span_from_json, span_to_json
+from betrace_kms_evidence.strict_json import strict_json
 from betrace_kms_evidence.tree_head import TREE_HEAD_TYPE, SignedTree, proved_root, sign_tree, tree_head
 from betrace_kms_evidence.verification import SpanVerifier
 
@@ -39,6 +40,7 @@ __all__ = [
     "sign_tree",
     "span_from_json",
     "span_to_json",
+    "strict_json",
     "tree_head",
     "verify",
 ]

@@ -13,6 +13,10 @@ from typing import Any
 import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from betrace_kms_evidence.strict_json import strict_json
+
+_TRUSTED = ("ACTIVE", "ROTATED")
+
 
 class InvalidKeySet(ValueError):
     """The document is no key set of ours. The message says what to mend."""
@@ -63,23 +67,29 @@ def _jwk(key: PublicKey) -> dict[str, str]:
 def read_jwks(text: bytes | str, tenant_id: str = "") -> KeySet:
     """Read a key set; `tenant_id` is needed for one that does not name its tenant. Raises InvalidKeySet."""
     try:
-        document = orjson.loads(text)
+        document = strict_json(text)
         tenant = tenant_id or document["tenant_id"]
         keys = [_public_key(jwk) for jwk in document["keys"] if jwk.get("crv") == "Ed25519"]
         verifiers = {key.key_id: Ed25519PublicKey.from_public_bytes(key.raw) for key in keys}
     except (AttributeError, KeyError, TypeError, ValueError) as cause:
         raise InvalidKeySet("this is no key set as `betrace-kms keys --jwks` writes it") from cause
+    if not isinstance(tenant, str) or not tenant:
+        raise InvalidKeySet("the key set names no tenant")
     if tenant_id and document.get("tenant_id", tenant_id) != tenant_id:
         raise InvalidKeySet("the key set belongs to another tenant")
+    if len(verifiers) != len(keys):
+        raise InvalidKeySet("the key set has two keys of one id")
     return KeySet(tenant, {key.key_id: key for key in keys}, verifiers)
 
 
 def _public_key(jwk: Mapping[str, Any]) -> PublicKey:
-    encoded = jwk["x"]
+    encoded, key_id, status = jwk["x"], jwk["kid"], jwk.get("status", "ACTIVE")
+    if jwk.get("kty") != "OKP" or jwk.get("use", "sig") != "sig" or not isinstance(key_id, str):
+        raise ValueError
     return PublicKey(
-        key_id=jwk["kid"],
+        key_id=key_id,
         raw=urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)),
-        status=jwk.get("status", "ACTIVE"),
+        status=status if status in _TRUSTED else "REVOKED",  # a status that is not known is no reason to trust
         create_time=jwk.get("create_time", ""),
         rotate_time=jwk.get("rotate_time", ""),
         revoke_time=jwk.get("revoke_time", ""),

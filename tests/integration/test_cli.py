@@ -202,3 +202,26 @@ def test_help_lists_every_verb_with_examples(run: Run) -> None:
     for verb in verbs[:-1]:
         assert "Examples:" in run(verb, "--help").stdout.decode()
     assert run("version").stdout.decode().startswith("betrace-kms 0.")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (
+            lambda signed: signed.replace(b"\n", b"") + b"\n" + signed.replace(b"alice", b"mallory"),
+            b"goes on after its first",
+        ),
+        (
+            lambda signed: signed.replace(b'"name": "user.login"', b'"name": "x", "name": "user.login"'),
+            b"one name twice",
+        ),
+        (lambda signed: signed.replace(b"span.v1+json", b"span.v9+json"), b"payloadType must be"),
+        (lambda signed: signed.replace(b'"signature": "', b'"signature": "\xc3\xa9'), b"must be base64"),
+    ],
+    ids=["second document", "name twice", "payload type", "signature"],
+)
+def test_verify_passes_over_nothing(run: Run, change: Callable[[bytes], bytes], text: bytes) -> None:
+    """A document that could show a reader something else than what was verified is refused."""
+    signed = run("sign", "--tenant", "acme", stdin=json.dumps(SPAN).encode()).stdout
+    done = run("verify", "--tenant", "acme", stdin=change(signed))
+    assert (done.returncode, text in done.stderr, done.stdout) == (2, True, b"")

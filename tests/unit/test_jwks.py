@@ -2,7 +2,7 @@
 
 import json
 from base64 import urlsafe_b64decode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -181,3 +181,31 @@ def test_no_json_is_an_accident(value: Any) -> None:
         read_jwks(json.dumps(value))
     except InvalidKeySet:
         return
+
+
+@pytest.mark.parametrize("status", ["REVOKED", "revoked", None, "SUSPENDED", 1])
+def test_a_status_that_is_not_known_is_not_trusted(status: object) -> None:
+    """Only ACTIVE and ROTATED keys verify; a key set of a later version must not make us trust more."""
+    document = json.loads(jwks_text("acme", [PublicKey("kid", bytes(31) + b"\x01", "ACTIVE")]))
+    document["keys"][0]["status"] = status
+    assert read_jwks(json.dumps(document)).keys["kid"].status == "REVOKED"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace('"status": "ACTIVE"', '"status": "REVOKED", "status": "ACTIVE"'),
+        lambda text: text.replace('"kty": "OKP"', '"kty": "EC"'),
+        lambda text: text.replace('"use": "sig"', '"use": "enc"'),
+        lambda text: text.replace('"kid": "kid"', '"kid": 5'),
+        lambda text: text.replace('"tenant_id": "acme"', '"tenant_id": 5'),
+        lambda text: text.replace('"tenant_id": "acme"', '"tenant_id": ""'),
+        lambda text: json.dumps({**json.loads(text), "keys": json.loads(text)["keys"] * 2}),
+    ],
+    ids=["name twice", "kty", "use", "kid", "tenant", "no tenant", "kid twice"],
+)
+def test_an_ambiguous_key_set_is_refused(change: Callable[[str], str]) -> None:
+    """Readers that take one of two for granted could be shown another key than the one that verifies."""
+    text = change(json.dumps(json.loads(jwks_text("acme", [PublicKey("kid", bytes(31) + b"\x01", "ACTIVE")]))))
+    with pytest.raises(InvalidKeySet):
+        read_jwks(text)

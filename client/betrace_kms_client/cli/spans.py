@@ -1,7 +1,6 @@
 """sign, verify."""
 
 import base64
-import binascii
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -9,7 +8,17 @@ from typing import Any, BinaryIO
 import click
 import orjson
 from betrace.kms.v1.span_pb2 import ComplianceSpan
-from betrace_kms_evidence import InvalidKeySet, InvalidSpan, SpanVerifier, read_jwks, span_from_json, span_to_json
+from betrace_kms_evidence import (
+    PAYLOAD_TYPE,
+    TREE_HEAD_TYPE,
+    InvalidKeySet,
+    InvalidSpan,
+    SpanVerifier,
+    read_jwks,
+    span_from_json,
+    span_to_json,
+    strict_json,
+)
 
 from betrace_kms_client.cli.options import (
     as_json,
@@ -85,7 +94,7 @@ def sign(
     if proofs and raw:
         raise click.UsageError("--raw writes no proof: leave --raw or --proofs out")
     try:
-        span = span_from_json(_object(text))
+        span = span_from_json(_object(text, source))
         with calling(addr, timeout) as client:
             signed = _signed(client, tenant_id, span, proofs=proofs, payload=payload)
         shown: dict[str, Any] = {
@@ -152,7 +161,7 @@ def _verified(source: BinaryIO, judge: Judge) -> bool:
     text, is_traces = read_first(source)
     if is_traces:
         return verify_traces(text, source, judge)
-    (verdict,) = judge([_signed_span(_object(text))])
+    (verdict,) = judge([_signed_span(_object(text, source))])
     if isinstance(verdict, SpanRefusal):
         raise click.UsageError(verdict.message)
     click.echo(verdict.reason)
@@ -165,20 +174,26 @@ def _signed_span(document: dict[str, Any]) -> SignedSpan:
         signature = base64.b64decode(_member(document, "signature", str), validate=True)
         key_id = _member(document, "keyId", str)
         proof = read_proof(orjson.dumps(_member(document, "proof", dict)).decode()) if "proof" in document else None
-    except binascii.Error:
+        expected = PAYLOAD_TYPE if proof is None else TREE_HEAD_TYPE
+        if document.get("payloadType", expected) != expected:
+            raise click.UsageError(f"payloadType must be {expected}: this version knows no other")
+    except ValueError as error:
+        if isinstance(error, InvalidSpan):
+            raise click.UsageError(str(error)) from None
         raise click.UsageError("signature must be base64, as sign writes it") from None
-    except InvalidSpan as error:
-        raise click.UsageError(str(error)) from None
     return SignedSpan(span, signature, key_id, proof)
 
 
-def _object(text: bytes) -> dict[str, Any]:
+def _object(text: bytes, rest: BinaryIO) -> dict[str, Any]:
+    """Return the one document that the input holds; what follows it would pass unseen."""
     try:
-        document = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise click.UsageError(f"the input is not JSON: {error.msg} at line {error.lineno}") from None
+        document = strict_json(text)
+    except ValueError as error:
+        raise click.UsageError(f"the input is not JSON: {error}") from None
     if not isinstance(document, dict):
         raise click.UsageError("the input must be one JSON object")
+    if rest.read().strip():
+        raise click.UsageError("the input goes on after its first document: give one span, or a trace file")
     return document
 
 
