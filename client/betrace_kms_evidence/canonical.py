@@ -94,8 +94,13 @@ def _members(tenant_id: str, key_id: str, span: pb.ComplianceSpan) -> dict[str, 
     # Reading a field is cheaper than asking whether it is set, so only an empty one is asked.
     has = span.HasField
     attributes = span.attributes
+    values = {}
+    for name in _in_order(attributes):
+        value = attributes[name]
+        text = value.string_value  # most are; the others take the long way
+        values[name] = {"stringValue": text} if text else _value(value, name)
     return {
-        "attributes": {name: _value(attributes[name], name) for name in _in_order(attributes)},
+        "attributes": values,
         "control": span.control or ("" if has("control") else None),
         "durationNano": _duration(span.duration) if has("duration") else None,
         "error": span.error or ("" if has("error") else None),
@@ -145,7 +150,6 @@ def _duration(length: Duration) -> str:
 
 
 def _value(value: pb.AttributeValue, name: str) -> dict[str, Any]:
-    # The same here: most values are one of these three, and not empty.
     if text := value.string_value:
         return {"stringValue": text}
     if integer := value.int_value:

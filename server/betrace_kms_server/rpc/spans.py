@@ -26,10 +26,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 MAX_SPANS = 1000
-_SLICE = 50
-"""Spans whose canonical form is made between two turns of the loop: about half a millisecond."""
-_INLINE = 32
-"""Spans up to which handing the work to threads costs more than it brings."""
+_SLICE = 25
+"""Spans that are worked on between two turns of the loop: about a millisecond."""
+_INLINE = 128
+"""Spans up to which two threads, which contend for the interpreter's lock, cost more than they bring."""
 
 
 class SpanCalls:
@@ -110,9 +110,13 @@ class SpanCalls:
         return payloads
 
     async def _in_threads(self, work: Callable[[Sequence[T]], list[R]], items: Sequence[T]) -> list[R]:
-        """Do the work here if it is little, and else in two halves at once; results are in order."""
+        """Do the work here in slices if it is little, and else in two halves at once; results are in order."""
         if len(items) <= _INLINE:
-            return work(items)
+            results: list[R] = []
+            for start in range(0, len(items), _SLICE):
+                results += work(items[start : start + _SLICE])
+                await asyncio.sleep(0)
+            return results
         loop, middle = asyncio.get_running_loop(), len(items) // 2
         halves = (items[:middle], items[middle:])
         first, second = await asyncio.gather(*(loop.run_in_executor(self._threads, work, half) for half in halves))
