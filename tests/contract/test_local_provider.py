@@ -106,7 +106,7 @@ def test_file_with_an_edited_digit_is_refused_and_left_alone(path: Path, at: int
 
 def test_missing_file_is_not_made_when_it_may_not_be(path: Path) -> None:
     """With keys in the store a new master key could not open them: the file is asked back, not made anew."""
-    assert "restore the file" in refusal(path, create=False)
+    assert "restore it from a backup" in refusal(path, create=False)
     assert not path.exists()
 
 
