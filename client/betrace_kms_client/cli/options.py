@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import click
 import orjson
@@ -66,6 +66,13 @@ context_option = click.option(
 )
 
 
+def payload_options(function: F) -> F:
+    """Add what every verb takes that turns one payload into another."""
+    for option in (client_options, json_option, output_option, context_option, tenant_option, input_argument):
+        function = option(function)
+    return function
+
+
 @contextmanager
 def calling(addr: str, timeout: float) -> Iterator[KmsClient]:
     """Give a client, and end the command with one line if a call of it fails."""
@@ -78,11 +85,6 @@ def calling(addr: str, timeout: float) -> Iterator[KmsClient]:
         raise SystemExit(CALL_FAILED) from None
     except UnicodeEncodeError:
         raise click.UsageError("--tenant and --context must be UTF-8 text") from None
-
-
-def read(source: BinaryIO) -> bytes:
-    """Read all of the input."""
-    return source.read()
 
 
 def write(data: bytes, output: Path | None, *, binary: bool = False) -> None:

@@ -11,11 +11,8 @@ from betrace_kms_client.cli.options import (
     calling,
     client_options,
     context_option,
-    input_argument,
-    json_option,
-    output_option,
     parse_context,
-    read,
+    payload_options,
     tenant_option,
     write,
 )
@@ -81,12 +78,7 @@ Examples:
   echo "hello" | betrace-kms encrypt --tenant acme | betrace-kms decrypt --tenant acme
 """
 )
-@input_argument
-@tenant_option
-@context_option
-@output_option
-@json_option
-@client_options
+@payload_options
 def encrypt(
     source: BinaryIO,
     tenant_id: str,
@@ -98,7 +90,7 @@ def encrypt(
 ) -> None:
     """Seal a file, or stdin, into an AWS Encryption SDK message."""
     with calling(addr, timeout) as client:
-        sealed = client.encrypt(tenant_id, read(source), context)
+        sealed = client.encrypt(tenant_id, source.read(), context)
     _write_ciphertext(sealed, output, as_json_)
 
 
@@ -109,12 +101,7 @@ Examples:
   betrace-kms decrypt --tenant acme key.wrapped --output key.bin
 """
 )
-@input_argument
-@tenant_option
-@context_option
-@output_option
-@json_option
-@client_options
+@payload_options
 def decrypt(
     source: BinaryIO,
     tenant_id: str,
@@ -126,7 +113,7 @@ def decrypt(
 ) -> None:
     """Open what encrypt sealed, or unwrap a wrapped data key."""
     with calling(addr, timeout) as client:
-        opened = client.decrypt(tenant_id, read(source), context)
+        opened = client.decrypt(tenant_id, source.read(), context)
     if as_json_:
         write(as_json({"plaintext": opened.plaintext, "keyId": opened.key_id}), output)
     else:
@@ -140,9 +127,7 @@ Examples:
   betrace-kms reencrypt --tenant acme key.wrapped --output key.wrapped.new
 """
 )
-@input_argument
-@tenant_option
-@context_option
+@payload_options
 @click.option(
     "--destination-context",
     multiple=True,
@@ -150,9 +135,6 @@ Examples:
     callback=parse_context,
     help="A pair of the new encryption context; the old one stays if none is given.",
 )
-@output_option
-@json_option
-@client_options
 def reencrypt(
     source: BinaryIO,
     tenant_id: str,
@@ -165,7 +147,7 @@ def reencrypt(
 ) -> None:
     """Seal a ciphertext again under today's keys, without seeing what it holds."""
     with calling(addr, timeout) as client:
-        sealed = client.re_encrypt(tenant_id, read(source), context, destination_context or None)
+        sealed = client.re_encrypt(tenant_id, source.read(), context, destination_context or None)
     _write_ciphertext(sealed, output, as_json_)
 
 

@@ -6,7 +6,6 @@ and with one connection it gains nothing. A unique index on the active key makes
 """
 
 import asyncio
-import logging
 import os
 import sqlite3
 import tempfile
@@ -19,8 +18,6 @@ import aiosqlite
 
 from betrace_kms_server.errors import KeyDamaged, StartRefused, StoreUnavailable
 from betrace_kms_server.keys import StoredKey, WrappedKey
-
-log = logging.getLogger(__name__)
 
 DATABASE_FILE = "keystore.db"
 _APPLICATION_ID = 0x42544B53  # "BTKS"
