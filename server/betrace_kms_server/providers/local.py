@@ -12,9 +12,7 @@ Wrapped key: ``btl1``, 12 bytes nonce, AES-GCM ciphertext with its tag of 16 byt
 import hashlib
 import os
 import stat
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -22,6 +20,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+from betrace_kms_server.durable import made_whole
 from betrace_kms_server.errors import DoesNotOpen, StartRefused
 from betrace_kms_server.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.tenancy import Context
@@ -103,22 +102,8 @@ def load_master_key(path: Path, *, create: bool) -> bytes:
 def _create(path: Path) -> None:
     """Write a new master key durably, and never over a file that is there."""
     key = os.urandom(32).hex().encode()
-    descriptor, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(b" ".join((_HEADING, key, _checksum(key))) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        with suppress(FileExistsError):  # another daemon was faster: its key is the one
-            os.link(temporary, path)
-    finally:
-        temporary.unlink()
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with made_whole(path) as new:
+        new.write_bytes(b" ".join((_HEADING, key, _checksum(key))) + b"\n")
 
 
 def _checksum(key: bytes) -> bytes:

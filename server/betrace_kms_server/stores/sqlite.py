@@ -6,9 +6,7 @@ and with one connection it gains nothing. A unique index on the active key makes
 """
 
 import asyncio
-import os
 import sqlite3
-import tempfile
 from collections.abc import AsyncIterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager, closing
@@ -16,6 +14,7 @@ from pathlib import Path
 
 import aiosqlite
 
+from betrace_kms_server.durable import made_whole
 from betrace_kms_server.errors import KeyDamaged, StartRefused, StoreUnavailable
 from betrace_kms_server.keys import StoredKey, WrappedKey
 
@@ -166,23 +165,11 @@ async def open_sqlite(path: Path) -> AsyncIterator[SqliteStore]:
 
 def _create(path: Path) -> None:
     """Make an empty store, whole or not at all: so a file without a schema is always a damaged one."""
-    descriptor, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        with closing(sqlite3.connect(temporary, isolation_level=None)) as database:
-            database.executescript(
-                f"PRAGMA synchronous=EXTRA; BEGIN; {_SCHEMA} PRAGMA application_id={_APPLICATION_ID};"
-                f" PRAGMA user_version={_SCHEMA_VERSION}; COMMIT;"
-            )
-        os.link(temporary, path)
-    finally:
-        temporary.unlink()
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with made_whole(path) as new, closing(sqlite3.connect(new, isolation_level=None)) as database:
+        database.executescript(
+            f"PRAGMA synchronous=EXTRA; BEGIN; {_SCHEMA} PRAGMA application_id={_APPLICATION_ID};"
+            f" PRAGMA user_version={_SCHEMA_VERSION}; COMMIT;"
+        )
 
 
 async def _prepare(database: aiosqlite.Connection, path: Path) -> None:
