@@ -8,6 +8,8 @@ from importlib import metadata
 
 import click
 
+from betrace_kms_client.cli.admin import invalidate, status, validate
+from betrace_kms_client.cli.cost import cost
 from betrace_kms_client.cli.health import health
 from betrace_kms_client.cli.keys import keys
 from betrace_kms_client.cli.payloads import data_key, decrypt, encrypt, reencrypt
@@ -62,5 +64,19 @@ def version() -> None:
     click.echo(f"betrace-kms {metadata.version('betrace-kms')}")
 
 
-for verb in (data_key, decrypt, encrypt, health, keys, reencrypt, sign, verify, version):
+for verb in (
+    cost,
+    data_key,
+    decrypt,
+    encrypt,
+    health,
+    invalidate,
+    keys,
+    reencrypt,
+    sign,
+    status,
+    validate,
+    verify,
+    version,
+):
     main.add_command(verb)

@@ -3,21 +3,26 @@
 import base64
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
+import grpc
 import orjson
+from betrace.kms.v1.admin_pb2_grpc import KmsAdminServiceStub
+from tabulate import tabulate
 
-from betrace_kms_client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT
-from betrace_kms_client.errors import KmsClientError
+from betrace_kms_client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, OPTIONS, normalised
+from betrace_kms_client.errors import KmsClientError, Unavailable, Unimplemented, from_rpc_error
 from betrace_kms_client.sync_client import KmsClient
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 CALL_FAILED = 3
+ADMIN_TIMEOUT = 60.0
+"""Seconds for a call to the admin service, which may ask KMS several times and wait 5 s for each answer."""
 
 
 def client_options(function: F) -> F:
@@ -37,8 +42,26 @@ def client_options(function: F) -> F:
     return function
 
 
+def admin_options(function: F) -> F:
+    """Add the options that say which daemon to administer."""
+    for option in (
+        click.option("--timeout", type=float, default=ADMIN_TIMEOUT, show_default=True, help="Seconds to wait."),
+        click.option(
+            "--admin-addr",
+            envvar="BETRACE_KMS_ADMIN_ADDR",
+            default=lambda: f"unix:{Path(os.environ.get('KMS_DATA_DIR') or 'data') / 'admin.sock'}",
+            show_default="unix:<KMS_DATA_DIR or data>/admin.sock",
+            show_envvar=True,
+            help="Socket of the daemon's admin service.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 tenant_option = click.option("--tenant", "tenant_id", required=True, help="Whose key it is.")
 json_option = click.option("--json", "as_json_", is_flag=True, help="Write JSON, bytes in base64.")
+report_option = click.option("--json", "as_json_", is_flag=True, help="Write JSON.")
 input_argument = click.argument("source", metavar="[FILE]", type=click.File("rb"), default="-")
 output_option = click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write to this file (0600), not to stdout."
@@ -80,11 +103,37 @@ def calling(addr: str, timeout: float) -> Iterator[KmsClient]:
         with KmsClient(addr, timeout=timeout) as client:
             yield client
     except KmsClientError as error:
-        request = f" (request {error.request_id})" if error.request_id else ""
-        click.echo(f"betrace-kms: {error.message}{request}", err=True)
-        raise SystemExit(CALL_FAILED) from None
+        _fail(error, error.message)
     except UnicodeEncodeError:
         raise click.UsageError("--tenant and --context must be UTF-8 text") from None
+
+
+@contextmanager
+def administering(addr: str) -> Iterator[KmsAdminServiceStub]:
+    """Give the admin service, and end the command with one line if a call to it fails."""
+    target = normalised(addr)
+    try:
+        with grpc.insecure_channel(target, options=OPTIONS) as channel:
+            yield KmsAdminServiceStub(channel)
+    except grpc.RpcError as call:
+        error = from_rpc_error(call, target)
+        message = error.message
+        if isinstance(error, Unavailable) and not error.reason:
+            message = (
+                f"no daemon answers on {target}: is it running, and is KMS_DATA_DIR its kms.data-dir? "
+                "The socket belongs to the daemon's user"
+            )
+        elif isinstance(error, Unimplemented):
+            message = f"the daemon on {target} does not know this call: give its admin.sock, or update the daemon"
+        _fail(error, message)
+    except UnicodeEncodeError:
+        raise click.UsageError("--tenant must be UTF-8 text") from None
+
+
+def _fail(error: KmsClientError, message: str) -> NoReturn:
+    request = f" (request {error.request_id})" if error.request_id else ""
+    click.echo(f"betrace-kms: {message}{request}", err=True)
+    raise SystemExit(CALL_FAILED) from None
 
 
 def write(data: bytes, output: Path | None, *, binary: bool = False) -> None:
@@ -109,3 +158,19 @@ def as_json(values: Mapping[str, Any]) -> bytes:
         name: base64.b64encode(value).decode() if isinstance(value, bytes) else value for name, value in values.items()
     }
     return orjson.dumps(shown, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], align: str, *, width: int | None = None) -> str:
+    """Return columns of text; `align` has l or r for each. Fits `width` by wrapping the last column, at 20 or more."""
+    padded = [f"{header}  " for header in headers]  # tabulate keeps two columns free beside a header
+    columns = [*zip(padded, *rows, strict=True)][:-1]
+    taken = sum(max(len(click.unstyle(cell)) for cell in column) + 2 for column in columns)
+    last = None if width is None else max(20, width - taken)
+    return tabulate(
+        rows,
+        headers,
+        tablefmt="simple",
+        colalign=["left" if letter == "l" else "right" for letter in align],
+        disable_numparse=True,
+        maxcolwidths=[*[None] * len(columns), last] if last else None,
+    )
