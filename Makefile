@@ -10,12 +10,17 @@ HEALTH_PROBE := github.com/grpc-ecosystem/grpc-health-probe@v0.4.61
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header
 TESTS := $(BIN)/python -m pytest -n 2
+# apt keeps its state in a folder of ours: no root, and the machine's own lists stay as they are. Debian's signatures
+# are checked as always.
+APT := $(TOOLS)/apt
+APT_GET := apt-get -q -o Dir::State=$(APT) -o Dir::State::status=/var/lib/dpkg/status -o Dir::Cache=$(APT) \
+  -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
 export PATH := $(TOOLS):$(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test coverage lint types imports protos protos-check tools node-modules bench-envelope bench-sign ci requirements clean
+.PHONY: help run test coverage lint types imports protos protos-check tools prometheus node-modules bench-envelope bench-sign bench-telemetry ci requirements clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/server.stamp ## run the daemon on 127.0.0.1:50051 with the local provider and ./data
 	@printf '%s\n' \
@@ -54,6 +59,16 @@ tools: ## build grpcurl and grpc_health_probe into .tools (needs Go)
 	GOBIN=$(TOOLS) GOFLAGS=-modcacherw go install $(HEALTH_PROBE)
 	mv -f $(TOOLS)/grpc-health-probe $(TOOLS)/grpc_health_probe
 
+prometheus: $(TOOLS)/prometheus ## unpack Debian's prometheus and promtool into .tools (needs apt-get, not root)
+
+$(TOOLS)/prometheus:
+	@command -v apt-get >/dev/null || { echo 'There is no apt-get here: put prometheus and promtool on the PATH yourself'; exit 1; }
+	rm -rf $(APT) && mkdir -p $(APT)/lists/partial $(APT)/archives/partial
+	-$(APT_GET) update
+	cd $(APT) && $(APT_GET) download prometheus && dpkg-deb -x prometheus_*.deb root
+	mv -f $(APT)/root/usr/bin/promtool $(APT)/root/usr/bin/prometheus $(TOOLS)/
+	rm -rf $(APT)
+
 node-modules: ## install the AWS Encryption SDK for JavaScript for tests/interop (needs Node.js and npm)
 	npm install --no-package-lock --no-audit --no-fund --ignore-scripts --prefix tests/interop/node
 
@@ -63,7 +78,10 @@ bench-envelope: $(VENV)/dev.stamp ## compare seal and open with the official AWS
 bench-sign: $(VENV)/dev.stamp ## compare signing and verifying with bare Ed25519 loops
 	$(BIN)/python -m bench.sign
 
-ci: ## everything that CI runs (needs Go and Node.js)
+bench-telemetry: $(VENV)/dev.stamp ## show what metrics, logs, audit trail and traces cost a warm SignSpan
+	$(BIN)/python -m bench.telemetry
+
+ci: ## everything that CI runs (needs Go, Node.js and Debian's apt-get)
 	.ci/run
 
 requirements: $(VENV)/dev.stamp ## pin the newest versions that pyproject.toml allows

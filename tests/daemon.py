@@ -1,10 +1,11 @@
 """Starts real daemons for tests: in this process, or as a process of its own that can be killed."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,12 @@ COMMAND = Path(sys.executable).with_name("betrace-kms")
 def settings(data_dir: Path, **values: str) -> config.Settings:
     """Return settings for a test: any free port, and names with `_` for `.` and `-` looked up among the real ones."""
     names = {config.environment_name(name).lower(): name for name in config.NAMES}
-    given = {"kms.data-dir": str(data_dir), "kms.server.listen": "127.0.0.1:0", "kms.server.drain-seconds": "2"}
+    given = {
+        "kms.data-dir": str(data_dir),
+        "kms.server.listen": "127.0.0.1:0",
+        "kms.ops.listen": "127.0.0.1:0",
+        "kms.server.drain-seconds": "2",
+    }
     given |= {names[name]: value for name, value in values.items()}
     return config.resolve([config.from_command_line(given)])[0]
 
@@ -65,6 +71,13 @@ class Process:
         """The first address that it listens on."""
         return self.wait_for("Listening").split("addresses=['")[1].split("'")[0]
 
+    @property
+    def ops_address(self) -> str:
+        """host:port of the HTTP port for operators."""
+        found = re.search(r"operations\W+([\w.]+:\d+)", self.wait_for("Listening"))
+        assert found
+        return found[1]
+
     def read(self) -> None:
         """Collect stderr until it ends."""
         assert self.process.stderr is not None
@@ -77,13 +90,15 @@ class Process:
 
 
 @contextmanager
-def spawned(*arguments: str, environ: Mapping[str, str] | None = None) -> Iterator[Process]:
-    """Run `betrace-kms serve` with these arguments; kill it in the end if it still runs."""
+def spawned(
+    *arguments: str, environ: Mapping[str, str] | None = None, command: Sequence[str] | None = None
+) -> Iterator[Process]:
+    """Run `betrace-kms serve`, or another command, with these arguments; kill it in the end if it still runs."""
     process = subprocess.Popen(
-        [str(COMMAND), "serve", *arguments],
+        [*(command or (str(COMMAND), "serve")), *arguments],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **(environ or {})},
+        env={**os.environ, "KMS_OPS_LISTEN": "127.0.0.1:0", **(environ or {})},
     )
     daemon = Process(process)
     reader = threading.Thread(target=daemon.read)

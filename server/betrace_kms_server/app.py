@@ -10,35 +10,45 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
+import grpc
 import structlog
 
 from betrace_kms_server.cache import KeyCache
 from betrace_kms_server.config import LATER, Settings, described
-from betrace_kms_server.errors import KmsError, StartRefused
+from betrace_kms_server.errors import KmsError
 from betrace_kms_server.keyring import KeyRing
-from betrace_kms_server.listen import claimed, exclusive
-from betrace_kms_server.providers.local import MASTER_KEY_FILE, LocalProvider, load_master_key
+from betrace_kms_server.listen import admin_socket, claimed
+from betrace_kms_server.monitor import KmsMonitor, KmsState
+from betrace_kms_server.observation import Recorder, ignore
+from betrace_kms_server.ops import build_app, serving_ops
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.rewrapping import rewrap_signing_keys
+from betrace_kms_server.rpc.admin import AdminService
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT, KMS, HealthService
 from betrace_kms_server.rpc.key_management import KeyManagementService
-from betrace_kms_server.rpc.server import bind, build_server
+from betrace_kms_server.rpc.server import bind, build_admin_server, build_server
 from betrace_kms_server.signing import Signer
+from betrace_kms_server.startup import ephemeral_volume, open_data_dir, open_provider, store_file
 from betrace_kms_server.stores.protocol import KeyStore
-from betrace_kms_server.stores.sqlite import DATABASE_FILE, open_sqlite
-from betrace_kms_server.stores.volume import ephemeral_kind
-from betrace_kms_server.telemetry.logs import cause_of
+from betrace_kms_server.stores.sqlite import open_sqlite
+from betrace_kms_server.telemetry import export
+from betrace_kms_server.telemetry.audit import AuditTrail
+from betrace_kms_server.telemetry.figures import CallStats, Figures
+from betrace_kms_server.telemetry.metrics import Metrics
+from betrace_kms_server.telemetry.observers import CallObserver, KmsCallObserver
+from betrace_kms_server.telemetry.tracing import Tracing
+from betrace_kms_server.validation import Validator
 
 log = structlog.get_logger()
 
-RETRY_SECONDS = 2.0
-"""How soon an unusable master key is looked at again."""
+READY_SECONDS = 0.5
+"""How old the answer of /q/health/ready may be."""
 SWEEP_SECONDS = 60.0
 """How often expired keys that nobody asks for are dropped from memory."""
 
@@ -49,6 +59,8 @@ class Daemon:
 
     addresses: Sequence[str]
     """Where it listens, with the ports that were bound."""
+    ops_address: str
+    """host:port of the HTTP port for operators."""
     health: HealthService
     caches: Sequence[KeyCache]
 
@@ -74,23 +86,18 @@ async def serve(settings: Settings, origins: Mapping[str, str]) -> None:
 async def running(settings: Settings) -> AsyncIterator[Daemon]:
     """Start a daemon, and drain and stop it on leaving. Raises StartRefused if it cannot start safely."""
     async with AsyncExitStack() as resources:
-        _refuse_ephemeral(settings)
-        _open_data_dir(settings.data_dir, resources)
-        for address in settings.listen:
+        ephemeral = ephemeral_volume(settings)
+        open_data_dir(settings.data_dir, resources)
+        admin_address = admin_socket(settings.data_dir)
+        for address in (*settings.listen, admin_address):
             resources.enter_context(claimed(address))
-        store = await resources.enter_async_context(open_sqlite(_store_file(settings.data_dir)))
-        provider = await _open_provider(settings, store, resources)
-        minute = 60.0
-        encryption_keys, signing_keys, public_keys = caches = [
-            KeyCache(kind, ttl=ttl, max_size=settings.cache_max_size)
-            for kind, ttl in (
-                ("encryption", settings.encryption_key_ttl_minutes * minute),
-                ("signing", settings.private_key_ttl_minutes * minute),
-                ("public", settings.public_key_ttl_hours * 60 * minute),
-            )
-        ]
-        for cache in caches:
-            resources.push_async_callback(cache.close)
+        store = await resources.enter_async_context(open_sqlite(store_file(settings.data_dir)))
+        audit = await _open_audit(settings, resources)
+        record = ignore if audit is None else audit.record
+        tracing = _open_tracing(resources)
+        rpcs, kms_calls = CallStats(), CallStats()
+        provider = await open_provider(settings, store, KmsCallObserver(kms_calls, tracing), resources)
+        encryption_keys, signing_keys, public_keys = caches = _open_caches(settings, record, resources)
         signer = Signer(
             provider,
             store,
@@ -98,6 +105,7 @@ async def running(settings: Settings) -> AsyncIterator[Daemon]:
             public_keys=public_keys,
             auto_create=settings.auto_create,
             now=time.time,
+            record=record,
         )
         keyring = KeyRing(
             provider,
@@ -106,99 +114,112 @@ async def running(settings: Settings) -> AsyncIterator[Daemon]:
             max_uses=settings.data_key_max_uses,
             max_encrypted_data_keys=settings.max_encrypted_data_keys,
         )
-        threads = resources.enter_context(ThreadPoolExecutor(2, thread_name_prefix="evidence"))
         health = HealthService()
+        monitor = KmsMonitor(provider, _health_follows(health))
+        figures = Figures(monitor, caches, signer.retrievals, rpcs, kms_calls, audit)
+        metrics = _open_metrics(figures, resources)
+        validator = Validator(provider, store, endpoint=settings.endpoint, ephemeral=ephemeral)
+        resources.push_async_callback(validator.close)
+
+        def status() -> dict[str, Any]:
+            return figures.status(
+                provider=provider.name,
+                master_key=provider.master_key_arn,
+                region=settings.kms_region,
+                store=settings.store,
+                serving=health.is_serving(KEY_MANAGEMENT),
+            )
+
+        async def invalidate(tenant_id: str) -> int:
+            return sum(cache.invalidate(tenant_id) for cache in caches)
+
+        threads = resources.enter_context(ThreadPoolExecutor(2, thread_name_prefix="evidence"))
+        observer = CallObserver(rpcs, audit, tracing)
         server = build_server(
             KeyManagementService(keyring, signer, threads=threads, max_payload_bytes=settings.max_message_bytes),
             health,
+            observer,
             max_payload_bytes=settings.max_message_bytes,
             reflect=settings.reflection,
         )
         addresses = bind(server, settings.listen)
-        await server.start()
-        resources.push_async_callback(server.stop, settings.drain_seconds)
+        admin = build_admin_server(
+            AdminService(provider.name, validate=validator.run, status=status, invalidate=invalidate), health, observer
+        )
+        bind(admin, [admin_address])
+        await asyncio.gather(server.start(), admin.start())
+        resources.push_async_callback(_stop, (server, admin), settings.drain_seconds)
+        ops = build_app(
+            provider.name,
+            readiness=lambda: monitor.fresh(READY_SECONDS),
+            metrics=metrics.text,
+            validate=validator.run,
+            status=status,
+        )
+        ops_address = await resources.enter_async_context(serving_ops(settings.ops_listen, ops))
         resources.callback(health.drain)
-        usable = asyncio.Event()
         async with _background(
-            _watch_master_key(provider, health, usable, settings.health_check_seconds),
-            _leave_former_keys(provider, store, usable),
+            monitor.watch(settings.health_check_seconds),
+            _leave_former_keys(provider, store, monitor.usable),
             _sweep(caches),
         ):
-            log.info("Listening", addresses=addresses)
-            yield Daemon(addresses, health, caches)
+            log.info("Listening", addresses=addresses, operations=ops_address)
+            yield Daemon(addresses, ops_address, health, caches)
 
 
-def _open_data_dir(folder: Path, resources: AsyncExitStack) -> None:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as cause:
-        raise StartRefused(f"kms.data-dir {folder} cannot be made: {cause.strerror}") from cause
-    if folder.stat().st_uid == os.geteuid():
-        folder.chmod(0o700)
-    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        raise StartRefused(f"kms.data-dir {folder} is not writable: give it to the daemon's user")
-    resources.enter_context(exclusive(folder / "daemon.lock", f"another daemon uses kms.data-dir {folder}"))
-
-
-def _store_file(folder: Path) -> Path:
-    """Return the store's path; a store that vanished beside its master key must not be replaced by an empty one."""
-    path = folder / DATABASE_FILE
-    if path.exists():
-        return path
-    if (folder / MASTER_KEY_FILE).exists():
-        raise StartRefused(
-            f"{path} is missing beside {MASTER_KEY_FILE}: restore it from a backup; only if there never were keys to"
-            " lose, remove both and start anew"
+def _open_caches(settings: Settings, record: Recorder, resources: AsyncExitStack) -> list[KeyCache]:
+    """Return the caches of data keys, signing keys and public keys."""
+    minute = 60.0
+    caches = [
+        KeyCache(kind, ttl=ttl, max_size=settings.cache_max_size, record=record)
+        for kind, ttl in (
+            ("encryption", settings.encryption_key_ttl_minutes * minute),
+            ("signing", settings.private_key_ttl_minutes * minute),
+            ("public", settings.public_key_ttl_hours * 60 * minute),
         )
-    log.warning("There is no key store, making a new and empty one", path=str(path))
-    return path
+    ]
+    for cache in caches:
+        resources.push_async_callback(cache.close)
+    return caches
 
 
-def _refuse_ephemeral(settings: Settings) -> None:
-    kind = ephemeral_kind(settings.data_dir)
-    if settings.provider == "local" or kind is None:
-        return
-    if not settings.store_allow_ephemeral:
-        raise StartRefused(
-            f"kms.data-dir {settings.data_dir} is on {kind}, and signing keys would die with it: mount a persistent"
-            " volume there, or set kms.store.allow-ephemeral=true where losing them does not matter"
-        )
-    log.warning("Signing keys are kept on a volume that dies with the pod", data_dir=str(settings.data_dir), kind=kind)
-
-
-async def _open_provider(settings: Settings, store: KeyStore, resources: AsyncExitStack) -> KeyProvider:
-    log.info(f"Initializing KMS provider: {settings.provider}")  # noqa: G004  # the words of BeTrace's documents
-    rows = sorted(await store.wrapped_by())
-    for name, _ in rows:
-        if name != settings.provider:
-            raise StartRefused(
-                f"the key store holds keys wrapped by provider {name}, which {settings.provider} cannot use: set"
-                f" betrace.kms.provider={name}, or choose another kms.data-dir"
-            )
-    if settings.provider == "local":
-        path = settings.data_dir / MASTER_KEY_FILE
-        local = LocalProvider(load_master_key(path, create=not rows))
-        if any(arn not in local.decrypt_key_arns for _, arn in rows):
-            raise StartRefused(
-                f"the key store holds keys that another {MASTER_KEY_FILE} wrapped: restore that file, or choose another"
-                " kms.data-dir"
-            )
-        log.warning("Using the local provider - NOT FOR PRODUCTION USE", master_key_file=str(path))
-        return local
-    from betrace_kms_server.providers.aws import AwsProvider  # late: importing the AWS SDK takes most of a second
-
-    log.info(f"Using AWS KMS - region: {settings.kms_region}, key: {settings.master_key_id}")  # noqa: G004
-    if settings.endpoint:
-        log.warning("aws.kms.endpoint is set: calls do not go to AWS KMS", endpoint=settings.endpoint)
+async def _open_audit(settings: Settings, resources: AsyncExitStack) -> AuditTrail | None:
+    if settings.audit_file is None:
+        return None
     return await resources.enter_async_context(
-        AwsProvider(
-            settings.master_key_id or "",
-            region=settings.kms_region,
-            endpoint=settings.endpoint,
-            former_key_arns=settings.decrypt_key_ids,
-            call_seconds=settings.call_timeout_ms / 1000,
-        )
+        AuditTrail(settings.audit_file, settings.data_dir, required=settings.audit_required)
     )
+
+
+def _open_tracing(resources: AsyncExitStack) -> Tracing | None:
+    exporter = export.exporter("traces", os.environ)
+    if exporter is None:
+        return None
+    sampler = os.environ.get("OTEL_TRACES_SAMPLER") or "parentbased_always_on"
+    tracing = Tracing(exporter, export.resource(os.environ), follows_parent=sampler.startswith("parentbased"))
+    resources.push_async_callback(asyncio.to_thread, export.shut_down, tracing.shutdown)
+    return tracing
+
+
+def _open_metrics(figures: Figures, resources: AsyncExitStack) -> Metrics:
+    metrics = Metrics(figures, export.resource(os.environ), export.exporter("metrics", os.environ))
+    resources.push_async_callback(asyncio.to_thread, export.shut_down, metrics.shutdown)
+    return metrics
+
+
+def _health_follows(health: HealthService) -> Callable[[KmsState], None]:
+    """Return what keeps the health service true: KMS as it is now, the service from the first time it was usable."""
+
+    def changed(state: KmsState) -> None:
+        health.set(KMS, state.usable)
+        if state.usable:
+            health.set(KEY_MANAGEMENT, True)
+
+    return changed
+
+
+async def _stop(servers: Sequence[grpc.aio.Server], grace: float) -> None:
+    await asyncio.gather(*(server.stop(grace) for server in servers))
 
 
 @asynccontextmanager
@@ -217,33 +238,6 @@ async def _background(*jobs: Coroutine[None, None, None]) -> AsyncIterator[None]
 def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("A background job failed", exc_info=error)
-
-
-async def _watch_master_key(
-    provider: KeyProvider, health: HealthService, usable: asyncio.Event, interval: float
-) -> None:
-    """Keep the health service's view of KMS true. Says what is wrong when it changes, not every time."""
-    last: str | None = None
-    while True:
-        problem, cause = "", None
-        try:
-            await provider.check()
-        except KmsError as error:
-            problem, cause = error.message, cause_of(error)
-        except Exception as error:  # a defect here must not end the watch for good
-            problem = f"looking at the master key failed: {type(error).__name__}"
-            log.error("Looking at the master key failed", exc_info=error)
-        health.set(KMS, not problem)
-        if not problem:
-            health.set(KEY_MANAGEMENT, True)
-            usable.set()
-        if problem != last:
-            last = problem
-            if problem:
-                log.error(f"KMS cannot be used: {problem}", cause=cause)  # noqa: G004
-            else:
-                log.info("KMS is usable, serving", master_key=provider.master_key_arn)
-        await asyncio.sleep(min(interval, RETRY_SECONDS) if problem else interval)
 
 
 async def _leave_former_keys(provider: KeyProvider, store: KeyStore, usable: asyncio.Event) -> None:

@@ -27,6 +27,9 @@ from typing import Any, TypeVar
 from aiocache.base import SENTINEL, BaseCache
 from aiocache.serializers import NullSerializer
 
+from betrace_kms_server.errors import KmsError
+from betrace_kms_server.observation import KeyEvent, Recorder, current_event, ignore, note_cache, note_shared
+
 log = logging.getLogger(__name__)
 
 V = TypeVar("V")
@@ -40,6 +43,8 @@ JITTER = 0.10
 """Largest share of the time to live that a refresh is put off, at random."""
 RETRY_AFTER = 0.05
 """Share of the time to live after which a failed refresh is tried again."""
+WARM_SECONDS = 300.0
+"""How long after its last use a key counts as one that somebody will ask for again."""
 
 
 @dataclass(slots=True)
@@ -47,6 +52,7 @@ class _Entry:
     value: Any
     expires_at: float
     refresh_at: float
+    used_at: float
 
 
 @dataclass(slots=True)
@@ -54,13 +60,15 @@ class _Flight:
     """A running load. `disowned` once its tenant was invalidated: then its result must not be used."""
 
     task: asyncio.Task[Any]
+    event: KeyEvent | None
     disowned: bool = False
 
 
 class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
     """A bounded cache of one kind of key.
 
-    `ttl` is in seconds of `clock`, which is monotonic; `jitter` returns a number in [0, 1).
+    `ttl` is in seconds of `clock`, which is monotonic; `jitter` returns a number in [0, 1). `record` is told of every
+    refresh. `hits`, `misses` and `evictions` (by cause) count since the start.
     """
 
     NAME = "keys"
@@ -73,12 +81,15 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         max_size: int,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
+        record: Recorder = ignore,
     ) -> None:
         super().__init__(serializer=NullSerializer(), key_builder=lambda key, namespace=None: key, timeout=0, ttl=ttl)
         self.kind = kind
         self.hits = 0
         self.misses = 0
-        self._max_size = max_size
+        self.evictions = dict.fromkeys(("expired", "size", "invalidated", "used_up"), 0)
+        self.max_size = max_size
+        self._record = record
         self._clock = clock
         self._jitter = jitter
         self._entries: OrderedDict[Key, _Entry] = OrderedDict()
@@ -95,13 +106,14 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
             return None
         now = self._clock()
         if now >= entry.expires_at:
-            del self._entries[key]
+            self._evict(key, "expired")
             return None
         self._entries.move_to_end(key)
+        entry.used_at = now
         self.hits += 1
         if now >= entry.refresh_at and key not in self._flights:
             entry.refresh_at = now + RETRY_AFTER * self.ttl
-            self._start(key, load).task.add_done_callback(self._log_failed_refresh)
+            self._refresh(key, load)
         value: V = entry.value
         return value
 
@@ -111,8 +123,10 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
             if (value := self.get_nowait(key, load)) is not None:
                 return value
             self.misses += 1
-            flight = self._flights.get(key) or self._start(key, load)
+            note_cache(hit=False)
+            flight = self._flights.get(key) or self._start(key, load, current_event.get())
             await asyncio.wait([flight.task])
+            note_shared(flight.event)
             if not flight.disowned:
                 loaded: V = flight.task.result()
                 return loaded
@@ -126,7 +140,7 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         """Drop an entry if it still holds this very value."""
         entry = self._entries.get(key)
         if entry is not None and entry.value is value:
-            del self._entries[key]
+            self._evict(key, "used_up")
 
     def invalidate(self, tenant: Hashable) -> int:
         """Drop a tenant's entries and disown its running loads. Returns how many entries were dropped."""
@@ -134,7 +148,7 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
             self._flights.pop(key).disowned = True
         dropped = [key for key in self._entries if key[_TENANT] == tenant]
         for key in dropped:
-            del self._entries[key]
+            self._evict(key, "invalidated")
         return len(dropped)
 
     def drop_expired(self) -> int:
@@ -142,11 +156,31 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         now = self._clock()
         expired = [key for key, entry in self._entries.items() if now >= entry.expires_at]
         for key in expired:
-            del self._entries[key]
+            self._evict(key, "expired")
         return len(expired)
 
-    def _start(self, key: Key, load: Load[V]) -> _Flight:
+    def warm_seconds(self) -> float | None:
+        """Return in how many seconds the first of the keys in use expires, if none is refreshed; None if none is."""
+        now = self._clock()
+        left = [entry.expires_at - now for entry in self._entries.values() if now - entry.used_at < WARM_SECONDS]
+        return max(0.0, min(left)) if left else None
+
+    def _refresh(self, key: Key, load: Load[V]) -> None:
+        event = KeyEvent("RefreshKey", str(key[_TENANT]))
+
+        def finished(task: asyncio.Task[Any]) -> None:
+            if task.cancelled():
+                return
+            if (error := task.exception()) is not None:
+                event.result = error.reason if isinstance(error, KmsError) else "INTERNAL"
+                log.warning("refreshing a cached %s key failed, the old one serves on: %s", self.kind, error)
+            self._record(event)
+
+        self._start(key, load, event).task.add_done_callback(finished)
+
+    def _start(self, key: Key, load: Load[V], event: KeyEvent | None) -> _Flight:
         async def run() -> V:
+            current_event.set(event)
             try:
                 value = await load()
                 if not flight.disowned:
@@ -156,7 +190,7 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
                 if not flight.disowned:
                     del self._flights[key]
 
-        flight = _Flight(asyncio.create_task(run(), name=f"load {self.kind} key"))
+        flight = _Flight(asyncio.create_task(run(), name=f"load {self.kind} key"), event)
         self._flights[key] = flight
         self._tasks.add(flight.task)
         flight.task.add_done_callback(self._finished)
@@ -167,17 +201,17 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         if not task.cancelled():
             task.exception()  # whoever waits gets it; if nobody does any more, asyncio must not report it as unseen
 
-    def _log_failed_refresh(self, task: asyncio.Task[Any]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.warning("refreshing a cached %s key failed, the old one serves on: %s", self.kind, error)
+    def _evict(self, key: Key, cause: str) -> None:
+        del self._entries[key]
+        self.evictions[cause] += 1
 
     def _put(self, key: Key, value: Any, ttl: float) -> None:
         now = self._clock()
         refresh_after = ttl * (REFRESH_AT + JITTER * self._jitter())
-        self._entries[key] = _Entry(value, now + ttl, now + refresh_after)
+        self._entries[key] = _Entry(value, now + ttl, now + refresh_after, now)
         self._entries.move_to_end(key)
-        while len(self._entries) > self._max_size:
-            self._entries.popitem(last=False)
+        while len(self._entries) > self.max_size:
+            self._evict(next(iter(self._entries)), "size")
 
     # What BaseCache asks of a backend. Code on the hot path calls the methods above.
 

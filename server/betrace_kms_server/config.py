@@ -18,7 +18,7 @@ import javaproperties
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from betrace_kms_server.errors import StartRefused
-from betrace_kms_server.listen import Address, parse_addresses
+from betrace_kms_server.listen import Address, parse_addresses, parse_host_port
 
 _OURS = ("kms.", "betrace.kms.", "aws.kms.")
 _KEY_ARN = re.compile(r"arn:aws[a-z-]*:kms:(?P<region>[a-z0-9-]+):\d{12}:key/[A-Za-z0-9-]+")
@@ -31,6 +31,7 @@ def _split(value: Any) -> Any:
 _WORDS = {"string_pattern_mismatch": "is not of the form that it must have: see docs/configuration.md"}
 Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Addresses = Annotated[tuple[Address, ...], BeforeValidator(parse_addresses)]
+OpsAddress = Annotated[Address, BeforeValidator(parse_host_port)]
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -122,13 +123,25 @@ class Settings(BaseModel):
     health_check_seconds: Positive = Field(
         30, alias="kms.health.check-seconds", description="how often the master key is looked at"
     )
-    ops_listen: str = Field("127.0.0.1:9464", alias="kms.ops.listen", description="HTTP port for operators")
+    ops_listen: OpsAddress = Field(
+        parse_host_port("127.0.0.1:9464"),
+        alias="kms.ops.listen",
+        description="`host:port` of health, metrics and status over HTTP; port 0 takes a free one",
+    )
     audit_file: str | None = Field(None, alias="kms.audit.file", description="audit trail, `-` for stdout")
-    audit_required: bool = Field(False, alias="kms.audit.required", description="refuse calls that cannot be audited")
+    audit_required: bool = Field(
+        False, alias="kms.audit.required", description="refuse calls while the audit trail cannot be written"
+    )
     log_format: Literal["console", "json"] = Field("console", alias="kms.log.format", description="form of the log")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", alias="kms.log.level", description="least level that is logged"
     )
+
+    @model_validator(mode="after")
+    def _required_audit_needs_a_file(self) -> "Settings":
+        if self.audit_required and self.audit_file is None:
+            raise ValueError("kms.audit.file is missing, and kms.audit.required is set: give a path, or - for stdout")
+        return self
 
     @model_validator(mode="after")
     def _aws_needs_a_key(self) -> "Settings":
@@ -173,9 +186,6 @@ LATER = frozenset(
         "kms.rotation.max-age-days",
         "kms.rotation.batch-size",
         "kms.store.table",
-        "kms.ops.listen",
-        "kms.audit.file",
-        "kms.audit.required",
     }
 )
 """Names that are reserved and checked, but change nothing in this version."""

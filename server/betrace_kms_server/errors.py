@@ -12,7 +12,8 @@
     ├── Throttled                 KMS asks us to slow down
     ├── KmsUnreachable            no answer from KMS in time
     ├── CredentialsUnavailable    the daemon's own AWS credentials are missing or expired
-    └── StoreUnavailable          the key store is unreachable, full or read-only
+    ├── StoreUnavailable          the key store is unreachable, full or read-only
+    └── AuditUnavailable          the audit trail cannot be written, and kms.audit.required is set
     StartRefused                  the daemon cannot start safely; exit code 2
 
 Messages are written for the caller: they say what to do next and hold no key material, plaintext, token or raw answer
@@ -22,6 +23,8 @@ rpc/status.py alone.
 
 from collections.abc import Mapping
 from typing import ClassVar
+
+_CAUSE_CHARACTERS = 300
 
 
 class KmsError(Exception):
@@ -80,9 +83,18 @@ class KeyDamaged(KmsError):
 
 
 class AccessDenied(KmsError):
-    """KMS denies one of our four actions; the message names it."""
+    """KMS denies one of our four actions; the message names it.
+
+    `principal` is whom KMS takes the daemon for, if it said so. It is for operators: callers must not learn it.
+    """
 
     reason = "KMS_ACCESS_DENIED"
+
+    def __init__(
+        self, message: str, *, metadata: Mapping[str, str] | None = None, principal: str | None = None
+    ) -> None:
+        super().__init__(message, metadata=metadata)
+        self.principal = principal
 
 
 class Throttled(KmsError):
@@ -113,5 +125,18 @@ class StoreUnavailable(KmsError):
     retry_after = 1.0
 
 
+class AuditUnavailable(KmsError):
+    """What is done now could not be recorded, and `kms.audit.required` is set."""
+
+    reason = "AUDIT_UNAVAILABLE"
+    retry_after = 1.0
+
+
 class StartRefused(Exception):
     """The daemon does not start: each line says what to mend. The process exits with code 2."""
+
+
+def cause_of(error: BaseException) -> str | None:
+    """Return what an SDK or a library said, for the log alone: it may name principals and endpoints."""
+    cause = error.__cause__
+    return None if cause is None else f"{type(cause).__name__}: {cause}"[:_CAUSE_CHARACTERS]

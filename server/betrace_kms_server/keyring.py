@@ -21,6 +21,7 @@ from betrace_kms_server.envelope import (
 )
 from betrace_kms_server.errors import DoesNotOpen, KmsError
 from betrace_kms_server.keys import DataKey, KeyMaterial, WrappedKey
+from betrace_kms_server.observation import note_cache
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.tenancy import Context, belongs_to, encryption_context, fits_kms
 
@@ -102,6 +103,7 @@ class KeyRing:
         """Return a data key of 1 to 1,024 bytes: the cached one, or one that nobody else gets if `fresh`."""
         context = encryption_context(tenant_id, caller)
         if fresh or self._max_uses == 1:
+            note_cache(hit=False)
             return await self._provider.generate_data_key(number_of_bytes, context)
 
         async def load() -> _HandedOut:
@@ -150,6 +152,7 @@ class KeyRing:
             opened = await self.open(tenant_id, ciphertext, caller)
             return await self.seal(tenant_id, opened.plaintext, destination)
         found = await self._unwrap_bare(tenant_id, ciphertext, caller)
+        note_cache(hit=False)
         wrapped = await self._provider.encrypt(found.material, encryption_context(tenant_id, destination))
         return Sealed(wrapped.blob, wrapped.master_key_arn)
 

@@ -45,6 +45,15 @@ def parse_addresses(value: object) -> tuple[Address, ...]:
     return addresses
 
 
+def parse_host_port(value: object) -> Address:
+    """Parse one TCP address, which other machines may reach. Raises ValueError that says what to mend."""
+    text = str(value).strip()
+    parts = _HOST_PORT.fullmatch(text)
+    if parts is None or int(parts["port"]) > _MAX_PORT:
+        raise ValueError(f"{text!r} is no address: write host:port or [::1]:port")
+    return Address(text)
+
+
 def _parse(text: str) -> Address:
     if text.startswith("unix:"):
         path = text.removeprefix("unix:").removeprefix("//")
@@ -69,6 +78,16 @@ def _is_loopback(name: str, ipv6: str | None) -> bool:
         return ipaddress.IPv6Address(ipv6).is_loopback if ipv6 else ipaddress.IPv4Address(name).is_loopback
     except ValueError:
         return False
+
+
+def admin_socket(data_dir: Path) -> Address:
+    """Return the address of the admin service. Raises StartRefused if its path would be too long for a socket."""
+    path = data_dir / "admin.sock"
+    if len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
+        raise StartRefused(
+            f"{path} is too long for a unix socket ({_SOCKET_PATH_BYTES} bytes): choose a shorter kms.data-dir"
+        )
+    return Address(f"unix:{path}", path)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ durable. Whatever unwraps from the store must have the public key that the store
 """
 
 import secrets
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,7 +17,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from betrace_kms_server.cache import KeyCache
 from betrace_kms_server.errors import InvalidRequest, KeyDamaged, NoSigningKey
+from betrace_kms_server.histogram import Histogram
 from betrace_kms_server.keys import SEED_BYTES, SigningKey, StoredKey
+from betrace_kms_server.observation import Recorder, ignore, part_of_current
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.seeds import private_key_of, unwrap_seed
 from betrace_kms_server.stores.protocol import KeyStore
@@ -39,7 +42,11 @@ class _VerificationKey:
 
 
 class Signer:
-    """Signing keys of all tenants, cached in front of a provider and a store. `now` is seconds since the Unix epoch."""
+    """Signing keys of all tenants, cached in front of a provider and a store.
+
+    `now` is seconds since the Unix epoch; `record` is told of every key that is made; `retrievals` counts the seconds
+    that it took to get a key that signs.
+    """
 
     def __init__(
         self,
@@ -50,6 +57,7 @@ class Signer:
         public_keys: KeyCache,
         auto_create: bool,
         now: Callable[[], float],
+        record: Recorder = ignore,
     ) -> None:
         self._provider = provider
         self._store = store
@@ -57,6 +65,8 @@ class Signer:
         self._public_keys = public_keys
         self._auto_create = auto_create
         self._now = now
+        self._record = record
+        self.retrievals = Histogram()
 
     async def sign(self, tenant_id: str, span: span_pb2.ComplianceSpan) -> Signed:
         """Sign a span with the tenant's active key. Raises InvalidRequest for a span that cannot be signed."""
@@ -76,12 +86,14 @@ class Signer:
         async def load() -> SigningKey:
             return await self._active_key(tenant_id)
 
+        began = time.perf_counter()
         key = ("signing key", self._provider.master_key_arn, tenant_id)
-        cached = self._signing_keys.get_nowait(key, load)
-        if cached is not None:
-            return cached
-        _refuse_unless_one_is_signable(tenant_id, spans)
-        return await self._signing_keys.get_or_load(key, load)
+        found = self._signing_keys.get_nowait(key, load)
+        if found is None:
+            _refuse_unless_one_is_signable(tenant_id, spans)
+            found = await self._signing_keys.get_or_load(key, load)
+        self.retrievals.observe(time.perf_counter() - began)
+        return found
 
     async def verifier(self, tenant_id: str, key_ids: Iterable[str]) -> SpanVerifier:
         """Return what verifies signatures of these keys of a tenant; other ids are unknown to it."""
@@ -141,7 +153,10 @@ class Signer:
             create_time_ms=int(self._now() * 1000),
         )
         winner = await self._store.create(created)
-        return SigningKey(key_id, private_key) if winner.key_id == key_id else await self._unwrap(winner)
+        if winner.key_id != key_id:
+            return await self._unwrap(winner)
+        self._record(part_of_current("CreateSigningKey", tenant_id, key_id))
+        return SigningKey(key_id, private_key)
 
     async def _unwrap(self, stored: StoredKey) -> SigningKey:
         return SigningKey(stored.key_id, private_key_of(await unwrap_seed(self._provider, stored)))
@@ -162,8 +177,7 @@ def public_key_of(stored: StoredKey) -> PublicKey:
 def _rfc3339(milliseconds: int | None) -> str:
     if milliseconds is None:
         return ""
-    time = datetime.fromtimestamp(milliseconds / 1000, UTC)
-    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _refuse_unless_one_is_signable(tenant_id: str, spans: Sequence[span_pb2.ComplianceSpan]) -> None:

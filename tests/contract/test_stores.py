@@ -1,13 +1,15 @@
 """What every key store must do. A new one joins by an entry in STORES."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from betrace_kms_server.errors import StoreUnavailable
 from betrace_kms_server.keys import WrappedKey
 from betrace_kms_server.stores.protocol import KeyStore
 from betrace_kms_server.stores.sqlite import DATABASE_FILE, open_sqlite
@@ -22,6 +24,11 @@ STORES: Mapping[str, Callable[[Path], AbstractAsyncContextManager[KeyStore]]] = 
     "sqlite": lambda folder: open_sqlite(folder / DATABASE_FILE),
 }
 """For each kind of store, how to open one. The same folder means the same store."""
+
+FORBID_WRITES: Mapping[str, Callable[[Any], Awaitable[object]]] = {
+    "sqlite": lambda store: store._database.execute_fetchall("PRAGMA query_only=ON"),
+}
+"""For each kind of store, how to keep an open one from writing."""
 
 
 @pytest.fixture(params=STORES)
@@ -214,3 +221,35 @@ async def test_store_tells_which_keys_another_master_key_wrapped(open_store: Ope
         for key in (mine, *others):
             await store.create(key)
         assert {(key.tenant_id, key.key_id) for key in others} == set(await store.not_wrapped_by(ARN))
+
+
+async def test_check_passes_and_changes_nothing(open_store: Open) -> None:
+    """A store that would keep a new key says so, whether it is empty or not, and holds what it held."""
+    key = stored_key()
+    async with open_store() as store:
+        await store.check()
+        assert set() == await store.wrapped_by()
+        await store.create(key)
+        await store.check()
+    async with open_store() as store:
+        assert [key] == await store.all("acme")
+
+
+async def test_checks_and_creations_at_once_do_not_disturb_each_other(open_store: Open) -> None:
+    """A check between the writes of others neither fails nor takes a key away."""
+    keys = {f"tenant-{number}": stored_key(f"tenant-{number}") for number in range(20)}
+    async with open_store() as store:
+        await asyncio.gather(*(job for key in keys.values() for job in (store.create(key), store.check())))
+        assert keys == {tenant: await store.active(tenant) for tenant in keys}
+
+
+@pytest.mark.parametrize("kind", STORES)
+async def test_check_tells_that_nothing_can_be_written(kind: str, tmp_path: Path) -> None:
+    """A store that is still read but would not keep a new key fails the check."""
+    key = stored_key()
+    async with STORES[kind](tmp_path) as store:
+        await store.create(key)
+        await FORBID_WRITES[kind](store)
+        with pytest.raises(StoreUnavailable):
+            await store.check()
+        assert key == await store.active("acme")

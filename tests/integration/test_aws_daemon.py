@@ -10,7 +10,7 @@ import grpc
 import pytest
 from betrace.kms.v1.span_pb2 import ComplianceSpan
 from betrace_kms_client import AsyncKmsClient, FailedPrecondition, InvalidRequest, KmsClient, Unavailable
-from betrace_kms_server import app
+from betrace_kms_server import app, monitor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.daemon import running, settings, spawned
@@ -90,7 +90,7 @@ async def test_a_disabled_master_key_is_named_and_the_daemon_serves_once_it_is_e
     tmp_path: Path, moto: "MotoServer", kms_key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The daemon starts, says NOT_SERVING, refuses cold calls with what to do, and recovers by itself."""
-    monkeypatch.setattr(app, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(monitor, "RETRY_SECONDS", 0.05)
     moto.kms().disable_key(kms_key)
     async with app.running(settings(tmp_path, **aws(moto.url, kms_key))) as daemon:
         async with AsyncKmsClient(daemon.addresses[0]) as client:

@@ -9,12 +9,18 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PATH = os.pathsep.join((str(ROOT / ".tools"), str(ROOT / ".venv" / "bin"), os.environ.get("PATH", os.defpath)))
 
+_REMEDIES = {
+    **dict.fromkeys(("grpcurl", "grpc_health_probe"), "make tools builds it, with Go"),
+    **dict.fromkeys(("prometheus", "promtool"), "make prometheus unpacks Debian's"),
+}
+
 
 def tool(name: str) -> str:
     """Return the path of a tool; skip the test if it is missing, or fail it in CI."""
     found = shutil.which(name, path=PATH)
+    remedy = _REMEDIES.get(name, "install it by your system's packages")
     if found is None and os.environ.get("CI"):
-        pytest.fail(f"{name} is missing: make tools builds it")
+        pytest.fail(f"{name} is missing: {remedy}")
     if found is None:
-        pytest.skip(f"{name} is not installed: make tools builds it, with Go")
+        pytest.skip(f"{name} is not installed: {remedy}")
     return found

@@ -12,10 +12,12 @@ Every call is bounded as a whole, the wait for a connection of the pool included
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import aioboto3
 from aiobotocore.config import AioConfig
@@ -23,6 +25,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from betrace_kms_server.errors import DoesNotOpen, MasterKeyUnusable
 from betrace_kms_server.keys import DataKey, KeyMaterial, WrappedKey
+from betrace_kms_server.observation import KmsObserver, unobserved
 from betrace_kms_server.providers.aws_errors import translated
 from betrace_kms_server.tenancy import Context
 
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     )
 
 log = logging.getLogger(__name__)
+
+A = TypeVar("A", bound=Mapping[str, Any])
 
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS, POOL_SIZE = 1, 2, 3, 50
 
@@ -94,6 +99,7 @@ class AwsProvider:
         former_key_arns: Sequence[str] = (),
         call_seconds: float = 5.0,
         client_factory: ClientFactory = kms_client,
+        observe: KmsObserver = unobserved,
     ) -> None:
         self.master_key_arn = master_key_id
         self._former_key_arns = tuple(former_key_arns)
@@ -101,6 +107,8 @@ class AwsProvider:
         self._endpoint = endpoint
         self._call_seconds = call_seconds
         self._client_factory = client_factory
+        self._observe = observe
+        self.clock_skew_seconds: float | None = None
         self._client: _OpenClient | None = None
         self._opening = asyncio.Lock()
         self._told = False
@@ -125,33 +133,42 @@ class AwsProvider:
 
     async def generate_data_key(self, number_of_bytes: int, context: Context) -> DataKey:
         """See KeyProvider."""
-        async with self._call("GenerateDataKey", self.master_key_arn) as kms:
-            answer = await kms.generate_data_key(
-                KeyId=self.master_key_arn, NumberOfBytes=number_of_bytes, EncryptionContext=dict(context)
-            )
+        arn = self.master_key_arn
+        answer = await self._ask(
+            "GenerateDataKey",
+            arn,
+            lambda kms: kms.generate_data_key(
+                KeyId=arn, NumberOfBytes=number_of_bytes, EncryptionContext=dict(context)
+            ),
+        )
         return DataKey(KeyMaterial(answer["Plaintext"]), WrappedKey(answer["CiphertextBlob"], answer["KeyId"]))
 
     async def encrypt(self, key: KeyMaterial, context: Context) -> WrappedKey:
         """See KeyProvider."""
-        async with self._call("Encrypt", self.master_key_arn) as kms:
-            answer = await kms.encrypt(KeyId=self.master_key_arn, Plaintext=key.raw, EncryptionContext=dict(context))
+        arn = self.master_key_arn
+        answer = await self._ask(
+            "Encrypt", arn, lambda kms: kms.encrypt(KeyId=arn, Plaintext=key.raw, EncryptionContext=dict(context))
+        )
         return WrappedKey(answer["CiphertextBlob"], answer["KeyId"])
 
     async def decrypt(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
         """See KeyProvider. KMS is always told which key to use, so a blob of a foreign account never opens."""
         if wrapped.master_key_arn not in self.decrypt_key_arns or not wrapped.blob:
             raise DoesNotOpen
-        async with self._call("Decrypt", wrapped.master_key_arn) as kms:
-            answer = await kms.decrypt(
-                KeyId=wrapped.master_key_arn, CiphertextBlob=wrapped.blob, EncryptionContext=dict(context)
-            )
+        arn = wrapped.master_key_arn
+        answer = await self._ask(
+            "Decrypt",
+            arn,
+            lambda kms: kms.decrypt(KeyId=arn, CiphertextBlob=wrapped.blob, EncryptionContext=dict(context)),
+        )
         return KeyMaterial(answer["Plaintext"])
 
     async def check(self, arn: str | None = None) -> None:
         """See KeyProvider. Also learns the ARN of a master key that was configured as an alias (emulators only)."""
         asked = arn or self.master_key_arn
-        async with self._call("DescribeKey", asked) as kms:
-            key = (await kms.describe_key(KeyId=asked))["KeyMetadata"]
+        answer = await self._ask("DescribeKey", asked, lambda kms: kms.describe_key(KeyId=asked))
+        self.clock_skew_seconds = _clock_skew(answer)
+        key = answer["KeyMetadata"]
         if arn is None:
             self.master_key_arn = key["Arn"]
         state, usage, spec = key.get("KeyState"), key.get("KeyUsage"), key.get("KeySpec")
@@ -162,22 +179,26 @@ class AwsProvider:
                 f"the master key {key['Arn']} is {spec} for {usage}: a symmetric key for encrypt and decrypt is needed"
             )
 
-    @asynccontextmanager
-    async def _call(self, action: str, arn: str) -> AsyncIterator[KmsApi]:
-        """Give the client for one call, bound the call in time, and turn the SDK's errors into ours."""
+    async def _ask(self, action: str, arn: str, request: Callable[[KmsApi], Awaitable[A]]) -> A:
+        """Make one call, bounded in time and observed, and turn the SDK's errors into ours."""
         client = None
-        try:
-            async with asyncio.timeout(self._call_seconds):
-                client = await self._open()
-                yield client.api
-        except (BotoCoreError, ClientError, OSError) as cause:
-            if isinstance(cause, NoCredentialsError) and client is not None and client is self._client:
-                self._client = None
-                await client.resources.aclose()
-            error = translated(cause, action, arn)
-            if error is None:
-                raise
-            raise error from cause
+        with self._observe(action, self._region) as call:
+            try:
+                async with asyncio.timeout(self._call_seconds):
+                    client = await self._open()
+                    answer = await request(client.api)
+            except (BotoCoreError, ClientError, OSError) as cause:
+                if isinstance(cause, ClientError):
+                    call.answered(_request_id(cause.response))
+                if isinstance(cause, NoCredentialsError) and client is not None and client is self._client:
+                    self._client = None
+                    await client.resources.aclose()
+                error = translated(cause, action, arn)
+                if error is None:
+                    raise
+                raise error from cause
+            call.answered(_request_id(answer))
+        return answer
 
     async def _open(self) -> "_OpenClient":
         async with self._opening:
@@ -195,6 +216,20 @@ class AwsProvider:
 class _OpenClient:
     api: KmsApi
     resources: AsyncExitStack
+
+
+def _request_id(answer: Mapping[str, Any]) -> str | None:
+    request_id: str | None = answer.get("ResponseMetadata", {}).get("RequestId")
+    return request_id
+
+
+def _clock_skew(answer: Mapping[str, Any]) -> float | None:
+    """Return how many seconds our clock is ahead of the `Date` of an answer (RFC 9110, section 6.6.1)."""
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    try:
+        return (datetime.now(UTC) - parsedate_to_datetime(headers["date"])).total_seconds()
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _are_replicas(arn: str, other: str) -> bool:

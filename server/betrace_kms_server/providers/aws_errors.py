@@ -1,5 +1,6 @@
 """What the AWS SDK raises, as our errors: one table for KMS's codes, one list each for the network and credentials."""
 
+import re
 from collections.abc import Callable, Mapping
 
 from botocore.exceptions import (
@@ -130,20 +131,31 @@ _CREDENTIALS = (
 )
 
 
+_PRINCIPAL = re.compile(r"User: (arn:[!-~]{1,2048}) is not authorized")
+
+
 def translated(cause: BaseException, action: str, arn: str) -> KmsError | None:
     """Return our error for an SDK's, or None where there is none: then it is a defect of ours, and INTERNAL."""
     if isinstance(cause, ClientError):
-        if cause.operation_name != action:  # the SDK asked STS for credentials first, and STS refused
-            return _credentials(action, arn)
-        known = CODES.get(cause.response.get("Error", {}).get("Code", ""))
-        if known is not None:
-            return known(action, arn)
-        status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        if status == 429:
-            return _throttled(action, arn)
-        if status == 403:
-            return _denied(action, arn)
-        return _unreachable(action, arn) if status >= 500 else None
+        error = _of_answer(cause, action, arn)
+        if isinstance(error, AccessDenied):
+            said = _PRINCIPAL.search(cause.response.get("Error", {}).get("Message", ""))
+            error.principal = said[1] if said else None
+        return error
     if isinstance(cause, _NETWORK):
         return _unreachable(action, arn)
     return _credentials(action, arn) if isinstance(cause, _CREDENTIALS) else None
+
+
+def _of_answer(cause: ClientError, action: str, arn: str) -> KmsError | None:
+    if cause.operation_name != action:  # the SDK asked STS for credentials first, and STS refused
+        return _credentials(action, arn)
+    known = CODES.get(cause.response.get("Error", {}).get("Code", ""))
+    if known is not None:
+        return known(action, arn)
+    status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if status == 429:
+        return _throttled(action, arn)
+    if status == 403:
+        return _denied(action, arn)
+    return _unreachable(action, arn) if status >= 500 else None

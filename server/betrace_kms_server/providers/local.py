@@ -23,12 +23,14 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from betrace_kms_server.durable import made_whole
 from betrace_kms_server.errors import DoesNotOpen, StartRefused
 from betrace_kms_server.keys import DataKey, KeyMaterial, WrappedKey
+from betrace_kms_server.observation import KmsObserver, unobserved
 from betrace_kms_server.tenancy import Context
 
 MASTER_KEY_FILE = "local-master.key"
 _HEADING = b"betrace-kms-local-v1"
 _MAGIC = b"btl1"
 _NONCE_BYTES = 12
+_REGION = "local"
 
 
 class LocalProvider:
@@ -37,7 +39,10 @@ class LocalProvider:
     name = "local"
     message_provider_id = "betrace-local"
 
-    def __init__(self, master_key: bytes) -> None:
+    clock_skew_seconds = None
+
+    def __init__(self, master_key: bytes, *, observe: KmsObserver = unobserved) -> None:
+        self._observe = observe
         self._cipher = AESGCM(master_key)
         fingerprint = HKDFExpand(hashes.SHA256(), 16, b"betrace-kms-local fingerprint").derive(master_key)
         self.master_key_arn = f"arn:betrace:kms:local::key/{fingerprint.hex()}"
@@ -53,26 +58,34 @@ class LocalProvider:
 
     async def generate_data_key(self, number_of_bytes: int, context: Context) -> DataKey:
         """See KeyProvider."""
-        material = KeyMaterial(os.urandom(number_of_bytes))
-        return DataKey(material, await self.encrypt(material, context))
+        with self._observe("GenerateDataKey", _REGION):
+            material = KeyMaterial(os.urandom(number_of_bytes))
+            return DataKey(material, self._wrapped(material, context))
 
     async def encrypt(self, key: KeyMaterial, context: Context) -> WrappedKey:
         """See KeyProvider."""
-        nonce = os.urandom(_NONCE_BYTES)
-        return WrappedKey(_MAGIC + nonce + self._cipher.encrypt(nonce, key.raw, _aad(context)), self.master_key_arn)
+        with self._observe("Encrypt", _REGION):
+            return self._wrapped(key, context)
 
     async def decrypt(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
         """See KeyProvider."""
         sealed = wrapped.blob.removeprefix(_MAGIC)
         if wrapped.master_key_arn != self.master_key_arn or len(sealed) == len(wrapped.blob):
             raise DoesNotOpen
-        try:
-            return KeyMaterial(self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], _aad(context)))
-        except (InvalidTag, ValueError):  # ValueError: shorter than a nonce
-            raise DoesNotOpen from None
+        with self._observe("Decrypt", _REGION):
+            try:
+                return KeyMaterial(self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], _aad(context)))
+            except (InvalidTag, ValueError):  # ValueError: shorter than a nonce
+                raise DoesNotOpen from None
 
     async def check(self, arn: str | None = None) -> None:
         """A master key in memory is always usable."""
+        with self._observe("DescribeKey", _REGION):
+            pass
+
+    def _wrapped(self, key: KeyMaterial, context: Context) -> WrappedKey:
+        nonce = os.urandom(_NONCE_BYTES)
+        return WrappedKey(_MAGIC + nonce + self._cipher.encrypt(nonce, key.raw, _aad(context)), self.master_key_arn)
 
 
 def load_master_key(path: Path, *, create: bool) -> bytes:

@@ -41,5 +41,9 @@ class KeyProvider(Protocol):
         Raises DoesNotOpen if it was not, or if its master key is not one of `decrypt_key_arns`.
         """
 
+    @property
+    def clock_skew_seconds(self) -> float | None:
+        """How far this machine's clock was ahead of KMS's at the last `check`, or None if that is not known."""
+
     async def check(self, arn: str | None = None) -> None:
         """Return if a master key, by default the current one, can be used; raise the KmsError that says why not."""

@@ -37,6 +37,10 @@ class HealthService(health_pb2_grpc.HealthServicer):
             self._serving[service] = serving
             self._wake()
 
+    def is_serving(self, service: str) -> bool:
+        """Tell a service's state now."""
+        return self._serving[service]
+
     def drain(self) -> None:
         """Declare everything NOT_SERVING for good, tell the watchers, and end their calls."""
         self._serving = dict.fromkeys(self._serving, False)

@@ -5,6 +5,7 @@ the metadata `x-request-id`.
 """
 
 import re
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
@@ -13,22 +14,26 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
-from betrace_kms_server.errors import InvalidRequest, KmsError
-from betrace_kms_server.rpc import status
-from betrace_kms_server.telemetry.logs import cause_of
+from betrace_kms_server.errors import InvalidRequest, KmsError, cause_of
+from betrace_kms_server.rpc.status import STATUS, of_defect, of_error
+from betrace_kms_server.telemetry.observers import REQUEST_ID, UNOBSERVED, CallObserver
 
 log = structlog.get_logger()
 
-REQUEST_ID = "x-request-id"
+_OURS = "/betrace.kms.v1."
 _MALFORMED = object()
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns errors of unary handlers into statuses. Streams (health, reflection) answer for themselves."""
+    """Turns errors of unary handlers into statuses, and shows `observer` the calls of our own services.
 
-    def __init__(self) -> None:
+    Streams (health, reflection) answer for themselves.
+    """
+
+    def __init__(self, observer: CallObserver) -> None:
+        self._observer = observer
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
@@ -43,37 +48,55 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None or handler.unary_unary is None:
                 return handler
+            observer = self._observer if method.startswith(_OURS) else UNOBSERVED
             wrapped = self._wrapped[method] = grpc.unary_unary_rpc_method_handler(
-                _guarded(handler.unary_unary, method),
+                _guarded(handler.unary_unary, method, observer),
                 _tolerant(handler.request_deserializer),
                 handler.response_serializer,
             )
         return wrapped
 
 
-def _guarded(call: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
+def _guarded(call: Callable[..., Awaitable[Any]], path: str, observer: CallObserver) -> Callable[..., Awaitable[Any]]:
+    service, _, method = path.lstrip("/").rpartition("/")
+
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        began = time.perf_counter()
+        event = None
+        if observer.keeps_events:
+            readable = None if request is _MALFORMED else request
+            event = observer.begin(service, method, readable, context.invocation_metadata() or (), context.peer())
+        status, reason, response, request_id = "CANCELLED", "CANCELLED", None, ""
         try:
             if request is _MALFORMED:
                 raise InvalidRequest("the request is no valid message of this call: check fields and UTF-8 texts")
-            return await call(request, context)
+            observer.admit()
+            response = await call(request, context)
+            status, reason = "OK", "OK"
+            return response
         except grpc.aio.AbortError:
             raise
         except KmsError as error:
+            status, reason = STATUS[type(error)].name, error.reason
             request_id = _request_id(context)
             log.warning(
                 "Call failed",
-                method=method,
+                method=path,
                 reason=error.reason,
                 message=error.message,
                 cause=cause_of(error),
                 request_id=request_id,
             )
-            answer = status.of_error(error, request_id)
+            answer = of_error(error, request_id)
         except Exception as error:  # the edge: a defect of ours must not show itself to the caller
+            status, reason = "INTERNAL", "INTERNAL"
             request_id = _request_id(context)
-            log.error("internal error", method=method, request_id=request_id, exc_info=error)
-            answer = status.of_defect(request_id)
+            log.error("internal error", method=path, request_id=request_id, exc_info=error)
+            answer = of_defect(request_id)
+        finally:
+            if event is not None and request_id:
+                event.request_id = request_id
+            observer.end(method, status, time.perf_counter() - began, event, reason, response)
         # Outside the except blocks, so that the abort does not carry the cause with it.
         await context.abort_with_status(answer)
 

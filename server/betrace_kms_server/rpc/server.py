@@ -3,16 +3,19 @@
 from collections.abc import Sequence
 
 import grpc
-from betrace.kms.v1 import key_management_pb2_grpc
+from betrace.kms.v1 import admin_pb2, admin_pb2_grpc, key_management_pb2_grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from betrace_kms_server.errors import StartRefused
 from betrace_kms_server.listen import Address
+from betrace_kms_server.rpc.admin import AdminService
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT, HealthService
 from betrace_kms_server.rpc.interceptors import ErrorInterceptor
 from betrace_kms_server.rpc.key_management import KeyManagementService
+from betrace_kms_server.telemetry.observers import CallObserver
 
+ADMIN = admin_pb2.DESCRIPTOR.services_by_name["KmsAdminService"].full_name
 _OVERHEAD_BYTES = 64 * 1024
 _OVERHEAD_SHARE = 1024
 
@@ -26,11 +29,34 @@ def transport_limit(max_payload_bytes: int) -> int:
 
 
 def build_server(
-    key_management: KeyManagementService, health_service: HealthService, *, max_payload_bytes: int, reflect: bool
+    key_management: KeyManagementService,
+    health_service: HealthService,
+    observer: CallObserver,
+    *,
+    max_payload_bytes: int,
+    reflect: bool,
 ) -> grpc.aio.Server:
-    """Return a server with our services, not listening yet."""
-    server = grpc.aio.server(
-        interceptors=[ErrorInterceptor()],
+    """Return the server that callers reach, not listening yet."""
+    server = _server(observer, max_payload_bytes)
+    key_management_pb2_grpc.add_KeyManagementServiceServicer_to_server(key_management, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    if reflect:
+        reflection.enable_server_reflection((KEY_MANAGEMENT, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    return server
+
+
+def build_admin_server(admin: AdminService, health_service: HealthService, observer: CallObserver) -> grpc.aio.Server:
+    """Return the server of the admin socket, not listening yet. Always with reflection: only its owner reaches it."""
+    server = _server(observer, 0)
+    admin_pb2_grpc.add_KmsAdminServiceServicer_to_server(admin, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    reflection.enable_server_reflection((ADMIN, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    return server
+
+
+def _server(observer: CallObserver, max_payload_bytes: int) -> grpc.aio.Server:
+    return grpc.aio.server(
+        interceptors=[ErrorInterceptor(observer)],
         options=[
             ("grpc.so_reuseport", 0),  # a second daemon must not take calls from the first
             ("grpc.max_receive_message_length", transport_limit(max_payload_bytes)),
@@ -41,11 +67,6 @@ def build_server(
             ("grpc.http2.max_ping_strikes", 0),  # clients that ping often are not told ENHANCE_YOUR_CALM
         ],
     )
-    key_management_pb2_grpc.add_KeyManagementServiceServicer_to_server(key_management, server)
-    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-    if reflect:
-        reflection.enable_server_reflection((KEY_MANAGEMENT, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    return server
 
 
 def bind(server: grpc.aio.Server, addresses: Sequence[Address]) -> list[str]:

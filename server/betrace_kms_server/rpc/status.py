@@ -29,6 +29,7 @@ STATUS: Mapping[type[errors.KmsError], grpc.StatusCode] = {
     errors.KmsUnreachable: grpc.StatusCode.UNAVAILABLE,
     errors.CredentialsUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.AuditUnavailable: grpc.StatusCode.UNAVAILABLE,
 }
 
 

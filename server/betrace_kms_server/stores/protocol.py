@@ -37,3 +37,6 @@ class KeyStore(Protocol):
 
     async def wrapped_by(self) -> AbstractSet[tuple[str, str]]:
         """Return every (provider, master key ARN) that wrapped a key in this store."""
+
+    async def check(self) -> None:
+        """Return if a key that were written now would be durable. Changes no key."""

@@ -21,6 +21,7 @@ from betrace_kms_server.keys import StoredKey, WrappedKey
 DATABASE_FILE = "keystore.db"
 _APPLICATION_ID = 0x42544B53  # "BTKS"
 _SCHEMA_VERSION = 1
+_EXTRA = 3  # what PRAGMA synchronous answers
 _STATEMENT_SECONDS = 5.0
 """A volume that hangs must not hang the callers."""
 _SCHEMA = """
@@ -107,6 +108,13 @@ class SqliteStore:
         """See KeyStore."""
         rows = await self._fetch("SELECT DISTINCT provider, master_key_arn FROM signing_keys")
         return {(provider, arn) for provider, arn in rows}
+
+    async def check(self) -> None:
+        """See KeyStore. Writes the schema version over itself: one commit, like that of a key, that changes nothing."""
+        ((synchronous,),) = await self._fetch("PRAGMA synchronous")
+        if synchronous != _EXTRA:
+            raise StoreUnavailable("the key store's commits would not survive a loss of power: restart the daemon")
+        await self._fetch(f"PRAGMA user_version={_SCHEMA_VERSION}")
 
     async def _one(self, condition: str, *parameters: str) -> StoredKey | None:
         rows = await self._fetch(_SELECT + condition, *parameters)

@@ -14,8 +14,6 @@ import structlog.tracebacks
 
 _NEVER_DEBUG = ("aioboto3", "aiobotocore", "aiocache", "boto3", "botocore", "aiosqlite", "urllib3")
 
-_CAUSE_CHARACTERS = 300
-
 
 def configure(form: str, level: str, stream: TextIO | None = None) -> None:
     """Set up logging for the process. `form` is "console" or "json"; `level` a name such as "info"."""
@@ -55,9 +53,3 @@ def configure(form: str, level: str, stream: TextIO | None = None) -> None:
     root.setLevel(level.upper())
     for name in _NEVER_DEBUG:
         logging.getLogger(name).setLevel(max(logging.INFO, root.level))
-
-
-def cause_of(error: BaseException) -> str | None:
-    """Return what an SDK or a library said, for the log alone: it may name principals and endpoints."""
-    cause = error.__cause__
-    return None if cause is None else f"{type(cause).__name__}: {cause}"[:_CAUSE_CHARACTERS]

@@ -1,0 +1,95 @@
+"""What happened to a key, noted on the way: read by the audit trail, by traces and by logs.
+
+The edge that begins something (a call, a job of the daemon's own) makes a KeyEvent; whatever happens below notes what
+only it knows: the cache a miss, a provider the request id of KMS. A context variable leads from one to the other, and
+asyncio hands it on to the tasks that a call starts.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+DAEMON = "daemon"
+"""The caller of what the daemon does by itself."""
+
+
+@dataclass(slots=True)
+class KeyEvent:
+    """One operation with keys of one tenant. Holds no key, plaintext or context of a caller."""
+
+    operation: str
+    """Name of the call, e.g. "SignSpan", or of the daemon's own job, e.g. "RefreshKey"."""
+    tenant_id: str
+    key_id: str = ""
+    """Id of the signing key, or ARN of the master key behind a data key."""
+    caller: str = DAEMON
+    """The caller's address and what its client calls itself."""
+    result: str = "OK"
+    """OK, or the reason of the error."""
+    cache_hit: bool | None = None
+    """None where no cache was asked."""
+    kms_request_ids: list[str] = field(default_factory=list)
+    """AWS request ids of the calls to KMS that this operation waited for, to join with CloudTrail."""
+    request_id: str = ""
+    trace_id: str = ""
+    """W3C trace id (32 hexadecimal digits), if the caller sent one."""
+    items: int = 1
+    """Number of spans, in a batch."""
+    span: Any = field(default=None, repr=False)
+    """The trace span, if this operation is traced."""
+
+
+Recorder = Callable[[KeyEvent], None]
+"""Takes an event that is over. Never raises and never waits."""
+
+current_event: ContextVar[KeyEvent | None] = ContextVar("current_event", default=None)
+"""What the running task works for, if anybody observes it."""
+
+
+def ignore(event: KeyEvent) -> None:
+    """Record nothing."""
+
+
+def note_cache(*, hit: bool) -> None:
+    """Note that a cache was asked, on a path that is not hot; a miss is not undone by a later hit."""
+    event = current_event.get()
+    if event is not None and event.cache_hit is not False:
+        event.cache_hit = hit
+
+
+def part_of_current(operation: str, tenant_id: str, key_id: str) -> KeyEvent:
+    """Return an event of its own for something that was done within the current one."""
+    whole = current_event.get() or KeyEvent(operation, tenant_id)
+    calls = list(whole.kms_request_ids)
+    return replace(
+        whole, operation=operation, tenant_id=tenant_id, key_id=key_id, result="OK", items=1, kms_request_ids=calls
+    )
+
+
+def note_shared(event: KeyEvent | None) -> None:
+    """Note that the running task waited for KMS calls that were made for another event."""
+    mine = current_event.get()
+    if mine is not None and event is not None and mine is not event:
+        mine.kms_request_ids += event.kms_request_ids
+
+
+class KmsCall(Protocol):
+    """One call to KMS, while it runs."""
+
+    def answered(self, request_id: str | None) -> None:
+        """Note the request id of KMS's answer, be it good or bad."""
+
+
+KmsObserver = Callable[[str, str], AbstractContextManager[KmsCall]]
+"""Observes a call to KMS, given its action ("Decrypt") and region; how it ends is told by what leaves the context."""
+
+
+class _Unobserved:
+    def answered(self, request_id: str | None) -> None: ...
+
+
+def unobserved(action: str, region: str) -> AbstractContextManager[KmsCall]:
+    """Observe nothing."""
+    return nullcontext(_Unobserved())

@@ -1,0 +1,102 @@
+"""Opens what the daemon stands on: its data folder and its provider. Refuses what would lose keys."""
+
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import structlog
+
+from betrace_kms_server.config import Settings
+from betrace_kms_server.errors import StartRefused
+from betrace_kms_server.listen import exclusive
+from betrace_kms_server.observation import KmsObserver
+from betrace_kms_server.providers.local import MASTER_KEY_FILE, LocalProvider, load_master_key
+from betrace_kms_server.providers.protocol import KeyProvider
+from betrace_kms_server.stores.protocol import KeyStore
+from betrace_kms_server.stores.sqlite import DATABASE_FILE
+from betrace_kms_server.stores.volume import ephemeral_kind
+
+log = structlog.get_logger()
+
+
+def open_data_dir(folder: Path, resources: AsyncExitStack) -> None:
+    """Make the data folder ours, and hold it for this process. Raises StartRefused."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as cause:
+        raise StartRefused(f"kms.data-dir {folder} cannot be made: {cause.strerror}") from cause
+    if folder.stat().st_uid == os.geteuid():
+        folder.chmod(0o700)
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise StartRefused(f"kms.data-dir {folder} is not writable: give it to the daemon's user")
+    resources.enter_context(exclusive(folder / "daemon.lock", f"another daemon uses kms.data-dir {folder}"))
+
+
+def store_file(folder: Path) -> Path:
+    """Return the store's path; a store that vanished beside its master key must not be replaced by an empty one."""
+    path = folder / DATABASE_FILE
+    if path.exists():
+        return path
+    if (folder / MASTER_KEY_FILE).exists():
+        raise StartRefused(
+            f"{path} is missing beside {MASTER_KEY_FILE}: restore it from a backup; only if there never were keys to"
+            " lose, remove both and start anew"
+        )
+    log.warning("There is no key store, making a new and empty one", path=str(path))
+    return path
+
+
+def ephemeral_volume(settings: Settings) -> str | None:
+    """Return the kind of volume that dies with the pod, if keys of a real provider are on one.
+
+    Raises StartRefused unless the settings allow that.
+    """
+    kind = ephemeral_kind(settings.data_dir)
+    if settings.provider == "local" or kind is None:
+        return None
+    if not settings.store_allow_ephemeral:
+        raise StartRefused(
+            f"kms.data-dir {settings.data_dir} is on {kind}, and signing keys would die with it: mount a persistent"
+            " volume there, or set kms.store.allow-ephemeral=true where losing them does not matter"
+        )
+    log.warning("Signing keys are kept on a volume that dies with the pod", data_dir=str(settings.data_dir), kind=kind)
+    return kind
+
+
+async def open_provider(
+    settings: Settings, store: KeyStore, observe: KmsObserver, resources: AsyncExitStack
+) -> KeyProvider:
+    """Return the provider that the settings ask for. Raises StartRefused if the store's keys are another's."""
+    log.info(f"Initializing KMS provider: {settings.provider}")  # noqa: G004  # the words of BeTrace's documents
+    rows = sorted(await store.wrapped_by())
+    for name, _ in rows:
+        if name != settings.provider:
+            raise StartRefused(
+                f"the key store holds keys wrapped by provider {name}, which {settings.provider} cannot use: set"
+                f" betrace.kms.provider={name}, or choose another kms.data-dir"
+            )
+    if settings.provider == "local":
+        path = settings.data_dir / MASTER_KEY_FILE
+        local = LocalProvider(load_master_key(path, create=not rows), observe=observe)
+        if any(arn not in local.decrypt_key_arns for _, arn in rows):
+            raise StartRefused(
+                f"the key store holds keys that another {MASTER_KEY_FILE} wrapped: restore that file, or choose another"
+                " kms.data-dir"
+            )
+        log.warning("Using the local provider - NOT FOR PRODUCTION USE", master_key_file=str(path))
+        return local
+    from betrace_kms_server.providers.aws import AwsProvider  # late: importing the AWS SDK takes most of a second
+
+    log.info(f"Using AWS KMS - region: {settings.kms_region}, key: {settings.master_key_id}")  # noqa: G004
+    if settings.endpoint:
+        log.warning("aws.kms.endpoint is set: calls do not go to AWS KMS", endpoint=settings.endpoint)
+    return await resources.enter_async_context(
+        AwsProvider(
+            settings.master_key_id or "",
+            region=settings.kms_region,
+            endpoint=settings.endpoint,
+            former_key_arns=settings.decrypt_key_ids,
+            call_seconds=settings.call_timeout_ms / 1000,
+            observe=observe,
+        )
+    )

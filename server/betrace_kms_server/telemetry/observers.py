@@ -1,0 +1,178 @@
+"""Observes the calls that the daemon answers, and those that it makes to KMS, for figures, audit trail and traces."""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from betrace_kms_server.errors import KmsError
+from betrace_kms_server.observation import KeyEvent, current_event
+from betrace_kms_server.telemetry.audit import AuditTrail
+from betrace_kms_server.telemetry.figures import CallStats
+from betrace_kms_server.telemetry.tracing import TRACEPARENT, Tracing, failed, trace_id_in, trace_id_of
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """What the messages of a method have: asking protobuf for a field that is not there costs microseconds."""
+
+    key_type: str | None = None
+    """Kind of the key that the method asks a cache for, if it asks one."""
+    tenant: bool = True
+    request_key_id: bool = False
+    response_key_id: bool = False
+    batch: bool = False
+
+
+_DATA_KEYS = _Shape("encryption", response_key_id=True)
+_SHAPES = {
+    "GenerateDataKey": _DATA_KEYS,
+    "Encrypt": _DATA_KEYS,
+    "Decrypt": _DATA_KEYS,
+    "ReEncrypt": _DATA_KEYS,
+    "SignSpan": _Shape("signing", response_key_id=True),
+    "SignSpans": _Shape("signing", batch=True),
+    "VerifySpan": _Shape("public", request_key_id=True),
+    "VerifySpans": _Shape("public", batch=True),
+    "GetPublicKeys": _Shape(),
+    "InvalidateTenant": _Shape(),
+    "RotateKeys": _Shape(),
+    "RevokeKey": _Shape(request_key_id=True),
+}
+_NO_SHAPE = _Shape(tenant=False)
+REQUEST_ID = "x-request-id"
+"""Metadata by which a caller names its call."""
+_UNAUDITED = frozenset({"GetStatus"})
+_ID_CHARACTERS = 128
+_CALLER_CHARACTERS = 200
+
+
+class CallObserver:
+    """Observes the calls that the daemon answers. Without an audit trail and traces a call costs two counters."""
+
+    def __init__(self, stats: CallStats, audit: AuditTrail | None, tracing: Tracing | None) -> None:
+        self._stats = stats
+        self._audit = audit
+        self._tracing = tracing
+        self.keeps_events = audit is not None or tracing is not None
+
+    def admit(self) -> None:
+        """Raise AuditUnavailable if calls must be audited and cannot be."""
+        if self._audit is not None:
+            self._audit.check()
+
+    def begin(self, service: str, method: str, request: Any, metadata: Iterable[Any], peer: str) -> KeyEvent:
+        """Return the event of a call, and make it the current one. `request` is None if it could not be read."""
+        shape = _NO_SHAPE if request is None else _SHAPES.get(method, _NO_SHAPE)
+        texts = dict(metadata)
+        event = KeyEvent(
+            method,
+            request.tenant_id[:_ID_CHARACTERS] if shape.tenant else "",
+            request.key_id[:_ID_CHARACTERS] if shape.request_key_id else "",
+            f"{peer} {texts.get('user-agent', '')}"[:_CALLER_CHARACTERS],
+        )
+        if shape.batch:
+            event.items = len(request.spans)
+        if (request_id := texts.get(REQUEST_ID)) is not None:
+            event.request_id = str(request_id)[:_ID_CHARACTERS]
+        if (traceparent := texts.get(TRACEPARENT)) is not None:
+            event.trace_id = trace_id_of(traceparent)
+        if self._tracing is not None:
+            event.span = self._tracing.begin_call(service, method, texts)
+            if event.span is not None:
+                event.trace_id = trace_id_in(event.span)
+        current_event.set(event)
+        return event
+
+    def end(
+        self, method: str, status: str, seconds: float, event: KeyEvent | None, reason: str = "OK", response: Any = None
+    ) -> None:
+        """Note how a call ended."""
+        self._stats.observe(method, status, seconds)
+        if event is None:
+            return
+        event.result = reason
+        shape = _SHAPES.get(method, _NO_SHAPE)
+        if response is not None:
+            if shape.response_key_id:
+                event.key_id = response.key_id
+            elif shape.batch and method == "SignSpans":
+                event.key_id = next((result.key_id for result in response.results if result.key_id), "")
+            if event.cache_hit is None and shape.key_type:
+                event.cache_hit = True
+        if event.span is not None:
+            _finish(event, shape.key_type, status, seconds)
+        if self._audit is not None and method not in _UNAUDITED:
+            self._audit.record(event)
+
+
+UNOBSERVED = CallObserver(CallStats(), None, None)
+"""For calls of services that are not ours."""
+
+
+def _outcome(error: BaseException) -> str:
+    if isinstance(error, KmsError):
+        return error.reason
+    return "CANCELLED" if isinstance(error, asyncio.CancelledError) else "INTERNAL"
+
+
+def _finish(event: KeyEvent, key_type: str | None, status: str, seconds: float) -> None:
+    span = event.span
+    if event.cache_hit is not None:
+        span.set_attribute("cache.hit", event.cache_hit)
+    if key_type:
+        span.set_attribute("key.type", key_type)
+    span.set_attribute("latency_ms", seconds * 1000)
+    span.set_attribute("rpc.grpc.status", status)
+    if event.result != "OK":
+        failed(span, event.result)
+    span.end()
+
+
+class KmsCallObserver:
+    """Observes the daemon's calls to KMS: see observation.KmsObserver."""
+
+    def __init__(self, stats: CallStats, tracing: Tracing | None) -> None:
+        self._stats = stats
+        self._tracing = tracing
+
+    def __call__(self, action: str, region: str) -> "_Observed":
+        """Return the context of one call."""
+        event = current_event.get()
+        parent = event.span if event is not None else None
+        span = self._tracing.begin_kms(parent, action, region) if self._tracing and parent is not None else None
+        return _Observed(self._stats, action, event, span)
+
+
+class _Observed:
+    def __init__(self, stats: CallStats, action: str, event: KeyEvent | None, span: Any) -> None:
+        self._stats = stats
+        self._action = action
+        self._event = event
+        self._span = span
+
+    def answered(self, request_id: str | None) -> None:
+        if request_id is None:
+            return
+        if self._event is not None:
+            self._event.kms_request_ids.append(request_id)
+        if self._span is not None:
+            self._span.set_attribute("aws.request_id", request_id)
+
+    def __enter__(self) -> "_Observed":
+        self._began = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        outcome = "OK"
+        if error is not None:
+            outcome = _outcome(error)
+        self._stats.observe(self._action, outcome, time.perf_counter() - self._began)
+        if self._span is not None:
+            if error is not None:
+                failed(self._span, outcome)
+            self._span.end()

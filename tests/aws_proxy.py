@@ -1,0 +1,102 @@
+"""A proxy before moto that fails as AWS or the network may: moto itself never denies, throttles, stalls or drops."""
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import aiohttp
+import orjson
+from aiohttp import web
+
+Verdict = Literal["pass", "deny", "throttle", "stall", "drop", "drop-answer"]
+"""`drop` closes the connection before AWS hears of the call, `drop-answer` after AWS has done what it asks for."""
+PRINCIPAL = "arn:aws:sts::123456789012:assumed-role/betrace-backend-role/pod"
+
+
+@dataclass
+class AwsProxy:
+    """A running proxy. `judge` decides on each call by its action, such as "GenerateDataKey"."""
+
+    url: str = ""
+    judge: Callable[[str], Verdict] = lambda action: "pass"
+    calls: Counter[str] = field(default_factory=Counter)
+
+    def always(self, verdict: Verdict, *actions: str) -> None:
+        """Give calls of these actions, by default of all, this verdict from now on."""
+        self.judge = lambda action: verdict if not actions or action in actions else "pass"
+
+
+@contextmanager
+def aws_proxy(target: str) -> Iterator[AwsProxy]:
+    """Run a proxy on a free port of 127.0.0.1, in a thread of its own."""
+    proxy, loop, started = AwsProxy(), asyncio.new_event_loop(), threading.Event()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+            async def handle(request: web.Request) -> web.StreamResponse:
+                return await _handle(proxy, session, target, request)
+
+            app = web.Application(client_max_size=2**24)
+            app.router.add_route("*", "/{path:.*}", handle)
+            runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            proxy.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+            started.set()
+            await stop.wait()
+            await runner.cleanup()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    started.wait()
+    try:
+        yield proxy
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
+
+
+async def _handle(
+    proxy: AwsProxy, session: aiohttp.ClientSession, target: str, request: web.Request
+) -> web.StreamResponse:
+    action = request.headers.get("X-Amz-Target", "").rpartition(".")[2]
+    proxy.calls[action] += 1
+    verdict = proxy.judge(action)
+    body = await request.read()
+    if verdict == "stall":
+        await asyncio.sleep(3600)
+    if verdict == "deny":
+        key = orjson.loads(body).get("KeyId", "*")
+        return _refused(
+            "AccessDeniedException",
+            f"User: {PRINCIPAL} is not authorized to perform: kms:{action} on resource: {key} because no"
+            f" identity-based policy allows the kms:{action} action",
+        )
+    if verdict == "throttle":
+        return _refused("ThrottlingException", "Rate exceeded")
+    if verdict != "drop":
+        headers = {name: value for name, value in request.headers.items() if name.lower() != "content-length"}
+        async with session.request(request.method, target + request.path_qs, data=body, headers=headers) as answer:
+            content, answered = await answer.read(), answer
+        if verdict == "pass":
+            skipped = ("content-length", "transfer-encoding", "connection", "content-encoding")
+            kept = {name: value for name, value in answered.headers.items() if name.lower() not in skipped}
+            return web.Response(status=answered.status, body=content, headers=kept)
+    if request.transport:
+        request.transport.abort()
+    return web.Response()
+
+
+def _refused(code: str, message: str) -> web.Response:
+    return web.json_response(
+        {"__type": code, "message": message},
+        status=400,
+        headers={"x-amzn-RequestId": "11111111-2222-3333-4444-555555555555"},
+    )
