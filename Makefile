@@ -17,7 +17,7 @@ APT_GET := apt-get -q -o Dir::State=$(APT) -o Dir::State::status=/var/lib/dpkg/s
   -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
 export PATH := $(TOOLS):$(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test coverage lint types imports protos protos-check tools prometheus node-modules bench-envelope bench-sign bench-telemetry ci requirements clean
+.PHONY: help run test coverage lint types imports protos protos-check tools prometheus node-modules bench-envelope bench-sign bench-telemetry bench-rotation drill-race drill-kill ci requirements clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,15 @@ bench-sign: $(VENV)/dev.stamp ## compare signing and verifying with bare Ed25519
 
 bench-telemetry: $(VENV)/dev.stamp ## show what metrics, logs, audit trail and traces cost a warm SignSpan
 	$(BIN)/python -m bench.telemetry
+
+bench-rotation: $(VENV)/dev.stamp ## show how long the rotation of 1,000 tenants takes, with AWS in an emulator
+	$(BIN)/python -m bench.rotation
+
+drill-race: $(VENV)/dev.stamp ## let four daemons race on one DynamoDB table (in an emulator) for 2,000 tenants
+	$(BIN)/python -m tests.faults.race
+
+drill-kill: $(VENV)/dev.stamp ## kill -9 a daemon 500 times while it makes and rotates keys
+	$(BIN)/python -m tests.faults.kill
 
 ci: ## everything that CI runs (needs Go, Node.js and Debian's apt-get)
 	.ci/run

@@ -31,8 +31,8 @@ class AwsProxy:
 
 
 @contextmanager
-def aws_proxy(target: str) -> Iterator[AwsProxy]:
-    """Run a proxy on a free port of 127.0.0.1, in a thread of its own."""
+def aws_proxy(target: str, port: int = 0) -> Iterator[AwsProxy]:
+    """Run a proxy on a port of 127.0.0.1, by default a free one, in a thread of its own."""
     proxy, loop, started = AwsProxy(), asyncio.new_event_loop(), threading.Event()
     stop = asyncio.Event()
 
@@ -46,7 +46,7 @@ def aws_proxy(target: str) -> Iterator[AwsProxy]:
             app.router.add_route("*", "/{path:.*}", handle)
             runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
             await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            await web.TCPSite(runner, "127.0.0.1", port, reuse_address=True).start()
             proxy.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
             started.set()
             await stop.wait()

@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -20,23 +20,24 @@ import grpc
 import structlog
 
 from betrace_kms_server.cache import KeyCache
-from betrace_kms_server.config import LATER, Settings, described
-from betrace_kms_server.errors import KmsError
+from betrace_kms_server.config import described
+from betrace_kms_server.gate import OPEN
+from betrace_kms_server.generations import Generations
+from betrace_kms_server.jobs import background, leave_former_keys, rotate_on_schedule, sweep, told_of_state
 from betrace_kms_server.keyring import KeyRing
+from betrace_kms_server.lifecycle import Lifecycle
 from betrace_kms_server.listen import admin_socket, claimed
-from betrace_kms_server.monitor import KmsMonitor, KmsState
-from betrace_kms_server.observation import Recorder, ignore
+from betrace_kms_server.monitor import KmsMonitor
+from betrace_kms_server.observation import ignore
 from betrace_kms_server.ops import build_app, serving_ops
-from betrace_kms_server.providers.protocol import KeyProvider
-from betrace_kms_server.rewrapping import rewrap_signing_keys
+from betrace_kms_server.rotation import Rotation
 from betrace_kms_server.rpc.admin import AdminService
-from betrace_kms_server.rpc.health import KEY_MANAGEMENT, KMS, HealthService
+from betrace_kms_server.rpc.health import KEY_MANAGEMENT, HealthService
 from betrace_kms_server.rpc.key_management import KeyManagementService
 from betrace_kms_server.rpc.server import bind, build_admin_server, build_server
+from betrace_kms_server.settings import Settings
 from betrace_kms_server.signing import Signer
-from betrace_kms_server.startup import ephemeral_volume, open_data_dir, open_provider, store_file
-from betrace_kms_server.stores.protocol import KeyStore
-from betrace_kms_server.stores.sqlite import open_sqlite
+from betrace_kms_server.startup import ephemeral_volume, open_data_dir, open_provider, open_store
 from betrace_kms_server.telemetry import export
 from betrace_kms_server.telemetry.audit import AuditTrail
 from betrace_kms_server.telemetry.figures import CallStats, Figures
@@ -49,8 +50,6 @@ log = structlog.get_logger()
 
 READY_SECONDS = 0.5
 """How old the answer of /q/health/ready may be."""
-SWEEP_SECONDS = 60.0
-"""How often expired keys that nobody asks for are dropped from memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +70,8 @@ async def serve(settings: Settings, origins: Mapping[str, str]) -> None:
     for signal_number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signal_number, stopping.set)
     for name, value, origin in described(settings, origins):
-        if not value or (name in LATER and origin == "default"):
-            continue
-        log.info(f"{name} = {value}", source=origin)  # noqa: G004  # the line is the message
-        if name in LATER:
-            log.warning(f"{name} has no effect in this version")  # noqa: G004
+        if value:
+            log.info(f"{name} = {value}", source=origin)  # noqa: G004  # the line is the message
     async with running(settings):
         await stopping.wait()
         log.info("Stopping")
@@ -91,13 +87,28 @@ async def running(settings: Settings) -> AsyncIterator[Daemon]:
         admin_address = admin_socket(settings.data_dir)
         for address in (*settings.listen, admin_address):
             resources.enter_context(claimed(address))
-        store = await resources.enter_async_context(open_sqlite(store_file(settings.data_dir)))
+        store = await open_store(settings, resources)
         audit = await _open_audit(settings, resources)
         record = ignore if audit is None else audit.record
         tracing = _open_tracing(resources)
         rpcs, kms_calls = CallStats(), CallStats()
         provider = await open_provider(settings, store, KmsCallObserver(kms_calls, tracing), resources)
-        encryption_keys, signing_keys, public_keys = caches = _open_caches(settings, record, resources)
+        health, caches = HealthService(), list[KeyCache]()
+        monitor = KmsMonitor(provider, told_of_state(health, provider, caches))
+        generations = Generations(store, max_age=settings.version_check_seconds, limit=10 * settings.cache_max_size)
+        resources.push_async_callback(generations.close)
+        gate = generations if store.shared else OPEN
+        caches += (
+            KeyCache(kind, ttl=ttl, max_size=settings.cache_max_size, record=record, doubt=monitor.doubt, gate=gate)
+            for kind, ttl in (
+                ("encryption", settings.encryption_key_ttl_minutes * 60.0),
+                ("signing", settings.private_key_ttl_minutes * 60.0),
+                ("public", settings.public_key_ttl_hours * 3600.0),
+            )
+        )
+        encryption_keys, signing_keys, public_keys = generations.caches = caches
+        for cache in caches:
+            resources.push_async_callback(cache.close)
         signer = Signer(
             provider,
             store,
@@ -114,24 +125,15 @@ async def running(settings: Settings) -> AsyncIterator[Daemon]:
             max_uses=settings.data_key_max_uses,
             max_encrypted_data_keys=settings.max_encrypted_data_keys,
         )
-        health = HealthService()
-        monitor = KmsMonitor(provider, _health_follows(health))
-        figures = Figures(monitor, caches, signer.retrievals, rpcs, kms_calls, audit)
+        lifecycle = Lifecycle(provider, store, generations.changed, now=time.time, record=record)
+        rotation = Rotation(lifecycle, store, batch_size=settings.rotation_batch_size)
+        figures = Figures(monitor, caches, signer.retrievals, rpcs, kms_calls, audit, rotation, provider)
         metrics = _open_metrics(figures, resources)
         validator = Validator(provider, store, endpoint=settings.endpoint, ephemeral=ephemeral)
         resources.push_async_callback(validator.close)
 
         def status() -> dict[str, Any]:
-            return figures.status(
-                provider=provider.name,
-                master_key=provider.master_key_arn,
-                region=settings.kms_region,
-                store=settings.store,
-                serving=health.is_serving(KEY_MANAGEMENT),
-            )
-
-        async def invalidate(tenant_id: str) -> int:
-            return sum(cache.invalidate(tenant_id) for cache in caches)
+            return figures.status(store=settings.store, serving=health.is_serving(KEY_MANAGEMENT))
 
         threads = resources.enter_context(ThreadPoolExecutor(2, thread_name_prefix="evidence"))
         observer = CallObserver(rpcs, audit, tracing)
@@ -144,7 +146,9 @@ async def running(settings: Settings) -> AsyncIterator[Daemon]:
         )
         addresses = bind(server, settings.listen)
         admin = build_admin_server(
-            AdminService(provider.name, validate=validator.run, status=status, invalidate=invalidate), health, observer
+            AdminService(provider.name, validate=validator.run, status=status, lifecycle=lifecycle, rotation=rotation),
+            health,
+            observer,
         )
         bind(admin, [admin_address])
         await asyncio.gather(server.start(), admin.start())
@@ -158,29 +162,14 @@ async def running(settings: Settings) -> AsyncIterator[Daemon]:
         )
         ops_address = await resources.enter_async_context(serving_ops(settings.ops_listen, ops))
         resources.callback(health.drain)
-        async with _background(
+        async with background(
             monitor.watch(settings.health_check_seconds),
-            _leave_former_keys(provider, store, monitor.usable),
-            _sweep(caches),
+            leave_former_keys(provider, store, monitor.usable),
+            sweep(caches),
+            rotate_on_schedule(settings, rotation, monitor.usable),
         ):
             log.info("Listening", addresses=addresses, operations=ops_address)
             yield Daemon(addresses, ops_address, health, caches)
-
-
-def _open_caches(settings: Settings, record: Recorder, resources: AsyncExitStack) -> list[KeyCache]:
-    """Return the caches of data keys, signing keys and public keys."""
-    minute = 60.0
-    caches = [
-        KeyCache(kind, ttl=ttl, max_size=settings.cache_max_size, record=record)
-        for kind, ttl in (
-            ("encryption", settings.encryption_key_ttl_minutes * minute),
-            ("signing", settings.private_key_ttl_minutes * minute),
-            ("public", settings.public_key_ttl_hours * 60 * minute),
-        )
-    ]
-    for cache in caches:
-        resources.push_async_callback(cache.close)
-    return caches
 
 
 async def _open_audit(settings: Settings, resources: AsyncExitStack) -> AuditTrail | None:
@@ -207,54 +196,5 @@ def _open_metrics(figures: Figures, resources: AsyncExitStack) -> Metrics:
     return metrics
 
 
-def _health_follows(health: HealthService) -> Callable[[KmsState], None]:
-    """Return what keeps the health service true: KMS as it is now, the service from the first time it was usable."""
-
-    def changed(state: KmsState) -> None:
-        health.set(KMS, state.usable)
-        if state.usable:
-            health.set(KEY_MANAGEMENT, True)
-
-    return changed
-
-
 async def _stop(servers: Sequence[grpc.aio.Server], grace: float) -> None:
     await asyncio.gather(*(server.stop(grace) for server in servers))
-
-
-@asynccontextmanager
-async def _background(*jobs: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(job) for job in jobs]
-    for task in tasks:
-        task.add_done_callback(_log_failure)
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("A background job failed", exc_info=error)
-
-
-async def _leave_former_keys(provider: KeyProvider, store: KeyStore, usable: asyncio.Event) -> None:
-    """Once the master key is usable, look at the former ones, and move signing keys off them."""
-    await usable.wait()
-    for arn in provider.decrypt_key_arns[1:]:
-        try:
-            await provider.check(arn)
-        except KmsError as error:
-            log.error(f"A key of aws.kms.decrypt-key-ids cannot be used: {error.message}", master_key=arn)  # noqa: G004
-        else:
-            log.info("A former master key is usable for Decrypt", master_key=arn)
-    await rewrap_signing_keys(provider, store)
-
-
-async def _sweep(caches: Sequence[KeyCache]) -> None:
-    while True:
-        await asyncio.sleep(SWEEP_SECONDS)
-        for cache in caches:
-            cache.drop_expired()

@@ -27,15 +27,16 @@ from typing import Any, TypeVar
 from aiocache.base import SENTINEL, BaseCache
 from aiocache.serializers import NullSerializer
 
-from betrace_kms_server.errors import KmsError
+from betrace_kms_server.errors import AccessDenied, DoesNotOpen, KeyDamaged, KmsError, MasterKeyUnusable
+from betrace_kms_server.gate import OPEN, Gate
 from betrace_kms_server.observation import KeyEvent, Recorder, current_event, ignore, note_cache, note_shared
 
 log = logging.getLogger(__name__)
 
 V = TypeVar("V")
-Key = tuple[Hashable, ...]
+Key = tuple[Any, ...]
 Load = Callable[[], Awaitable[V]]
-_TENANT = 2
+_MASTER_KEY, _TENANT = 1, 2
 
 REFRESH_AT = 0.75
 """Share of the time to live after which a hit refreshes its entry."""
@@ -43,6 +44,8 @@ JITTER = 0.10
 """Largest share of the time to live that a refresh is put off, at random."""
 RETRY_AFTER = 0.05
 """Share of the time to live after which a failed refresh is tried again."""
+_DENIES = (AccessDenied, DoesNotOpen, KeyDamaged)
+"""What says of one key that it is not to be used any more. An outage does not, and lets it serve to its end."""
 WARM_SECONDS = 300.0
 """How long after its last use a key counts as one that somebody will ask for again."""
 
@@ -68,7 +71,8 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
     """A bounded cache of one kind of key.
 
     `ttl` is in seconds of `clock`, which is monotonic; `jitter` returns a number in [0, 1). `record` is told of every
-    refresh. `hits`, `misses` and `evictions` (by cause) count since the start.
+    refresh, `doubt` of every load that says that the master key is unusable. `hits`, `misses` and `evictions` (by
+    cause) count since the start.
     """
 
     NAME = "keys"
@@ -82,14 +86,18 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
         record: Recorder = ignore,
+        doubt: Callable[[], None] = lambda: None,
+        gate: Gate = OPEN,
     ) -> None:
         super().__init__(serializer=NullSerializer(), key_builder=lambda key, namespace=None: key, timeout=0, ttl=ttl)
         self.kind = kind
         self.hits = 0
         self.misses = 0
-        self.evictions = dict.fromkeys(("expired", "size", "invalidated", "used_up"), 0)
+        self.evictions = dict.fromkeys(("expired", "size", "invalidated", "used_up", "denied", "purged"), 0)
         self.max_size = max_size
         self._record = record
+        self._doubt = doubt
+        self._gate = gate
         self._clock = clock
         self._jitter = jitter
         self._entries: OrderedDict[Key, _Entry] = OrderedDict()
@@ -108,6 +116,8 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         if now >= entry.expires_at:
             self._evict(key, "expired")
             return None
+        if not self._gate.is_open(key[_TENANT]):
+            return None
         self._entries.move_to_end(key)
         entry.used_at = now
         self.hits += 1
@@ -120,6 +130,8 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
     async def get_or_load(self, key: Key, load: Load[V]) -> V:
         """Return the cached value, or load it once for all who ask. Raises what `load` raises."""
         while True:
+            if not self._gate.is_open(key[_TENANT]):
+                await self._gate.look(key[_TENANT])
             if (value := self.get_nowait(key, load)) is not None:
                 return value
             self.misses += 1
@@ -151,6 +163,13 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
             self._evict(key, "invalidated")
         return len(dropped)
 
+    def purge(self, master_key_arn: str) -> int:
+        """Drop every entry of a master key that may not be used any more. Returns how many entries were dropped."""
+        dropped = [key for key in self._entries if key[_MASTER_KEY] == master_key_arn]
+        for key in dropped:
+            self._evict(key, "purged")
+        return len(dropped)
+
     def drop_expired(self) -> int:
         """Drop what nobody asked for since it expired. Returns how many entries were dropped."""
         now = self._clock()
@@ -173,7 +192,11 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
                 return
             if (error := task.exception()) is not None:
                 event.result = error.reason if isinstance(error, KmsError) else "INTERNAL"
-                log.warning("refreshing a cached %s key failed, the old one serves on: %s", self.kind, error)
+                if isinstance(error, _DENIES) and key in self._entries:
+                    self._evict(key, "denied")
+                    log.warning("refreshing a cached %s key was refused, it is dropped: %s", self.kind, error)
+                else:
+                    log.warning("refreshing a cached %s key failed, the old one serves on: %s", self.kind, error)
             self._record(event)
 
         self._start(key, load, event).task.add_done_callback(finished)
@@ -198,8 +221,9 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # whoever waits gets it; if nobody does any more, asyncio must not report it as unseen
+        # Whoever waits gets the exception; if nobody does any more, asyncio must not report it as unseen.
+        if not task.cancelled() and isinstance(task.exception(), MasterKeyUnusable):
+            self._doubt()
 
     def _evict(self, key: Key, cause: str) -> None:
         del self._entries[key]

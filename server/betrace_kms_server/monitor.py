@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -49,12 +50,20 @@ class KmsMonitor:
         self._changed = changed
         self._clock = clock
         self._looking = asyncio.Lock()
+        self._doubted = asyncio.Event()
 
     async def watch(self, interval: float) -> None:
         """Look every `interval` seconds, and more often while the master key cannot be used."""
         while True:
             state = await self.fresh(0.0)
-            await asyncio.sleep(interval if state.usable else min(interval, RETRY_SECONDS))
+            self._doubted.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._doubted.wait(), interval if state.usable else min(interval, RETRY_SECONDS))
+
+    def doubt(self) -> None:
+        """Let `watch` look at once, because a call said that the master key cannot be used."""
+        if self.state.usable:
+            self._doubted.set()
 
     async def fresh(self, max_age: float) -> KmsState:
         """Return a state that is at most `max_age` seconds old; callers that ask at once share one look."""

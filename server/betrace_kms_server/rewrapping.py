@@ -22,7 +22,8 @@ async def rewrap_signing_keys(
 ) -> None:
     """Wrap every signing key of a former master key under today's, and try again until none is left that can be.
 
-    A key that is damaged, or whose master key is not configured, stays as it is and is named in the log.
+    A key that is damaged, or whose master key is not configured, stays as it is and is named in the log. What a replica
+    of today's master key wrapped is at home already.
     """
     while True:
         try:
@@ -33,7 +34,8 @@ async def rewrap_signing_keys(
         except KmsError as error:
             log.warning("Moving signing keys to the master key is interrupted, trying again", problem=error.message)
         else:
-            log.info("Signing keys were moved to the master key", moved=done, left=sum(stuck.values()))
+            if done or stuck:
+                log.info("Signing keys were moved to the master key", moved=done, left=sum(stuck.values()))
             for problem, count in stuck.items():
                 log.error("Signing keys could not be moved to the master key", keys=count, problem=problem)
             return
@@ -47,7 +49,10 @@ async def _rewrap(provider: KeyProvider, store: KeyStore, keys: Sequence[tuple[s
             stored = await store.get(tenant_id, key_id)
             if stored is None:
                 continue
-            if provider.decrypting(arn := stored.wrapped_seed.master_key_arn) is None:
+            arn = stored.wrapped_seed.master_key_arn
+            if provider.is_current(arn):
+                continue  # a replica wrapped it, when its region served
+            if provider.decrypting(arn) is None:
                 stuck[f"they were wrapped by {arn}: list it in aws.kms.decrypt-key-ids"] += 1
                 continue
             seed = await unwrap_seed(provider, stored)

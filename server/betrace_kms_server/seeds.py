@@ -1,9 +1,10 @@
-"""Seeds of signing keys between the key store and KMS: unwrap one, and move one to today's master key.
+"""Seeds of signing keys between KMS and the key store: make one, unwrap one, move one to today's master key.
 
 A seed that unwraps must have the public key that the row tells, or the row is damaged. A row moves to another master
 key only when what replaces it has been unwrapped and compared, so an interrupted move loses nothing.
 """
 
+import secrets
 from dataclasses import replace
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -19,6 +20,18 @@ from betrace_kms_server.tenancy import signing_context
 def private_key_of(seed: KeyMaterial) -> Ed25519PrivateKey:
     """Return the Ed25519 key of a seed of 32 bytes (RFC 8032, section 5.1.5)."""
     return Ed25519PrivateKey.from_private_bytes(seed.raw)
+
+
+async def new_key(provider: KeyProvider, tenant_id: str, now_ms: int) -> tuple[StoredKey, Ed25519PrivateKey]:
+    """Return a new active key of a tenant, which the store does not have yet, and its private half.
+
+    The id is drawn before KMS is asked, because it is part of the encryption context.
+    """
+    key_id = secrets.token_hex(16)
+    seed = await provider.generate_data_key(SEED_BYTES, signing_context(tenant_id, key_id))
+    private_key = private_key_of(seed.material)
+    public_key = private_key.public_key().public_bytes_raw()
+    return StoredKey(tenant_id, key_id, provider.name, seed.wrapped, public_key, "active", now_ms), private_key
 
 
 async def unwrap_seed(provider: KeyProvider, stored: StoredKey) -> KeyMaterial:

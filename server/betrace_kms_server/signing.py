@@ -5,7 +5,6 @@ encryption context; its seed is the plaintext of a KMS data key; and nobody lear
 durable. Whatever unwraps from the store must have the public key that the store tells, or it is not used at all.
 """
 
-import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +17,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from betrace_kms_server.cache import KeyCache
 from betrace_kms_server.errors import InvalidRequest, KeyDamaged, NoSigningKey
 from betrace_kms_server.histogram import Histogram
-from betrace_kms_server.keys import SEED_BYTES, SigningKey, StoredKey
+from betrace_kms_server.keys import SigningKey, StoredKey
 from betrace_kms_server.observation import Recorder, ignore, part_of_current
 from betrace_kms_server.providers.protocol import KeyProvider
-from betrace_kms_server.seeds import private_key_of, unwrap_seed
+from betrace_kms_server.seeds import new_key, private_key_of, unwrap_seed
 from betrace_kms_server.stores.protocol import KeyStore
-from betrace_kms_server.tenancy import signing_context
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,23 +138,12 @@ class Signer:
         return await self._create_key(tenant_id)
 
     async def _create_key(self, tenant_id: str) -> SigningKey:
-        key_id = secrets.token_hex(16)
-        seed = await self._provider.generate_data_key(SEED_BYTES, signing_context(tenant_id, key_id))
-        private_key = private_key_of(seed.material)
-        created = StoredKey(
-            tenant_id=tenant_id,
-            key_id=key_id,
-            provider=self._provider.name,
-            wrapped_seed=seed.wrapped,
-            public_key=private_key.public_key().public_bytes_raw(),
-            status="active",
-            create_time_ms=int(self._now() * 1000),
-        )
+        created, private_key = await new_key(self._provider, tenant_id, int(self._now() * 1000))
         winner = await self._store.create(created)
-        if winner.key_id != key_id:
+        if winner.key_id != created.key_id:
             return await self._unwrap(winner)
-        self._record(part_of_current("CreateSigningKey", tenant_id, key_id))
-        return SigningKey(key_id, private_key)
+        self._record(part_of_current("CreateSigningKey", tenant_id, created.key_id))
+        return SigningKey(created.key_id, private_key)
 
     async def _unwrap(self, stored: StoredKey) -> SigningKey:
         return SigningKey(stored.key_id, private_key_of(await unwrap_seed(self._provider, stored)))

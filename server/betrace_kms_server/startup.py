@@ -2,18 +2,19 @@
 
 import os
 from contextlib import AsyncExitStack
+from itertools import repeat
 from pathlib import Path
 
 import structlog
 
-from betrace_kms_server.config import Settings
 from betrace_kms_server.errors import StartRefused
 from betrace_kms_server.listen import exclusive
 from betrace_kms_server.observation import KmsObserver
 from betrace_kms_server.providers.local import MASTER_KEY_FILE, LocalProvider, load_master_key
 from betrace_kms_server.providers.protocol import KeyProvider
+from betrace_kms_server.settings import Settings
 from betrace_kms_server.stores.protocol import KeyStore
-from betrace_kms_server.stores.sqlite import DATABASE_FILE
+from betrace_kms_server.stores.sqlite import DATABASE_FILE, open_sqlite
 from betrace_kms_server.stores.volume import ephemeral_kind
 
 log = structlog.get_logger()
@@ -52,7 +53,7 @@ def ephemeral_volume(settings: Settings) -> str | None:
     Raises StartRefused unless the settings allow that.
     """
     kind = ephemeral_kind(settings.data_dir)
-    if settings.provider == "local" or kind is None:
+    if settings.provider == "local" or settings.store != "sqlite" or kind is None:
         return None
     if not settings.store_allow_ephemeral:
         raise StartRefused(
@@ -61,6 +62,17 @@ def ephemeral_volume(settings: Settings) -> str | None:
         )
     log.warning("Signing keys are kept on a volume that dies with the pod", data_dir=str(settings.data_dir), kind=kind)
     return kind
+
+
+async def open_store(settings: Settings, resources: AsyncExitStack) -> KeyStore:
+    """Return the key store that the settings ask for."""
+    if settings.store == "sqlite":
+        return await resources.enter_async_context(open_sqlite(store_file(settings.data_dir)))
+    from betrace_kms_server.stores.dynamodb import open_dynamodb  # late, as below
+
+    return await resources.enter_async_context(
+        open_dynamodb(settings.store_table or "", region=settings.dynamodb_region, endpoint=settings.store_endpoint)
+    )
 
 
 async def open_provider(
@@ -85,7 +97,7 @@ async def open_provider(
             )
         log.warning("Using the local provider - NOT FOR PRODUCTION USE", master_key_file=str(path))
         return local
-    from betrace_kms_server.providers.aws import AwsProvider  # late: importing the AWS SDK takes most of a second
+    from betrace_kms_server.providers.aws import AwsProvider, Replica  # late: the AWS SDK takes most of a second
 
     log.info(f"Using AWS KMS - region: {settings.kms_region}, key: {settings.master_key_id}")  # noqa: G004
     if settings.endpoint:
@@ -95,6 +107,7 @@ async def open_provider(
             settings.master_key_id or "",
             region=settings.kms_region,
             endpoint=settings.endpoint,
+            replicas=list(map(Replica, settings.replica_key_ids, settings.replica_endpoints or repeat(None))),
             former_key_arns=settings.decrypt_key_ids,
             call_seconds=settings.call_timeout_ms / 1000,
             observe=observe,

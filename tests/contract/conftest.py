@@ -1,17 +1,22 @@
 """Fixtures of the contract tests: each provider with its KMS, each store, and caches on a fake clock."""
 
 import os
+import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from betrace_kms_server.cache import KeyCache
 from betrace_kms_server.providers.aws import AwsProvider
 from betrace_kms_server.providers.local import LocalProvider
+from betrace_kms_server.stores.dynamodb import open_dynamodb
+from betrace_kms_server.stores.dynamodb_creation import create_table
 from betrace_kms_server.stores.sqlite import DATABASE_FILE, SqliteStore, open_sqlite
+from botocore.awsrequest import AWSResponse
 
-from tests.contract.doubles import CountedLocalProvider, FakeClock, Kms
+from tests.contract.doubles import CountedLocalProvider, FakeClock, Kms, Open, StoreKind
 from tests.moto_server import REGION, MotoServer
 
 
@@ -43,6 +48,51 @@ async def kms(request: pytest.FixtureRequest) -> AsyncIterator[Kms]:
     """Give every provider in turn."""
     async with PROVIDERS[request.param](request) as kms:
         yield kms
+
+
+@asynccontextmanager
+async def _sqlite(request: pytest.FixtureRequest) -> AsyncIterator[StoreKind]:
+    folder: Path = request.getfixturevalue("tmp_path")
+    yield StoreKind(
+        open=lambda: open_sqlite(folder / DATABASE_FILE),
+        forbid_writes=lambda store: store._database.execute_fetchall("PRAGMA query_only=ON"),
+    )
+
+
+@asynccontextmanager
+async def _dynamodb(request: pytest.FixtureRequest) -> AsyncIterator[StoreKind]:
+    moto: MotoServer = request.getfixturevalue("moto")
+    table = f"keys-{secrets.token_hex(8)}"
+    async for _ in create_table(table, region=REGION, endpoint=moto.url):
+        pass
+
+    async def forbid_writes(store: Any) -> None:
+        denial = AWSResponse(moto.url, 400, {}, None), {"Error": {"Code": "AccessDeniedException"}}
+        store._client.meta.events.register("before-call.dynamodb.TransactWriteItems", lambda **_: denial)
+
+    yield StoreKind(
+        open=lambda: open_dynamodb(table, region=REGION, endpoint=moto.url),
+        forbid_writes=forbid_writes,
+    )
+
+
+STORES: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[StoreKind]]] = {
+    "sqlite": _sqlite,
+    "dynamodb": _dynamodb,
+}
+
+
+@pytest.fixture(params=STORES)
+async def store_kind(request: pytest.FixtureRequest) -> AsyncIterator[StoreKind]:
+    """Give every kind of store in turn."""
+    async with STORES[request.param](request) as kind:
+        yield kind
+
+
+@pytest.fixture
+def open_store(store_kind: StoreKind) -> Open:
+    """Give, for every kind of store, what opens one that is empty at first."""
+    return store_kind.open
 
 
 @pytest.fixture

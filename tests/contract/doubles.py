@@ -2,12 +2,15 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import Any
 
 from betrace_kms_server.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.providers.local import LocalProvider
 from betrace_kms_server.providers.protocol import KeyProvider
+from betrace_kms_server.stores.protocol import KeyStore
 
 
 class FakeClock:
@@ -51,3 +54,17 @@ class Kms:
     provider: KeyProvider
     calls: Counter[str]
     foreign: KeyProvider
+
+
+Open = Callable[[], AbstractAsyncContextManager[KeyStore]]
+
+
+@dataclass(frozen=True, slots=True)
+class StoreKind:
+    """A kind of store under test.
+
+    `open` opens one that is empty at first, and the same one each time; `forbid_writes` keeps an open one from writing.
+    """
+
+    open: Open
+    forbid_writes: Callable[[Any], Awaitable[object]]

@@ -21,6 +21,9 @@ def stored_key(
     public_key: bytes | None = None,
     status: KeyStatus = "active",
     provider: str = "aws",
+    create_time_ms: int = 1_700_000_000_000,
+    rotate_time_ms: int | None = None,
+    revoke_time_ms: int | None = None,
 ) -> StoredKey:
     """Return a row of a key store, random where nothing is given."""
     return StoredKey(
@@ -30,5 +33,7 @@ def stored_key(
         wrapped_seed=wrapped_seed or WrappedKey(secrets.token_bytes(100), ARN),
         public_key=public_key or secrets.token_bytes(SEED_BYTES),
         status=status,
-        create_time_ms=1_700_000_000_000,
+        create_time_ms=create_time_ms,
+        rotate_time_ms=rotate_time_ms,
+        revoke_time_ms=revoke_time_ms,
     )

@@ -61,6 +61,7 @@ MEANINGS: Mapping[type[KmsError], Sequence[str]] = {
         "InvalidSignatureException",
         "SignatureDoesNotMatch",
         "IncompleteSignature",
+        "IncompleteSignatureException",
         "MissingAuthenticationToken",
         "MissingAuthenticationTokenException",
         "OptInRequired",

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from betrace_kms_server.errors import CredentialsUnavailable, DoesNotOpen, KmsUnreachable, MasterKeyUnusable
 from betrace_kms_server.keys import WrappedKey
-from betrace_kms_server.providers.aws import AwsProvider, KmsApi, kms_client
+from betrace_kms_server.providers.aws import AwsProvider, KmsApi
+from betrace_kms_server.providers.aws_region import SdkClients
 from botocore import exceptions as sdk
 
 from tests.contract.samples import ARN
@@ -218,7 +219,7 @@ async def test_kms_is_not_asked_about_a_foreign_master_key() -> None:
 
 async def test_one_client_serves_many_calls_at_once(moto: MotoServer, kms_key: str) -> None:
     """A hundred calls at once share one client, which is closed in the end."""
-    clients = Clients(kms_client)
+    clients = Clients(SdkClients())
     async with AwsProvider(kms_key, region=REGION, endpoint=moto.url, client_factory=clients) as aws:
         await asyncio.gather(*(aws.generate_data_key(32, CONTEXT) for _ in range(100)))
     assert (1, 1) == (clients.opened, clients.closed)

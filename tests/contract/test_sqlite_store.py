@@ -1,5 +1,6 @@
 """The SQLite store on a bad day: a full disk, a damaged file, somebody else's file, a row that was altered."""
 
+import asyncio
 import os
 import sqlite3
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from betrace_kms_server.errors import KeyDamaged, StartRefused, StoreUnavailable
 from betrace_kms_server.keys import StoredKey, WrappedKey
+from betrace_kms_server.stores import sqlite
 from betrace_kms_server.stores.sqlite import SqliteStore, open_sqlite
 
 from tests.contract.samples import ARN, stored_key
@@ -111,6 +113,53 @@ async def test_full_disk_is_told_and_harms_nothing(store: SqliteStore) -> None:
     assert large == await store.create(large)
 
 
+@pytest.mark.parametrize("verb", ["rotate", "revoke"])
+async def test_succession_that_finds_no_room_does_not_happen(store: SqliteStore, verb: str) -> None:
+    """A full disk leaves the former key active and the generation as it was; with room again the same try succeeds."""
+    first, large = stored_key(), stored_key(wrapped_seed=WrappedKey(os.urandom(6000), ARN))
+    await store.create(first)
+    await pragma(store, f"max_page_count={await pragma(store, 'page_count')}")
+
+    async def change() -> bool:
+        return await (store.rotate(first, large) if verb == "rotate" else store.revoke(first, 1, large))
+
+    with pytest.raises(StoreUnavailable, match="SQLITE_FULL"):
+        await change()
+    assert ([first], 0, False) == (
+        await store.all("acme"),
+        await store.generation("acme"),
+        store._database.in_transaction,
+    )
+    await pragma(store, "max_page_count=1000")
+    assert (True, large) == (await change(), await store.active("acme"))
+
+
+async def test_cancelled_caller_leaves_no_transaction_open(store: SqliteStore) -> None:
+    """What a caller who has gone began is durable as a whole before anybody else's statement runs."""
+    first, second = stored_key(), stored_key()
+    await store.create(first)
+    task = asyncio.create_task(store.rotate(first, second))
+    await asyncio.sleep(0)
+    task.cancel()
+    assert (second, False) == (await store.active("acme"), store._database.in_transaction)
+    assert task.cancelled()
+
+
+async def test_successor_is_a_key_of_the_same_tenant(store: SqliteStore) -> None:
+    """A key of another tenant takes nobody's place, neither there nor here."""
+    keys = [stored_key("acme"), stored_key("globex")]
+    for key in keys:
+        await store.create(key)
+    assert False is await store.rotate(keys[0], stored_key("globex"))
+    assert False is await store.revoke(keys[0], 1, stored_key("globex"))
+    assert keys == [key async for key in store.rows()]
+
+
+async def test_nobody_else_writes(store: SqliteStore) -> None:
+    """The file is one daemon's own, so it need not look for what others did."""
+    assert False is store.shared
+
+
 async def test_read_only_database_is_told_and_still_read(store: SqliteStore) -> None:
     """A store that cannot be written says so, and goes on giving what it has."""
     key = stored_key("acme")
@@ -193,15 +242,6 @@ async def test_foreign_database_is_refused_and_left_alone(database: Path, applic
     assert foreign == files(database)
 
 
-async def test_newer_schema_is_refused_and_left_alone(database: Path) -> None:
-    """A store that a newer version made is left to that version."""
-    await filled(database)
-    execute(database, "PRAGMA user_version=2")
-    newer = files(database)
-    assert "has schema version 2" in await refusal(database)
-    assert newer == files(database)
-
-
 async def test_folder_that_is_missing_is_refused(tmp_path: Path) -> None:
     """A path into a folder that is not there is refused in one line that names it."""
     database = tmp_path / "missing" / "keystore.db"
@@ -256,6 +296,35 @@ async def test_damage_of_one_row_leaves_the_others(database: Path, store: Sqlite
     await store.create(bad)
     execute(database, "UPDATE signing_keys SET public_key = zeroblob(32) WHERE tenant_id = 'globex'")
     assert good == await store.active("acme")
+
+
+async def test_all_rows_are_read_in_pages(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More rows than a page holds are read to the end, in statements between which others get their turn."""
+    monkeypatch.setattr(sqlite, "_PAGE_ROWS", 3)
+    keys = [stored_key(f"tenant-{number}") for number in range(9)]
+    for key in keys:
+        await store.create(key)
+    found = []
+    async for key in store.rows():
+        found.append(key)
+        await store.raise_generation(key.tenant_id)
+    assert keys == found
+    assert [key.tenant_id for key in keys] == [tenant async for tenant in store.created_before(2**53)]
+
+
+@pytest.mark.parametrize("change", ["checksum = x''", "tenant_id = CAST(x'ff' AS TEXT)"])
+async def test_export_stops_at_a_damaged_row_and_a_rotation_does_not(
+    database: Path, store: SqliteStore, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """What goes into an export is what was written; what is due for rotation is told for every other tenant."""
+    monkeypatch.setattr(sqlite, "_PAGE_ROWS", 3)
+    for number in range(7):
+        await store.create(stored_key(f"tenant-{number}"))
+    execute(database, f"UPDATE signing_keys SET {change} WHERE tenant_id = 'tenant-2'")  # noqa: S608
+    with pytest.raises(KeyDamaged):
+        [key async for key in store.rows()]
+    due = [tenant async for tenant in store.created_before(2**53)]
+    assert (7, {f"tenant-{number}" for number in (0, 1, 3, 4, 5, 6)}) == (len(due), {*due} - {"tenant-2", "\ufffd"})
 
 
 async def test_message_about_damage_names_the_key_and_no_material(database: Path, store: SqliteStore) -> None:

@@ -1,40 +1,16 @@
-"""What every key store must do. A new one joins by an entry in STORES."""
+"""What every key store must do. A new one joins by an entry in STORES of conftest.py."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 from betrace_kms_server.errors import StoreUnavailable
-from betrace_kms_server.keys import WrappedKey
-from betrace_kms_server.stores.protocol import KeyStore
-from betrace_kms_server.stores.sqlite import DATABASE_FILE, open_sqlite
+from betrace_kms_server.keys import StoredKey, WrappedKey
 
+from tests.contract.doubles import Open, StoreKind
 from tests.contract.samples import ARN, stored_key
 
 OTHER_ARN = ARN.replace("us-east-1", "eu-west-1")
-
-Open = Callable[[], AbstractAsyncContextManager[KeyStore]]
-
-STORES: Mapping[str, Callable[[Path], AbstractAsyncContextManager[KeyStore]]] = {
-    "sqlite": lambda folder: open_sqlite(folder / DATABASE_FILE),
-}
-"""For each kind of store, how to open one. The same folder means the same store."""
-
-FORBID_WRITES: Mapping[str, Callable[[Any], Awaitable[object]]] = {
-    "sqlite": lambda store: store._database.execute_fetchall("PRAGMA query_only=ON"),
-}
-"""For each kind of store, how to keep an open one from writing."""
-
-
-@pytest.fixture(params=STORES)
-def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
-    """Give, for every kind of store, what opens one that is empty at first."""
-    return partial(STORES[request.param], tmp_path)
 
 
 async def test_created_key_is_given_back(open_store: Open) -> None:
@@ -243,13 +219,105 @@ async def test_checks_and_creations_at_once_do_not_disturb_each_other(open_store
         assert keys == {tenant: await store.active(tenant) for tenant in keys}
 
 
-@pytest.mark.parametrize("kind", STORES)
-async def test_check_tells_that_nothing_can_be_written(kind: str, tmp_path: Path) -> None:
+async def test_check_tells_that_nothing_can_be_written(store_kind: StoreKind) -> None:
     """A store that is still read but would not keep a new key fails the check."""
     key = stored_key()
-    async with STORES[kind](tmp_path) as store:
+    async with store_kind.open() as store:
         await store.create(key)
-        await FORBID_WRITES[kind](store)
+        await store_kind.forbid_writes(store)
         with pytest.raises(StoreUnavailable):
             await store.check()
         assert key == await store.active("acme")
+
+
+async def test_rows_are_all_keys_of_all_tenants(open_store: Open) -> None:
+    """What an export reads is every key there is, field by field, once."""
+    keys = [stored_key(f"tenant-{number % 7}", status="rotated", rotate_time_ms=number) for number in range(30)]
+    keys += [stored_key(f"tenant-{number}") for number in range(7)]
+    keys.append(stored_key("acme", status="revoked", rotate_time_ms=5, revoke_time_ms=6))
+    async with open_store() as store:
+        assert [] == [key async for key in store.rows()]
+        for key in keys:
+            await store.add(key)
+        found = [key async for key in store.rows()]
+    assert (len(keys), set(keys)) == (len(found), set(found))
+
+
+async def test_tenants_with_an_old_active_key_are_told(open_store: Open) -> None:
+    """A tenant is told if its active key is older than the time; how old its former keys are is not asked."""
+    async with open_store() as store:
+        assert [] == [tenant async for tenant in store.created_before(2**53)]
+        for number in range(20):
+            await store.create(stored_key(f"tenant-{number:02}", create_time_ms=1_000 + number))
+        await store.add(stored_key("tenant-15", status="rotated", create_time_ms=1, rotate_time_ms=2))
+        await store.add(stored_key("tenant-16", status="revoked", create_time_ms=1, revoke_time_ms=2))
+        await store.add(stored_key("no-active-key", status="revoked", create_time_ms=1, revoke_time_ms=2))
+        found = [tenant async for tenant in store.created_before(1_012)]
+        assert [f"tenant-{number:02}" for number in range(12)] == sorted(found)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        stored_key(),
+        stored_key(status="rotated", rotate_time_ms=1_700_000_000_001),
+        stored_key(status="revoked", revoke_time_ms=1_700_000_000_002),
+        stored_key(status="revoked", rotate_time_ms=1_700_000_000_001, revoke_time_ms=1_700_000_000_002),
+    ],
+    ids=["active", "rotated", "revoked", "rotated, then revoked"],
+)
+async def test_key_is_put_back_as_it_was(open_store: Open, key: StoredKey) -> None:
+    """A key keeps its status and its times, for good."""
+    async with open_store() as store:
+        assert True is await store.add(key)
+    async with open_store() as store:
+        assert ([key], key if key.status == "active" else None) == (await store.all("acme"), await store.active("acme"))
+
+
+async def test_key_that_is_there_is_not_put_back(open_store: Open) -> None:
+    """Whatever is put back under the id of a key that is there, that key stays as it is."""
+    key = stored_key()
+    others = [key, stored_key(key_id=key.key_id), replace(key, status="revoked", revoke_time_ms=1)]
+    async with open_store() as store:
+        await store.create(key)
+        assert [False, False, False] == [await store.add(other) for other in others]
+        assert [key] == await store.all("acme")
+
+
+async def test_active_key_is_not_put_beside_another(open_store: Open) -> None:
+    """A tenant has one active key, but room for former ones, and other tenants are not concerned."""
+    key, other = stored_key(), stored_key()
+    former = replace(other, status="rotated", rotate_time_ms=1_700_000_000_001)
+    async with open_store() as store:
+        assert (True, False, True) == (await store.add(key), await store.add(other), await store.add(former))
+        assert True is await store.add(stored_key("globex"))
+        assert {key, former} == set(await store.all("acme"))
+        assert key == await store.create(stored_key())
+
+
+async def test_keys_that_are_put_back_at_once_are_there_once(open_store: Open) -> None:
+    """Two imports of one export at once, in two processes, make one key each, and one of them did it."""
+    keys = [stored_key(f"tenant-{number}") for number in range(5)]
+    async with open_store() as one, open_store() as other:
+        jobs = [store.add(key) for key in keys for store in (one, other)]
+        assert 5 == sum(await asyncio.gather(*jobs))
+        assert set(keys) == {key async for key in one.rows()}
+
+
+async def test_generation_rises(open_store: Open) -> None:
+    """A tenant's generation is 0 at first, and higher each time it is raised, whoever looks; others keep theirs."""
+    async with open_store() as store, open_store() as other:
+        seen = [await other.generation("acme")]
+        for _ in range(3):
+            await store.raise_generation("acme")
+            seen.append(await other.generation("acme"))
+        assert (0, sorted(set(seen)), 0) == (seen[0], seen, await store.generation("globex"))
+    async with open_store() as store:
+        assert seen[-1] == await store.generation("acme")
+
+
+async def test_generations_that_are_raised_at_once_all_count(open_store: Open) -> None:
+    """No rise is lost between two daemons."""
+    async with open_store() as one, open_store() as other:
+        await asyncio.gather(*(store.raise_generation("acme") for _ in range(10) for store in (one, other)))
+        assert 20 <= await one.generation("acme")

@@ -30,7 +30,8 @@ STATUS: dict[str, Any] = {
         "latency_ms": 4.2,
         "checked_seconds_ago": 3.0,
         "master_key": KEY,
-        "region": "us-east-1",
+        "region": "us-west-2",
+        "breakers": {"us-east-1": "half_open", "us-west-2": "closed"},
     },
     "caches": [
         {
@@ -41,7 +42,7 @@ STATUS: dict[str, Any] = {
             "hits": 1234567,
             "misses": 1,
             "hit_rate": 0.99999,
-            "evictions": {"expired": 1500, "size": 20, "invalidated": 0, "used_up": 3},
+            "evictions": {"expired": 1500, "size": 20, "invalidated": 0, "used_up": 3, "denied": 2, "purged": 1},
         },
         {
             "key_type": "encryption",
@@ -51,7 +52,7 @@ STATUS: dict[str, Any] = {
             "hits": 0,
             "misses": 0,
             "hit_rate": None,
-            "evictions": {"expired": 0, "size": 0, "invalidated": 0, "used_up": 0},
+            "evictions": {"expired": 0, "size": 0, "invalidated": 0, "used_up": 0, "denied": 0, "purged": 0},
         },
     ],
     "hit_rate": 0.9,
@@ -66,6 +67,7 @@ STATUS: dict[str, Any] = {
         "without_cache_dollars": 7885.0,
     },
     "store": {"kind": "sqlite", "error": None},
+    "rotation": {"last_run": 1767319231.5, "failures": 1200},
     "audit": {
         "file": "/var/lib/betrace-kms/audit.jsonl",
         "required": True,
@@ -83,17 +85,19 @@ version       0.1.0
 uptime        2 h 5 min
 serving       yes
 master key    {KEY}
-region        us-east-1
+region        us-west-2
 KMS           usable, 4.2 ms, checked 3 s ago
+breakers      us-east-1 half open, us-west-2 closed
 degraded in   54 min
 store         sqlite
+rotation      last good run 2026-01-02 02:00:31 UTC, failures 1,200
 audit         /var/lib/betrace-kms/audit.jsonl, required, sequence 1,234, written 1,200, lost 0
 audit head    {HEAD}
 cost          $1,577.80 a month with cache (525,600,000 KMS calls), $7,885.00 without, at 1,000.0 requests/s
 
 key type      entries/max       hits    misses    hit rate  evictions
-----------  -------------  ---------  --------  ----------  ---------------------------------
-signing       1,000/1,000  1,234,567         1      99.9 %  1,500 expired, 20 size, 3 used up
+----------  -------------  ---------  --------  ----------  -----------------------------------------------------
+signing       1,000/1,000  1,234,567         1      99.9 %  1,500 expired, 20 size, 3 used up, 2 denied, 1 purged
 encryption        0/1,000          0         0           -  -
 
 KMS call         outcome            count
@@ -322,6 +326,9 @@ audit         a.jsonl, lost 3: disk full
         ({"caches": [{}]}, "-/-"),
         ({"audit": None}, "audit         off\n"),
         ({"kms": None, "caches": None, "kms_calls": None, "rpcs": {}, "cost": {"hit_rate": None}, "store": None}, ""),
+        ({"kms": {"breakers": None}, "rotation": None}, ""),
+        ({"kms": {"breakers": {}}, "rotation": {}}, ""),
+        ({"rotation": {"last_run": None, "failures": 0}}, "rotation      no good run yet, failures 0\n"),
         ({"uptime_seconds": 59.9}, "uptime        59 s\n"),
         ({"seconds_until_degraded": 0.0}, "degraded in   0 s\n"),
         ({"uptime_seconds": 200000}, "uptime        2 d 7 h\n"),

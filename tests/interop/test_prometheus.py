@@ -41,6 +41,8 @@ SCRAPED = {"job", "instance", "le"}
 FIXED = {"cache", "cause", "key_type", "result"}
 """Labels of which the daemon exports every value from its start."""
 RECORDED = re.compile(r"\b[a-z_]+:[a-z0-9_:]+")
+OURS = r"\b(?:kms|circuit_breaker)_\w+"
+"""A metric of ours."""
 
 
 def rules() -> Sequence[Any]:
@@ -178,7 +180,7 @@ async def exposition(tmp_path: Path, moto: "MotoServer", kms_key: str) -> str:
 @pytest.fixture
 def families(exposition: str) -> Mapping[str, Metric]:
     """Our metrics by their names in documents: with _total, without the suffixes of a histogram."""
-    ours = [family for family in text_string_to_metric_families(exposition) if family.name.startswith("kms_")]
+    ours = [family for family in text_string_to_metric_families(exposition) if re.match(OURS, family.name)]
     return {family.name + ("_total" if family.type == "counter" else ""): family for family in ours}
 
 
@@ -193,7 +195,7 @@ def labels_of(family: Metric) -> Mapping[str, set[str]]:
 
 def matchers(text: str) -> Iterator[tuple[str, str, str, str]]:
     """Yield (metric, label, operator, value) of each label matcher in a query."""
-    for metric, inside in re.findall(r"(kms_\w+)\{([^}]*)\}", text):
+    for metric, inside in re.findall(rf"({OURS})\{{([^}}]*)\}}", text):
         for label, operator, value in re.findall(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"', inside):
             yield metric, label, operator, value
 
@@ -215,7 +217,7 @@ def test_every_query_asks_for_what_a_daemon_exports(families: Mapping[str, Metri
     """Names, labels and, where all are exported from the start, values that rules and dashboard use are there."""
     by_series = {sample.name: family for family in families.values() for sample in family.samples}
     for text in queries():
-        names = set(re.findall(r"\bkms_\w+", text))
+        names = set(re.findall(OURS, text))
         assert set() == names - set(by_series), text
         labels = {label for name in names for label in labels_of(by_series[name])}
         grouped = {label for found in re.findall(r"\b(?:by|on) \(([^)]*)\)", text) for label in found.split(", ")}
@@ -237,7 +239,7 @@ def test_dashboard_variables_come_from_a_metric(families: Mapping[str, Metric]) 
 def test_the_table_of_metrics_is_what_a_daemon_exports(families: Mapping[str, Metric]) -> None:
     """docs/monitoring.md has each metric with its type and labels, in order, and no other."""
     text = (ROOT / "docs/monitoring.md").read_text("utf-8")
-    rows = re.findall(r"^\| `(kms_\w+)` \| (\w+) \|(.*?)\| .* \|$", text, re.MULTILINE)
+    rows = re.findall(rf"^\| `({OURS})` \| (\w+) \|(.*?)\| .* \|$", text, re.MULTILINE)
     documented = [(name, kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows]
     exported = [(name, family.type, set(labels_of(family)) - {"le"}) for name, family in sorted(families.items())]
     assert exported == documented

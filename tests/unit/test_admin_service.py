@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
@@ -48,7 +49,9 @@ async def admin(dropped: list[str], outcomes: list[validation.Validation]) -> As
 
     server = grpc.aio.server(interceptors=[ErrorInterceptor(UNOBSERVED)])
     status: dict[str, Any] = {"provider": "aws", "cache": {"size": 3}}
-    service = AdminService("aws", validate=validate, status=lambda: status, invalidate=invalidate)
+    lifecycle: Any = SimpleNamespace(invalidate=invalidate)
+    rotation: Any = None
+    service = AdminService("aws", validate=validate, status=lambda: status, lifecycle=lifecycle, rotation=rotation)
     admin_pb2_grpc.add_KmsAdminServiceServicer_to_server(service, server)
     with tempfile.TemporaryDirectory(prefix="kms") as folder:
         server.add_insecure_port(f"unix:{folder}/admin.sock")
@@ -93,16 +96,3 @@ async def test_invalidation_of_no_tenant_is_refused(admin: "Stub", dropped: list
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await admin.InvalidateTenant(pb.InvalidateTenantRequest(tenant_id=tenant_id))
     assert (grpc.StatusCode.INVALID_ARGUMENT, []) == (raised.value.code(), dropped)
-
-
-async def test_rotation_and_revocation_are_not_there_yet(admin: "Stub") -> None:
-    """What a later version does is UNIMPLEMENTED, not a defect."""
-    codes = []
-    for call in (
-        admin.RotateKeys(pb.RotateKeysRequest(tenant_id="acme")),
-        admin.RevokeKey(pb.RevokeKeyRequest(tenant_id="acme", key_id="0" * 32)),
-    ):
-        with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await call
-        codes.append(raised.value.code())
-    assert [grpc.StatusCode.UNIMPLEMENTED] * 2 == codes

@@ -3,6 +3,7 @@
 # ruff: noqa: ASYNC240  # tests look at small files while nothing else runs
 
 import asyncio
+import errno
 import fcntl
 import io
 import json
@@ -309,7 +310,7 @@ def errors_in(logs: Sequence[Any]) -> list[str]:
 async def test_what_is_recorded_is_written(file: Path) -> None:
     """Events become lines in their order, with the time they were recorded, between the daemon's own."""
     times = iter([TIME, TIME + 1_000_000, TIME + 2_000_000, TIME + 3_000_000])
-    async with trail_in(file, file.parent / "data", clock=lambda: next(times)) as trail:
+    async with trail_in(file, file.parent / "data", clock=lambda: next(times), retry_seconds=3600) as trail:
         trail.record(EVENT)
         trail.record(KeyEvent("Encrypt", "acme"))
         await until(lambda: trail.written == 3)
@@ -332,13 +333,24 @@ async def test_what_is_recorded_last_is_written(file: Path) -> None:
     assert intact(file)
 
 
+async def test_what_is_recorded_during_a_write_is_written(file: Path) -> None:
+    """Events that come while lines are made and written are in the next batch."""
+    async with trail_in(file, file.parent / "data") as trail:
+        for _ in range(1000):
+            trail.record(EVENT)
+        for _ in range(100):
+            await asyncio.sleep(0)
+            trail.record(EVENT)
+    assert ["AuditStarted", *["SignSpan"] * 1100, "AuditStopped"] == operations_in(file)
+    assert intact(file)
+
+
 async def test_lines_go_in_batches(file: Path) -> None:
-    """Events that come while a batch is written, or in the time after it, are one batch."""
+    """Events that come in the time of a batch wait for its end."""
     async with trail_in(file, file.parent / "data", batch_seconds=3600) as trail:
         await recorded(trail, "Encrypt")
         trail.record(EVENT)
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await asyncio.sleep(0.05)
         assert 2 == trail.written
 
 
@@ -450,6 +462,9 @@ async def test_only_a_torn_line(file: Path) -> None:
         pytest.param(lambda lines: [*lines[:3], chain(1)[0]], 4, "out of order", id="replaced"),
         pytest.param(lambda lines: [*lines[:3], b'{"seq":4}\n'], 4, "no line", id="damaged"),
         pytest.param(
+            lambda lines: [*lines[:3], lines[3].replace(b"daemon", b"nobody")], 4, "changed", id="changed content"
+        ),
+        pytest.param(
             lambda lines: [*lines[:3], format_line(EVENT, TIME, head_of(lines[2]))[0]], 5, "broken", id="rewritten"
         ),
     ],
@@ -536,6 +551,33 @@ async def test_a_full_disk_and_a_rotation(file: Path) -> None:
     assert (21, 4) == (len(operations_in(old)), len(operations_in(file)))
 
 
+@pytest.mark.parametrize("then", ["nothing", "rename", "truncate"])
+async def test_a_disk_that_does_not_take_back(file: Path, monkeypatch: pytest.MonkeyPatch, then: str) -> None:
+    """Where what a failed write left cannot be cut off at once, it is before the next write, or where it was moved."""
+
+    def failing(descriptor: int, length: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    old = file.with_suffix(".1")
+    async with trail_in(file, file.parent / "data", retry_seconds=3600) as trail:  # it tries again when it is closed
+        await recorded(trail, *["Encrypt"] * 20)
+        with file_size_limit(file.stat().st_size + 700):
+            with monkeypatch.context() as disk:
+                disk.setattr(os, "ftruncate", failing)
+                for _ in range(3):
+                    trail.record(EVENT)
+                await until(lambda: trail.failing)
+                assert not intact(file)
+            if then == "rename":
+                file.rename(old)
+            elif then == "truncate":
+                os.truncate(file, 0)
+    if then == "truncate":
+        assert b'{"seq":22,' == file.read_bytes()[:10]
+    else:
+        assert intact(*([old] if then == "rename" else []), file)
+
+
 async def test_a_head_that_cannot_be_kept(file: Path) -> None:
     """Lines that are written are not written again when only the head could not be kept; it is tried again, too."""
     data = file.parent / "data"
@@ -564,6 +606,14 @@ async def test_a_path_that_is_no_file(file: Path) -> None:
             await until(lambda: not trail.failing)
     assert ["The audit trail cannot be written", "The audit trail is written again"] == [log["event"] for log in logs]
     assert ["AuditStarted", "SignSpan", "AuditStopped"] == operations_in(file)
+
+
+async def test_tries_have_their_own_pace(file: Path) -> None:
+    """A write that failed is tried again without waiting for the time of a batch."""
+    file.mkdir()
+    async with trail_in(file, file.parent / "data", batch_seconds=3600) as trail:
+        file.rmdir()
+        await until(lambda: not trail.failing)
 
 
 @pytest.mark.parametrize(
@@ -666,12 +716,13 @@ def small_pipe() -> Iterator[tuple[int, int]]:
 
 
 async def test_stdout(file: Path) -> None:
-    """On stdout the chain goes on over restarts, because the head is kept."""
-    with file.open("wb") as output, stdout_to(output.fileno()):
+    """On stdout the chain goes on over restarts, because the head is kept; the log has nothing to tell."""
+    with file.open("wb") as output, stdout_to(output.fileno()), capture_logs() as logs:
         for _ in range(2):
             async with trail_in("-", file.parent / "data") as trail:
                 await recorded(trail, "Encrypt")
     assert ["AuditStarted", "Encrypt", "AuditStopped"] * 2 == operations_in(file)
+    assert [] == logs
     assert intact(file)
 
 
@@ -717,11 +768,27 @@ async def test_a_fifo_that_nobody_reads(file: Path) -> None:
         assert "No such device or address" in (trail.problem or "")
 
 
+async def test_stopping_during_a_write(file: Path) -> None:
+    """The daemon's last line is written also if it stops while other lines are being written."""
+    os.mkfifo(file)
+    reader = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(reader, True)
+    with os.fdopen(reader, "rb") as pipe:
+        async with trail_in(file, file.parent / "data", stall_seconds=0.01, close_seconds=30) as trail:
+            for _ in range(50):
+                trail.record(EVENT)
+            await until(lambda: trail.failing)
+            reading = asyncio.create_task(asyncio.to_thread(pipe.readlines))
+        lines = await reading
+    assert (52, "AuditStopped") == (len(lines), json.loads(lines[-1])["operation"])
+
+
 async def test_a_fifo_that_becomes_a_file(file: Path) -> None:
     """What a reader took before it went away is written once more, whole, to what has the name then."""
     os.mkfifo(file)
     reader = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
-    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 8192)
     async with trail_in(file, file.parent / "data", stall_seconds=0.01) as trail:
         for _ in range(50):
             trail.record(EVENT)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from betrace_kms_server.config import (
-    LATER,
     NAMES,
     Settings,
     Source,
@@ -121,7 +120,7 @@ def test_the_setup_tutorials_file_works_unchanged(tmp_path: Path) -> None:
     )
     assert (True, "0 0 2 * * ?", 90) == (
         settings.rotation_enabled,
-        settings.rotation_check_cron,
+        str(settings.rotation_check_cron),
         settings.rotation_max_age_days,
     )
     written = set(re.findall(r"^([a-z.-]+)=", SETUP_TUTORIAL, re.MULTILINE))
@@ -436,9 +435,8 @@ def test_settings_are_frozen() -> None:
 
 
 def test_every_setting_is_described() -> None:
-    """The README's table has a line for each setting; what is reserved for later is a name like the others."""
+    """The table of docs/configuration.md has a line for each setting."""
     assert [] == [name for name, field in Settings.model_fields.items() if not field.description or not field.alias]
-    assert LATER <= set(NAMES)
 
 
 def test_described() -> None:
@@ -464,3 +462,48 @@ def test_described_can_be_read_back() -> None:
     settings, origins = resolve([Source("a", {"kms.server.listen": "127.0.0.1:1,[::1]:2", "kms.data-dir": "d"})])
     told = {name: value for name, value, _ in described(settings, origins)}
     assert settings == settings_of(told)
+
+
+PRIMARY = "arn:aws:kms:us-east-1:123456789012:key/mrk-0123456789abcdef0123456789abcdef"
+REPLICA = PRIMARY.replace("us-east-1", "eu-west-1")
+
+
+def of_aws(**values: str) -> Settings:
+    """Return settings of provider aws with a multi-Region key."""
+    names = {environment_name(name).lower(): name for name in NAMES}
+    given = {"betrace.kms.provider": "aws", "aws.kms.master-key-id": PRIMARY}
+    return settings_of(given | {names[name]: value for name, value in values.items()})
+
+
+def test_replicas_are_of_the_master_key() -> None:
+    """The same account and mrk- id in another region; with an endpoint each needs one of its own."""
+    assert of_aws(aws_kms_replica_key_ids=REPLICA).replica_key_ids == (REPLICA,)
+    both = {"aws_kms_endpoint": "http://127.0.0.1:1", "aws_kms_replica_endpoints": "http://127.0.0.1:2"}
+    assert of_aws(aws_kms_replica_key_ids=REPLICA, **both).replica_endpoints == ("http://127.0.0.1:2",)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"aws_kms_replica_key_ids": PRIMARY}, "must be the full ARN of a replica"),
+        ({"aws_kms_replica_key_ids": REPLICA.replace("mrk-0", "mrk-1")}, "must be the full ARN of a replica"),
+        ({"aws_kms_replica_key_ids": REPLICA.replace("1234", "4321")}, "must be the full ARN of a replica"),
+        ({"aws_kms_replica_key_ids": "mrk-0123456789abcdef0123456789abcdef"}, "must be the full ARN of a replica"),
+        ({"aws_kms_replica_key_ids": REPLICA, "aws_kms_endpoint": "http://127.0.0.1:1"}, "one endpoint for each"),
+        ({"aws_kms_replica_key_ids": REPLICA, "aws_kms_replica_endpoints": "http://x"}, "one endpoint for each"),
+        ({"kms_store": "dynamodb"}, "kms.store.table is missing"),
+        ({"kms_store_table": "a b"}, "is not of the form"),
+        ({"kms_rotation_check_cron": "0 2 * * *"}, "6 or 7 fields"),
+    ],
+)
+def test_settings_of_several_regions_and_pods_are_checked(values: dict[str, str], message: str) -> None:
+    """Each refusal says what to mend."""
+    with pytest.raises(StartRefused, match=message):
+        of_aws(**values)
+
+
+def test_dynamodb_needs_provider_aws() -> None:
+    """With provider local, other pods could not unwrap."""
+    with pytest.raises(StartRefused, match=r"betrace\.kms\.provider is not aws"):
+        settings_of({"kms.store": "dynamodb", "kms.store.table": "keys"})
+    assert of_aws(kms_store="dynamodb", kms_store_table="keys").dynamodb_region == "us-east-1"

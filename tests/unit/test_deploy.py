@@ -90,10 +90,10 @@ def test_builder_gets_what_the_image_copies_and_nothing_else() -> None:
 # Kubernetes
 
 
-@pytest.fixture(scope="module")
-def objects() -> Mapping[str, Any]:
-    """The Kubernetes objects by kind."""
-    text = (ROOT / "deploy/kubernetes/betrace-kms.yaml").read_text("utf-8")
+@pytest.fixture(scope="module", params=["betrace-kms.yaml", "betrace-kms-sqlite.yaml"])
+def objects(request: pytest.FixtureRequest) -> Mapping[str, Any]:
+    """The Kubernetes objects of each manifest, by kind."""
+    text = (ROOT / "deploy/kubernetes" / request.param).read_text("utf-8")
     return {document["kind"]: document for document in yaml.safe_load_all(text) if document}
 
 
@@ -131,12 +131,11 @@ def test_manifest_sets_names_that_the_daemon_knows(objects: Mapping[str, Any], e
 
 
 def test_manifest_is_a_configuration_that_starts(objects: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-    """Its settings resolve: provider aws, the key's region, loopback, and nothing that is only reserved."""
+    """Its settings resolve: provider aws, the key's region, and loopback."""
     settings = settings_of(objects, environment)
     assert "aws" == settings.provider
     assert not settings.store_allow_ephemeral
     assert ["127.0.0.1:50051"] == [str(address) for address in settings.listen]
-    assert set() == config.LATER & {*objects["ConfigMap"]["data"], *objects["Secret"]["stringData"]}
 
 
 def test_manifest_mounts_every_folder_that_it_names(
@@ -147,16 +146,36 @@ def test_manifest_mounts_every_folder_that_it_names(
     folders = environment["KMS_CONFIG_DIR"].split(":")
     assert {environment["KMS_DATA_DIR"], *folders} == set(mounts)
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
-    names = {kind: objects[kind]["metadata"]["name"] for kind in ("PersistentVolumeClaim", "ConfigMap", "Secret")}
-    assert names["PersistentVolumeClaim"] == volumes[mounts[DATA_DIR]]["persistentVolumeClaim"]["claimName"]
+    names = {kind: objects[kind]["metadata"]["name"] for kind in ("ConfigMap", "Secret")}
     assert names["Secret"] == volumes[mounts[folders[0]]]["secret"]["secretName"]
     assert names["ConfigMap"] == volumes[mounts[folders[1]]]["configMap"]["name"]
 
 
-def test_manifest_never_runs_two_daemons_on_one_key_store(objects: Mapping[str, Any]) -> None:
-    """One replica, and the old pod is gone before the new one comes."""
+def test_manifest_never_runs_two_daemons_on_one_file(objects: Mapping[str, Any], pod: Any) -> None:
+    """A file on a claim has one replica, and the old pod is gone before the new one comes.
+
+    Pods with a shared table are several, spread over zones and nodes, and have nothing that must outlive them.
+    """
     spec = objects["Deployment"]["spec"]
-    assert (1, "Recreate") == (spec["replicas"], spec["strategy"]["type"])
+    (data,) = (volume for volume in pod["volumes"] if volume["name"] == "data")
+    if objects["ConfigMap"]["data"]["kms.store"] == "sqlite":
+        assert (1, "Recreate") == (spec["replicas"], spec["strategy"]["type"])
+        assert objects["PersistentVolumeClaim"]["metadata"]["name"] == data["persistentVolumeClaim"]["claimName"]
+        return
+    assert (True, "RollingUpdate") == (spec["replicas"] > 1, spec["strategy"]["type"])
+    assert ("emptyDir" in data, False) == (True, "PersistentVolumeClaim" in objects)
+    labels = spec["template"]["metadata"]["labels"]
+    spread = pod["topologySpreadConstraints"]
+    assert {"topology.kubernetes.io/zone", "kubernetes.io/hostname"} == {each["topologyKey"] for each in spread}
+    selectors = [objects["PodDisruptionBudget"]["spec"]["selector"], *(each["labelSelector"] for each in spread)]
+    assert [labels] * 3 == [selector["matchLabels"] for selector in selectors]
+
+
+def test_manifest_gives_the_pods_a_role(objects: Mapping[str, Any], pod: Any) -> None:
+    """The pods' service account is the one that the role is for."""
+    account = objects["ServiceAccount"]["metadata"]
+    assert account["name"] == pod["serviceAccountName"]
+    assert account["annotations"]["eks.amazonaws.com/role-arn"].startswith("arn:aws:iam::")
 
 
 def test_manifest_gives_the_daemon_time_to_drain(
@@ -218,10 +237,7 @@ def setting_rows() -> Sequence[str]:
     rows = []
     for name, value, _ in config.described(*config.resolve([])):
         default = f"`{value}`" if value else ""
-        reserved = "reserved: " if name in config.LATER else ""
-        rows.append(
-            f"| `{name}` | {default} | {reserved}{config.Settings.model_fields[config.NAMES[name]].description} |"
-        )
+        rows.append(f"| `{name}` | {default} | {config.Settings.model_fields[config.NAMES[name]].description} |")
     return rows
 
 
@@ -266,7 +282,7 @@ def refusals() -> Iterator[tuple[str, Sequence[str]]]:
     those of the condition, which ends at the first colon, or else those of what to do.
     """
     for file in sorted(Path(config.__file__).parent.rglob("*.py")):
-        validators = ["ValueError"] if file.name in ("config.py", "listen.py") else []
+        validators = ["ValueError"] if file.name in ("settings.py", "listen.py") else []
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("StartRefused", "exclusive", *validators):
                 condition, _, rest = fixed_text(node.args[-1]).partition(":")

@@ -12,6 +12,7 @@ from betrace_kms_client.cli.admin import invalidate, status, validate
 from betrace_kms_client.cli.cost import cost
 from betrace_kms_client.cli.health import health
 from betrace_kms_client.cli.keys import keys
+from betrace_kms_client.cli.lifecycle import revoke, rotate
 from betrace_kms_client.cli.payloads import data_key, decrypt, encrypt, reencrypt
 from betrace_kms_client.cli.spans import sign, verify
 
@@ -73,6 +74,8 @@ for verb in (
     invalidate,
     keys,
     reencrypt,
+    revoke,
+    rotate,
     sign,
     status,
     validate,

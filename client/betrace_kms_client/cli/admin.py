@@ -8,6 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from decimal import ROUND_DOWN, Decimal
 from typing import Any
 
@@ -88,7 +89,7 @@ Examples:
 @report_option
 @admin_options
 def status(as_json_: bool, admin_addr: str, timeout: float) -> None:
-    """Tell how the daemon is: KMS, caches, calls, audit, cost; exits with 1 unless it serves."""
+    """Tell how the daemon is: KMS, caches, calls, rotation, audit, cost; exits with 1 unless it serves."""
     found = read_status(admin_addr, timeout)
     if as_json_:
         write(as_json(found), None)
@@ -151,8 +152,10 @@ def _head(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "master key", kms.get("master_key") or ""
     yield "region", kms.get("region") or ""
     yield "KMS", _kms(kms)
+    yield "breakers", ", ".join(_breaker(region, state) for region, state in (kms.get("breakers") or {}).items())
     yield "degraded in", _duration(found.get("seconds_until_degraded"))
     yield "store", _with_error(store.get("kind") or "", store.get("error"))
+    yield "rotation", _rotation(found.get("rotation") or {})
     yield "audit", _audit(found["audit"]) if "audit" in found else ""
     yield "audit head", (found.get("audit") or {}).get("head") or ""
     yield "cost", _cost(found.get("cost") or {})
@@ -168,6 +171,19 @@ def _kms(kms: Mapping[str, Any]) -> str:
     if kms.get("checked_seconds_ago") is not None:
         parts.append(f"checked {_duration(kms['checked_seconds_ago'])} ago")
     return ", ".join(parts)
+
+
+def _breaker(region: str, state: str) -> str:
+    text = state.replace("_", " ")
+    return f"{region} {text if state == 'closed' else click.style(text, fg='red')}"
+
+
+def _rotation(rotation: Mapping[str, Any]) -> str:
+    if "last_run" not in rotation:
+        return ""
+    at = rotation["last_run"]
+    run = "no good run yet" if at is None else f"last good run {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return f"{run}, failures {_count(rotation.get('failures'))}"
 
 
 def _cache(cache: Mapping[str, Any]) -> Sequence[str]:

@@ -1,91 +1,49 @@
-"""AWS KMS through aioboto3. The only module that knows botocore's KMS.
+"""AWS KMS through aioboto3, in one region or in several.
 
-The role of the daemon needs, on the master key, and nothing else: kms:GenerateDataKey, kms:Encrypt, kms:Decrypt,
-kms:DescribeKey. Credentials come from the SDK's own chain: environment, ~/.aws, web identity (IRSA), EKS pod identity
-and ECS, instance metadata.
+The role of the daemon needs, on the master key, on each of its replicas, and nothing else: kms:GenerateDataKey,
+kms:Encrypt, kms:Decrypt, kms:DescribeKey. Credentials come from the SDK's own chain: environment, ~/.aws, web identity
+(IRSA), EKS pod identity and ECS, instance metadata.
 
-One client lives as long as the provider: making one costs a quarter of a second and stalls the loop. Only a client that
-found no credentials at all is made anew at the next call, because botocore looks for them once, when it makes it.
+Every call goes to the region of the master key. If KMS there does not answer, throttles, or was left alone by its
+breaker, the call goes on to the replicas in their order, and ends as a whole in `call_seconds`. Each region gets an
+equal share of what is left of them. No task brings us back: the breaker lets through a few calls on trial, and of these
+a region that has others behind it gets only `TRIAL_SECONDS`.
 
-Every call is bounded as a whole, the wait for a connection of the pool included, which botocore alone would not bound.
+Whatever else KMS answers is final. A key that is disabled or a role that is denied was so decided by somebody, and is
+not got round by another region. Neither are missing credentials, which are missing everywhere.
+
+Outside, the master key has one name, its ARN in its own region: caches and `decrypt_key_arns` go by it. Only a wrapped
+key carries the ARN of what really wrapped it, because other readers of our messages ask there first.
 """
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-import aioboto3
-from aiobotocore.config import AioConfig
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-
-from betrace_kms_server.errors import DoesNotOpen, MasterKeyUnusable
+from betrace_kms_server.breaker import CircuitBreaker, Permit, State
+from betrace_kms_server.errors import DoesNotOpen, KmsError, KmsUnreachable, MasterKeyUnusable
 from betrace_kms_server.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.observation import KmsObserver, unobserved
-from betrace_kms_server.providers.aws_errors import translated
+from betrace_kms_server.providers.aws_arns import Replica, are_replicas
+from betrace_kms_server.providers.aws_region import TRANSIENT, ClientFactory, KmsApi, KmsRegion, Request, SdkClients
 from betrace_kms_server.tenancy import Context
 
-if TYPE_CHECKING:
-    from types_aiobotocore_kms.type_defs import (
-        DecryptResponseTypeDef,
-        DescribeKeyResponseTypeDef,
-        EncryptResponseTypeDef,
-        GenerateDataKeyResponseTypeDef,
-    )
-
-log = logging.getLogger(__name__)
+__all__ = ["AwsProvider", "KmsApi", "Replica"]
 
 A = TypeVar("A", bound=Mapping[str, Any])
 
-CONNECT_SECONDS, READ_SECONDS, ATTEMPTS, POOL_SIZE = 1, 2, 3, 50
+TRIAL_SECONDS = 1.0
+"""What a call may spend on a region that is on trial, while there is another to go on to."""
 
-
-class KmsApi(Protocol):
-    """The calls of a KMS client that we use."""
-
-    @property
-    def meta(self) -> Any:
-        """botocore's ClientMeta, for its endpoint_url."""
-
-    async def generate_data_key(
-        self, *, KeyId: str, NumberOfBytes: int, EncryptionContext: Mapping[str, str]
-    ) -> "GenerateDataKeyResponseTypeDef": ...
-
-    async def encrypt(
-        self, *, KeyId: str, Plaintext: bytes | bytearray, EncryptionContext: Mapping[str, str]
-    ) -> "EncryptResponseTypeDef": ...
-
-    async def decrypt(
-        self, *, KeyId: str, CiphertextBlob: bytes, EncryptionContext: Mapping[str, str]
-    ) -> "DecryptResponseTypeDef": ...
-
-    async def describe_key(self, *, KeyId: str) -> "DescribeKeyResponseTypeDef": ...
-
-
-ClientFactory = Callable[[str, str | None], AbstractAsyncContextManager[KmsApi]]
-"""Opens a KMS client for a region and an endpoint override."""
-
-
-def kms_client(region: str, endpoint: str | None) -> AbstractAsyncContextManager[KmsApi]:
-    """Open the real client."""
-    config = AioConfig(
-        connect_timeout=CONNECT_SECONDS,
-        read_timeout=READ_SECONDS,
-        max_pool_connections=POOL_SIZE,
-        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-    )
-    client: AbstractAsyncContextManager[KmsApi] = aioboto3.Session().client(
-        "kms", region_name=region, endpoint_url=endpoint, config=config
-    )
-    return client
+_Place = tuple[KmsRegion, str]
+"""A region, and the ARN of a master key there."""
 
 
 class AwsProvider:
-    """Wraps keys under a symmetric KMS key."""
+    """Wraps keys under a symmetric KMS key. `new_breaker` makes the breaker of a region, given its name."""
 
     name = "aws"
     message_provider_id = "aws-kms"
@@ -96,48 +54,62 @@ class AwsProvider:
         *,
         region: str,
         endpoint: str | None = None,
+        replicas: Sequence[Replica] = (),
         former_key_arns: Sequence[str] = (),
         call_seconds: float = 5.0,
-        client_factory: ClientFactory = kms_client,
+        client_factory: ClientFactory | None = None,
+        new_breaker: Callable[[str], CircuitBreaker] = CircuitBreaker,
         observe: KmsObserver = unobserved,
     ) -> None:
+        clients = client_factory or SdkClients()
+
+        def in_region(name: str, endpoint: str | None) -> KmsRegion:
+            return KmsRegion(name, endpoint, client_factory=clients, breaker=new_breaker(name), observe=observe)
+
         self.master_key_arn = master_key_id
-        self._former_key_arns = tuple(former_key_arns)
-        self._region = region
-        self._endpoint = endpoint
-        self._call_seconds = call_seconds
-        self._client_factory = client_factory
-        self._observe = observe
+        self.serving_region = region
         self.clock_skew_seconds: float | None = None
-        self._client: _OpenClient | None = None
-        self._opening = asyncio.Lock()
-        self._told = False
+        self._primary = in_region(region, endpoint)
+        self._replicas: list[_Place] = [(in_region(each.region, each.endpoint), each.arn) for each in replicas]
+        self._former_key_arns = tuple(former_key_arns)
+        self._call_seconds = call_seconds
 
     async def __aenter__(self) -> "AwsProvider":
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        if self._client is not None:
-            await self._client.resources.aclose()
+        async with AsyncExitStack() as closing:
+            for region, _ in self._places(self.master_key_arn):
+                closing.push_async_callback(region.close)
 
     @property
     def decrypt_key_arns(self) -> Sequence[str]:
         """The master key, then the former ones."""
         return tuple(dict.fromkeys((self.master_key_arn, *self._former_key_arns)))
 
+    @property
+    def breakers(self) -> Mapping[str, State]:
+        """See KeyProvider."""
+        return {region.name: region.breaker.state for region, _ in self._places(self.master_key_arn)}
+
+    def is_current(self, arn: str) -> bool:
+        """See KeyProvider. A replica in any region counts, also one that is not configured."""
+        return arn == self.master_key_arn or are_replicas(arn, self.master_key_arn)
+
     def decrypting(self, arn: str) -> str | None:
         """See KeyProvider. A multi-Region key of another region is opened by its replica that is configured here."""
-        if arn in self.decrypt_key_arns:
+        if self.is_current(arn):
+            return self.master_key_arn
+        if arn in self._former_key_arns:
             return arn
-        return next((ours for ours in self.decrypt_key_arns if _are_replicas(arn, ours)), None)
+        return next((former for former in self._former_key_arns if are_replicas(arn, former)), None)
 
     async def generate_data_key(self, number_of_bytes: int, context: Context) -> DataKey:
         """See KeyProvider."""
-        arn = self.master_key_arn
         answer = await self._ask(
             "GenerateDataKey",
-            arn,
-            lambda kms: kms.generate_data_key(
+            self.master_key_arn,
+            lambda kms, arn: kms.generate_data_key(
                 KeyId=arn, NumberOfBytes=number_of_bytes, EncryptionContext=dict(context)
             ),
         )
@@ -145,31 +117,36 @@ class AwsProvider:
 
     async def encrypt(self, key: KeyMaterial, context: Context) -> WrappedKey:
         """See KeyProvider."""
-        arn = self.master_key_arn
         answer = await self._ask(
-            "Encrypt", arn, lambda kms: kms.encrypt(KeyId=arn, Plaintext=key.raw, EncryptionContext=dict(context))
+            "Encrypt",
+            self.master_key_arn,
+            lambda kms, arn: kms.encrypt(KeyId=arn, Plaintext=key.raw, EncryptionContext=dict(context)),
         )
         return WrappedKey(answer["CiphertextBlob"], answer["KeyId"])
 
     async def decrypt(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
         """See KeyProvider. KMS is always told which key to use, so a blob of a foreign account never opens."""
-        if wrapped.master_key_arn not in self.decrypt_key_arns or not wrapped.blob:
+        master_key_arn = self.decrypting(wrapped.master_key_arn)
+        if master_key_arn is None or not wrapped.blob:
             raise DoesNotOpen
-        arn = wrapped.master_key_arn
         answer = await self._ask(
             "Decrypt",
-            arn,
-            lambda kms: kms.decrypt(KeyId=arn, CiphertextBlob=wrapped.blob, EncryptionContext=dict(context)),
+            master_key_arn,
+            lambda kms, arn: kms.decrypt(KeyId=arn, CiphertextBlob=wrapped.blob, EncryptionContext=dict(context)),
         )
         return KeyMaterial(answer["Plaintext"])
 
     async def check(self, arn: str | None = None) -> None:
-        """See KeyProvider. Also learns the ARN of a master key that was configured as an alias (emulators only)."""
-        asked = arn or self.master_key_arn
-        answer = await self._ask("DescribeKey", asked, lambda kms: kms.describe_key(KeyId=asked))
+        """See KeyProvider. Also learns the ARN of a master key that was configured as an alias (emulators only).
+
+        It is never refused: if the breakers leave no region to ask, it asks the first one nevertheless.
+        """
+        answer = await self._ask(
+            "DescribeKey", arn or self.master_key_arn, lambda kms, arn: kms.describe_key(KeyId=arn), insist=True
+        )
         self.clock_skew_seconds = _clock_skew(answer)
         key = answer["KeyMetadata"]
-        if arn is None:
+        if arn is None and not self._replicas:
             self.master_key_arn = key["Arn"]
         state, usage, spec = key.get("KeyState"), key.get("KeyUsage"), key.get("KeySpec")
         if state != "Enabled":
@@ -179,48 +156,58 @@ class AwsProvider:
                 f"the master key {key['Arn']} is {spec} for {usage}: a symmetric key for encrypt and decrypt is needed"
             )
 
-    async def _ask(self, action: str, arn: str, request: Callable[[KmsApi], Awaitable[A]]) -> A:
-        """Make one call, bounded in time and observed, and turn the SDK's errors into ours."""
-        client = None
-        with self._observe(action, self._region) as call:
+    async def _ask(self, action: str, arn: str, request: Request[A], *, insist: bool = False) -> A:
+        """Ask one region after the other, until one answers or all have failed."""
+        places = self._places(arn)
+        failure: KmsError | None = None
+        now = asyncio.get_running_loop().time
+        deadline = now() + self._call_seconds
+        for region, local_arn, permit, rest in _permitted(places, insist):
             try:
-                async with asyncio.timeout(self._call_seconds):
-                    client = await self._open()
-                    answer = await request(client.api)
-            except (BotoCoreError, ClientError, OSError) as cause:
-                if isinstance(cause, ClientError):
-                    call.answered(_request_id(cause.response))
-                if isinstance(cause, NoCredentialsError) and client is not None and client is self._client:
-                    self._client = None
-                    await client.resources.aclose()
-                error = translated(cause, action, arn)
-                if error is None:
-                    raise
-                raise error from cause
-            call.answered(_request_id(answer))
-        return answer
+                answer = await region.ask(action, local_arn, request, permit, _share(deadline - now(), region, rest))
+            except TRANSIENT as error:
+                failure = error
+            else:
+                self.serving_region = region.name
+                return answer
+        if failure is None:
+            raise _left_alone(places)
+        try:
+            raise failure
+        finally:
+            del failure  # it leads to this frame, and the cycle would keep the request and its key for a while
 
-    async def _open(self) -> "_OpenClient":
-        async with self._opening:
-            if self._client is None:
-                async with AsyncExitStack() as resources:
-                    api = await resources.enter_async_context(self._client_factory(self._region, self._endpoint))
-                    self._client = _OpenClient(api, resources.pop_all())
-                if not self._told:
-                    log.info("AWS KMS endpoint: %s", api.meta.endpoint_url)
-                    self._told = True
-            return self._client
+    def _places(self, arn: str) -> list[_Place]:
+        """Return where a master key can be asked. The former ones exist only in the region of the current one."""
+        first = (self._primary, arn)
+        return [first, *self._replicas] if arn == self.master_key_arn else [first]
 
 
-@dataclass(frozen=True, slots=True)
-class _OpenClient:
-    api: KmsApi
-    resources: AsyncExitStack
+def _permitted(places: Sequence[_Place], insist: bool) -> Iterator[tuple[KmsRegion, str, Permit, Sequence[_Place]]]:
+    """Give the places that may be asked, one at a time and each with those behind it; the first if none may.
+
+    What comes of insisting is not counted: it would not be a call on trial.
+    """
+    asked = False
+    for index, (region, arn) in enumerate(places, 1):
+        if (permit := region.breaker.acquire()) is not None:
+            asked = True
+            yield region, arn, permit, places[index:]
+    if insist and not asked:
+        region, arn = places[0]
+        yield region, arn, Permit(lambda outcome: None), ()
 
 
-def _request_id(answer: Mapping[str, Any]) -> str | None:
-    request_id: str | None = answer.get("ResponseMetadata", {}).get("RequestId")
-    return request_id
+def _share(seconds: float, region: KmsRegion, rest: Sequence[_Place]) -> float:
+    """Return how much of the time that is left a region gets, if the rest is to have as much each."""
+    others = sum(other.breaker.state != "open" for other, _ in rest)
+    share = seconds / (1 + others)
+    return min(share, TRIAL_SECONDS) if others and region.breaker.state == "half_open" else share
+
+
+def _left_alone(places: Sequence[_Place]) -> KmsUnreachable:
+    regions = " and ".join(region.name for region, _ in places)
+    return KmsUnreachable(f"KMS in {regions} failed too often and is left alone for a few seconds: try again then")
 
 
 def _clock_skew(answer: Mapping[str, Any]) -> float | None:
@@ -230,11 +217,3 @@ def _clock_skew(answer: Mapping[str, Any]) -> float | None:
         return (datetime.now(UTC) - parsedate_to_datetime(headers["date"])).total_seconds()
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def _are_replicas(arn: str, other: str) -> bool:
-    """Tell whether two ARNs name one multi-Region key: alike but for the region, with an id that begins with mrk-."""
-    parts, others = arn.split(":"), other.split(":")
-    if len(parts) != 6 or len(others) != 6 or not parts[5].startswith("key/mrk-"):
-        return False
-    return [*parts[:3], *parts[4:]] == [*others[:3], *others[4:]]

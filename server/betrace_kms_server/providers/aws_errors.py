@@ -3,24 +3,9 @@
 import re
 from collections.abc import Callable, Mapping
 
-from botocore.exceptions import (
-    ClientError,
-    ConfigParseError,
-    CredentialRetrievalError,
-    HTTPClientError,
-    IncompleteReadError,
-    InvalidConfigError,
-    InvalidIMDSEndpointError,
-    MetadataRetrievalError,
-    NoAuthTokenError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ProfileNotFound,
-    SSOError,
-    TokenRetrievalError,
-)
-from botocore.exceptions import ConnectionError as BotoConnectionError
+from botocore.exceptions import ClientError
 
+from betrace_kms_server import aws_sdk
 from betrace_kms_server.errors import (
     AccessDenied,
     CredentialsUnavailable,
@@ -30,6 +15,7 @@ from betrace_kms_server.errors import (
     MasterKeyUnusable,
     Throttled,
 )
+from betrace_kms_server.providers.aws_arns import region_of
 
 
 def _unusable(_action: str, arn: str) -> KmsError:
@@ -47,14 +33,20 @@ def _denied(action: str, arn: str) -> KmsError:
     )
 
 
-def _throttled(action: str, _arn: str) -> KmsError:
-    return Throttled(f"KMS throttles kms:{action}: try again later, or ask AWS for a higher request quota")
+def _throttled(action: str, arn: str) -> KmsError:
+    return Throttled(f"KMS throttles kms:{action}{_where(arn)}: try again later, or ask AWS for a higher request quota")
 
 
-def _unreachable(action: str, _arn: str) -> KmsError:
+def _unreachable(action: str, arn: str) -> KmsError:
     return KmsUnreachable(
-        f"no answer from KMS to kms:{action}: check aws.kms.region, the route to KMS, and aws.kms.endpoint if it is set"
+        f"no answer from KMS to kms:{action}{_where(arn)}: check aws.kms.region, the route to KMS, and aws.kms.endpoint"
+        " if it is set"
     )
+
+
+def _where(arn: str) -> str:
+    region = region_of(arn)
+    return f" in {region}" if region else ""
 
 
 def _credentials(_action: str, _arn: str) -> KmsError:
@@ -88,47 +80,11 @@ CODES: Mapping[str, Callable[[str, str], KmsError]] = {
     "DependencyTimeoutException": _unreachable,
     "KMSInternalException": _unreachable,
     "LimitExceededException": _throttled,
-    # AWS KMS API reference, "Common errors", and what the SDKs retry as throttling
-    "AccessDeniedException": _denied,
-    "AccessDenied": _denied,
-    "NotAuthorized": _denied,
-    "ThrottlingException": _throttled,
-    "Throttling": _throttled,
-    "ThrottledException": _throttled,
-    "RequestLimitExceeded": _throttled,
-    "TooManyRequestsException": _throttled,
-    "RequestThrottled": _throttled,
-    "InternalFailure": _unreachable,
-    "ServiceUnavailable": _unreachable,
-    "ExpiredTokenException": _credentials,
-    "ExpiredToken": _credentials,
-    "RequestExpired": _credentials,
-    "UnrecognizedClientException": _credentials,
-    "InvalidClientTokenId": _credentials,
-    "InvalidSignatureException": _credentials,
-    "SignatureDoesNotMatch": _credentials,
-    "IncompleteSignature": _credentials,
-    "MissingAuthenticationToken": _credentials,
-    "MissingAuthenticationTokenException": _credentials,
-    "OptInRequired": _credentials,
+    **dict.fromkeys(aws_sdk.DENIED_CODES, _denied),
+    **dict.fromkeys(aws_sdk.THROTTLED_CODES, _throttled),
+    **dict.fromkeys(aws_sdk.UNREACHABLE_CODES, _unreachable),
+    **dict.fromkeys(aws_sdk.CREDENTIALS_CODES, _credentials),
 }
-
-
-_NETWORK = (TimeoutError, HTTPClientError, BotoConnectionError, IncompleteReadError)
-_CREDENTIALS = (
-    ConfigParseError,
-    CredentialRetrievalError,
-    InvalidConfigError,
-    InvalidIMDSEndpointError,
-    MetadataRetrievalError,
-    NoAuthTokenError,
-    NoCredentialsError,
-    OSError,  # a token or credentials file that is not there; the network's are wrapped in one of those above
-    PartialCredentialsError,
-    ProfileNotFound,
-    SSOError,
-    TokenRetrievalError,
-)
 
 
 _PRINCIPAL = re.compile(r"User: (arn:[!-~]{1,2048}) is not authorized")
@@ -142,9 +98,9 @@ def translated(cause: BaseException, action: str, arn: str) -> KmsError | None:
             said = _PRINCIPAL.search(cause.response.get("Error", {}).get("Message", ""))
             error.principal = said[1] if said else None
         return error
-    if isinstance(cause, _NETWORK):
+    if isinstance(cause, aws_sdk.NETWORK):
         return _unreachable(action, arn)
-    return _credentials(action, arn) if isinstance(cause, _CREDENTIALS) else None
+    return _credentials(action, arn) if isinstance(cause, aws_sdk.CREDENTIALS) else None
 
 
 def _of_answer(cause: ClientError, action: str, arn: str) -> KmsError | None:

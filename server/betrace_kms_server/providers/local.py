@@ -12,7 +12,7 @@ Wrapped key: ``btl1``, 12 bytes nonce, AES-GCM ciphertext with its tag of 16 byt
 import hashlib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+from betrace_kms_server.breaker import State
 from betrace_kms_server.durable import made_whole
 from betrace_kms_server.errors import DoesNotOpen, StartRefused
 from betrace_kms_server.keys import DataKey, KeyMaterial, WrappedKey
@@ -38,7 +39,7 @@ class LocalProvider:
 
     name = "local"
     message_provider_id = "betrace-local"
-
+    serving_region = _REGION
     clock_skew_seconds = None
 
     def __init__(self, master_key: bytes, *, observe: KmsObserver = unobserved) -> None:
@@ -52,9 +53,18 @@ class LocalProvider:
         """The one master key there is."""
         return (self.master_key_arn,)
 
+    @property
+    def breakers(self) -> Mapping[str, State]:
+        """None: there is no region that could fail."""
+        return {}
+
+    def is_current(self, arn: str) -> bool:
+        """See KeyProvider."""
+        return arn == self.master_key_arn
+
     def decrypting(self, arn: str) -> str | None:
         """See KeyProvider."""
-        return arn if arn == self.master_key_arn else None
+        return arn if self.is_current(arn) else None
 
     async def generate_data_key(self, number_of_bytes: int, context: Context) -> DataKey:
         """See KeyProvider."""

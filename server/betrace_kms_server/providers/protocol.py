@@ -1,8 +1,9 @@
 """What a key-management service must do for us. tests/contract/test_providers.py holds every provider to it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from betrace_kms_server.breaker import State
 from betrace_kms_server.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.tenancy import Context
 
@@ -26,6 +27,17 @@ class KeyProvider(Protocol):
     def decrypt_key_arns(self) -> Sequence[str]:
         """ARNs of the master keys that may unwrap, the current one first."""
 
+    @property
+    def serving_region(self) -> str:
+        """The region that answered the last good call; before the first, the one of the master key."""
+
+    @property
+    def breakers(self) -> Mapping[str, State]:
+        """State of each region's circuit breaker, by the region's name, the one of the master key first."""
+
+    def is_current(self, arn: str) -> bool:
+        """Tell whether an ARN is the current master key's or that of one of its replicas."""
+
     def decrypting(self, arn: str) -> str | None:
         """Return which of `decrypt_key_arns` unwraps what `arn` wrapped, or None if none does."""
 
@@ -38,7 +50,7 @@ class KeyProvider(Protocol):
     async def decrypt(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
         """Return the key that was wrapped under that master key and context.
 
-        Raises DoesNotOpen if it was not, or if its master key is not one of `decrypt_key_arns`.
+        Raises DoesNotOpen if it was not, or if none of `decrypt_key_arns` unwraps what that master key wrapped.
         """
 
     @property
@@ -46,4 +58,7 @@ class KeyProvider(Protocol):
         """How far this machine's clock was ahead of KMS's at the last `check`, or None if that is not known."""
 
     async def check(self, arn: str | None = None) -> None:
-        """Return if a master key, by default the current one, can be used; raise the KmsError that says why not."""
+        """Return if a master key, by default the current one, can be used; raise the KmsError that says why not.
+
+        A circuit breaker never keeps it from asking.
+        """

@@ -1,24 +1,24 @@
 """KmsAdminService: what an operator asks the daemon for, on a socket that only its own user opens."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import orjson
 from betrace.kms.v1 import admin_pb2 as pb
 from betrace.kms.v1 import admin_pb2_grpc
 
-from betrace_kms_server.tenancy import check_tenant_id
+from betrace_kms_server.errors import InvalidRequest
+from betrace_kms_server.lifecycle import Lifecycle
+from betrace_kms_server.rotation import Rotation
+from betrace_kms_server.tenancy import check_key_id, check_tenant_id
 from betrace_kms_server.validation import Validation
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class AdminService(admin_pb2_grpc.KmsAdminServiceServicer):
-    """The operator's service. `invalidate` drops what all caches hold for a tenant and returns the number of entries.
-
-    `status` returns what JSON can say.
-    """
+    """The operator's service. `status` returns what JSON can say."""
 
     def __init__(
         self,
@@ -26,12 +26,14 @@ class AdminService(admin_pb2_grpc.KmsAdminServiceServicer):
         *,
         validate: Callable[[], Awaitable[Validation]],
         status: Callable[[], dict[str, Any]],
-        invalidate: Callable[[str], Awaitable[int]],
+        lifecycle: Lifecycle,
+        rotation: Rotation,
     ) -> None:
         self._provider = provider
         self._validate = validate
         self._status = status
-        self._invalidate = invalidate
+        self._lifecycle = lifecycle
+        self._rotation = rotation
 
     async def Validate(self, request: pb.ValidateRequest, context: _Context) -> pb.ValidateResponse:
         """Return the outcome of all tests."""
@@ -52,16 +54,24 @@ class AdminService(admin_pb2_grpc.KmsAdminServiceServicer):
         """Return the daemon's state."""
         return pb.GetStatusResponse(provider=self._provider, json=orjson.dumps(self._status()).decode())
 
+    async def RotateKeys(self, request: pb.RotateKeysRequest, context: _Context) -> pb.RotateKeysResponse:
+        """Give one tenant, or every tenant, a new signing key."""
+        if request.WhichOneof("scope") == "tenant_id":
+            rotated = await self._lifecycle.rotate(check_tenant_id(request.tenant_id))
+            return pb.RotateKeysResponse(rotated=int(rotated))
+        if not request.all:
+            raise InvalidRequest("give tenant_id, or all")
+        outcome = await self._rotation.run_for_all()
+        return pb.RotateKeysResponse(rotated=outcome.rotated, failed=outcome.failed)
+
+    async def RevokeKey(self, request: pb.RevokeKeyRequest, context: _Context) -> pb.RevokeKeyResponse:
+        """Revoke one key of a tenant."""
+        active = await self._lifecycle.revoke(check_tenant_id(request.tenant_id), check_key_id(request.key_id))
+        return pb.RevokeKeyResponse(active_key_id=active)
+
     async def InvalidateTenant(
         self, request: pb.InvalidateTenantRequest, context: _Context
     ) -> pb.InvalidateTenantResponse:
         """Drop what is cached for a tenant."""
-        return pb.InvalidateTenantResponse(entries=await self._invalidate(check_tenant_id(request.tenant_id)))
-
-    async def RotateKeys(self, request: pb.RotateKeysRequest, context: _Context) -> NoReturn:
-        """Not in this version."""
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this version does not rotate signing keys")
-
-    async def RevokeKey(self, request: pb.RevokeKeyRequest, context: _Context) -> NoReturn:
-        """Not in this version."""
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this version does not revoke signing keys")
+        entries = await self._lifecycle.invalidate(check_tenant_id(request.tenant_id))
+        return pb.InvalidateTenantResponse(entries=entries)

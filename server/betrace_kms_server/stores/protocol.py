@@ -3,7 +3,7 @@
 A store keeps signing keys for ever. It never overwrites a key and never hands out one that is not what was written.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 
@@ -17,6 +17,10 @@ class KeyStore(Protocol):
     not what was written.
     """
 
+    @property
+    def shared(self) -> bool:
+        """Tell whether other daemons may write to this store while this one runs."""
+
     async def active(self, tenant_id: str) -> StoredKey | None:
         """Return the key that a tenant signs with, or None if it has none yet."""
 
@@ -28,6 +32,38 @@ class KeyStore(Protocol):
 
     async def create(self, key: StoredKey) -> StoredKey:
         """Make a tenant's first key durable, and return the tenant's active key: this one, or another's that won."""
+
+    async def rotate(self, former: StoredKey, successor: StoredKey) -> bool:
+        """Make `successor` the active key in place of `former`, which becomes `rotated` at the successor's create time.
+
+        All of it and a higher generation become durable at once, or nothing does: False if `former` is not active any
+        more. A try that is repeated after it had landed is recognised, and is True.
+        """
+
+    async def revoke(self, key: StoredKey, revoke_time_ms: int, successor: StoredKey | None) -> bool:
+        """Mark a key as revoked, and raise the tenant's generation, at once or not at all.
+
+        An active key needs a successor, which becomes active in the same transaction. False if the key's status is not
+        what `key` tells any more; True also for a try that had landed before.
+        """
+
+    async def generation(self, tenant_id: str) -> int:
+        """Return the tenant's generation: 0 at first, and higher after each rotation, revocation and invalidation."""
+
+    async def raise_generation(self, tenant_id: str) -> None:
+        """Raise the tenant's generation, so that other daemons drop what they cached for the tenant."""
+
+    def created_before(self, time_ms: int) -> AsyncIterator[str]:
+        """Yield the tenants whose active key is older than a time (milliseconds since the Unix epoch), in any order."""
+
+    def rows(self) -> AsyncIterator[StoredKey]:
+        """Yield every key of every tenant, in any order: what an export needs."""
+
+    async def add(self, key: StoredKey) -> bool:
+        """Put a key back as it was exported, its status and times included. Never overwrites.
+
+        False if the store has a key of this id, or another active key of a tenant whose active key this would be.
+        """
 
     async def replace(self, stored: StoredKey, replacement: StoredKey) -> None:
         """Put the same key, wrapped anew, into a row; a row that is not `stored` any more is left alone."""

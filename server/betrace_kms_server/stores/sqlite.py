@@ -3,88 +3,127 @@
 A commit is durable when it returns: rollback journal and ``synchronous=EXTRA``, which also syncs the folder after the
 journal is gone (https://www.sqlite.org/pragma.html#pragma_synchronous). No WAL: SQLite before 3.51.3 can corrupt one,
 and with one connection it gains nothing. A unique index on the active key makes two creations agree on one winner.
+
+Every change is one statement, which aiosqlite's thread runs to its end also when the caller has gone: there is never a
+transaction open between two awaits. sqlite_schema.py has the tables.
 """
 
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiosqlite
 
-from betrace_kms_server.durable import made_whole
 from betrace_kms_server.errors import KeyDamaged, StartRefused, StoreUnavailable
-from betrace_kms_server.keys import StoredKey, WrappedKey
+from betrace_kms_server.keys import KeyStatus, StoredKey, WrappedKey
+from betrace_kms_server.stores.sqlite_schema import SCHEMA_VERSION, create_file, prepare
 
 DATABASE_FILE = "keystore.db"
-_APPLICATION_ID = 0x42544B53  # "BTKS"
-_SCHEMA_VERSION = 1
 _EXTRA = 3  # what PRAGMA synchronous answers
 _STATEMENT_SECONDS = 5.0
 """A volume that hangs must not hang the callers."""
-_SCHEMA = """
-CREATE TABLE signing_keys (
-    tenant_id      TEXT    NOT NULL,
-    key_id         TEXT    NOT NULL,
-    provider       TEXT    NOT NULL,
-    master_key_arn TEXT    NOT NULL,
-    wrapped_seed   BLOB    NOT NULL,
-    public_key     BLOB    NOT NULL,
-    status         TEXT    NOT NULL CHECK (status IN ('active', 'rotated', 'revoked')),
-    create_time_ms INTEGER NOT NULL,
-    rotate_time_ms INTEGER,
-    revoke_time_ms INTEGER,
-    checksum       BLOB    NOT NULL,
-    PRIMARY KEY (tenant_id, key_id)
-) STRICT;
-CREATE UNIQUE INDEX one_active_key ON signing_keys (tenant_id) WHERE status = 'active';
-"""
+_PAGE_ROWS = 500
+"""Rows that one statement reads when all are wanted, so that others get their turn in between."""
 _SELECT = (
-    "SELECT tenant_id, key_id, provider, wrapped_seed, master_key_arn, public_key, status, create_time_ms,"
-    " rotate_time_ms, revoke_time_ms, checksum FROM signing_keys WHERE tenant_id = ? AND "
+    "SELECT rowid, tenant_id, key_id, provider, wrapped_seed, master_key_arn, public_key, status, create_time_ms,"
+    " rotate_time_ms, revoke_time_ms, checksum FROM signing_keys WHERE "
+)
+_INSERT = (
+    "INSERT INTO signing_keys (tenant_id, status, rotate_time_ms, revoke_time_ms, key_id, provider, master_key_arn,"
+    " wrapped_seed, public_key, create_time_ms, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " ON CONFLICT DO NOTHING RETURNING TRUE"
 )
 
 
 class SqliteStore:
     """A KeyStore in one file. See `open_sqlite`."""
 
+    shared = False
+    """See KeyStore. Its daemon holds a lock on the folder."""
+
     def __init__(self, database: aiosqlite.Connection) -> None:
         self._database = database
 
     async def active(self, tenant_id: str) -> StoredKey | None:
         """See KeyStore."""
-        return await self._one("status = 'active'", tenant_id)
+        return await self._one("tenant_id = ? AND status = 'active'", tenant_id)
 
     async def get(self, tenant_id: str, key_id: str) -> StoredKey | None:
         """See KeyStore."""
-        return await self._one("key_id = ?", tenant_id, key_id)
+        return await self._one("tenant_id = ? AND key_id = ?", tenant_id, key_id)
 
     async def all(self, tenant_id: str) -> Sequence[StoredKey]:
         """See KeyStore."""
-        rows = await self._fetch(_SELECT + "TRUE ORDER BY create_time_ms, key_id", tenant_id)
+        rows = await self._fetch(_SELECT + "tenant_id = ? ORDER BY create_time_ms, key_id", tenant_id)
         return [_stored_key(row) for row in rows]
 
     async def create(self, key: StoredKey) -> StoredKey:
         """See KeyStore."""
-        await self._fetch(
-            "INSERT INTO signing_keys (tenant_id, key_id, provider, master_key_arn, wrapped_seed, public_key, status,"
-            " create_time_ms, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-            key.tenant_id,
-            key.key_id,
-            key.provider,
-            key.wrapped_seed.master_key_arn,
-            key.wrapped_seed.blob,
-            key.public_key,
-            key.status,
-            key.create_time_ms,
-            key.checksum(),
-        )
+        await self.add(key)
         winner = await self.active(key.tenant_id)
         if winner is None:
             raise StoreUnavailable("the key store did not keep a key that it was given: look at its volume")
         return winner
+
+    async def rotate(self, former: StoredKey, successor: StoredKey) -> bool:
+        """See KeyStore."""
+        time_ms = successor.create_time_ms
+        await self._succeed(former, "rotated", successor, rotate_time_ms=time_ms)
+        retired = await self.get(successor.tenant_id, former.key_id)
+        return retired is not None and retired.rotate_time_ms == time_ms and await self._holds(successor)
+
+    async def revoke(self, key: StoredKey, revoke_time_ms: int, successor: StoredKey | None) -> bool:
+        """See KeyStore. Raises ValueError unless the key is active and has a successor, or is neither."""
+        if (key.status == "active") != (successor is not None):
+            raise ValueError("an active key is revoked with a successor, and any other key without one")
+        if key.status != "revoked":
+            await self._succeed(key, "revoked", successor, revoke_time_ms=revoke_time_ms)
+        revoked = await self.get(key.tenant_id, key.key_id)
+        landed = revoked is not None and revoked.revoke_time_ms == revoke_time_ms
+        return landed and (successor is None or await self._holds(successor))
+
+    async def generation(self, tenant_id: str) -> int:
+        """See KeyStore."""
+        rows = await self._fetch("SELECT generation FROM tenants WHERE tenant_id = ?", tenant_id)
+        return int(rows[0][0]) if rows else 0
+
+    async def raise_generation(self, tenant_id: str) -> None:
+        """See KeyStore."""
+        await self._fetch(
+            "INSERT INTO tenants (tenant_id, generation) VALUES (?, 1)"
+            " ON CONFLICT (tenant_id) DO UPDATE SET generation = generation + 1",
+            tenant_id,
+        )
+
+    async def created_before(self, time_ms: int) -> AsyncIterator[str]:
+        """See KeyStore."""
+        after = 0
+        while page := await self._fetch(
+            "SELECT rowid, tenant_id FROM signing_keys WHERE status = 'active' AND create_time_ms < ? AND rowid > ?"
+            " ORDER BY rowid LIMIT ?",
+            time_ms,
+            after,
+            _PAGE_ROWS,
+        ):
+            for _, tenant_id in page:
+                yield tenant_id
+            after = page[-1][0]
+
+    async def rows(self) -> AsyncIterator[StoredKey]:
+        """See KeyStore."""
+        after = 0
+        while page := await self._fetch(_SELECT + "rowid > ? ORDER BY rowid LIMIT ?", after, _PAGE_ROWS):
+            for row in page:
+                yield _stored_key(row)
+            after = page[-1][0]
+
+    async def add(self, key: StoredKey) -> bool:
+        """See KeyStore."""
+        times = key.rotate_time_ms, key.revoke_time_ms
+        return bool(await self._fetch(_INSERT, key.tenant_id, key.status, *times, *_as_created(key)))
 
     async def replace(self, stored: StoredKey, replacement: StoredKey) -> None:
         """See KeyStore."""
@@ -114,7 +153,33 @@ class SqliteStore:
         ((synchronous,),) = await self._fetch("PRAGMA synchronous")
         if synchronous != _EXTRA:
             raise StoreUnavailable("the key store's commits would not survive a loss of power: restart the daemon")
-        await self._fetch(f"PRAGMA user_version={_SCHEMA_VERSION}")
+        await self._fetch(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+    async def _succeed(
+        self,
+        former: StoredKey,
+        status: KeyStatus,
+        successor: StoredKey | None,
+        *,
+        rotate_time_ms: int | None = None,
+        revoke_time_ms: int | None = None,
+    ) -> None:
+        """Retire a key and make its successor active, unless the former key has another status by now."""
+        await self._fetch(
+            "INSERT INTO succession VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (successor or former).tenant_id,
+            former.key_id,
+            "active" if status == "rotated" else former.status,
+            status,
+            rotate_time_ms,
+            revoke_time_ms,
+            *(_as_created(successor) if successor else (None,) * 7),
+        )
+
+    async def _holds(self, key: StoredKey) -> bool:
+        """Tell whether a key is there, whatever became of it since, or whichever master key wraps it now."""
+        row = await self.get(key.tenant_id, key.key_id)
+        return row is not None and row.public_key == key.public_key
 
     async def _one(self, condition: str, *parameters: str) -> StoredKey | None:
         rows = await self._fetch(_SELECT + condition, *parameters)
@@ -136,8 +201,21 @@ class SqliteStore:
             ) from cause
 
 
+def _as_created(key: StoredKey) -> tuple[object, ...]:
+    """Return the columns that a key's status does not touch, in the order of `_INSERT` and of sqlite_schema.py."""
+    return (
+        key.key_id,
+        key.provider,
+        key.wrapped_seed.master_key_arn,
+        key.wrapped_seed.blob,
+        key.public_key,
+        key.create_time_ms,
+        key.checksum(),
+    )
+
+
 def _stored_key(row: sqlite3.Row) -> StoredKey:
-    tenant_id, key_id, provider, wrapped_seed, arn, public_key, status, created, rotated, revoked, checksum = row
+    _, tenant_id, key_id, provider, wrapped_seed, arn, public_key, status, created, rotated, revoked, checksum = row
     key = StoredKey(
         tenant_id, key_id, provider, WrappedKey(wrapped_seed, arn), public_key, status, created, rotated, revoked
     )
@@ -154,7 +232,7 @@ async def open_sqlite(path: Path) -> AsyncIterator[SqliteStore]:
     """Open the store's file, making it if it is missing. Raises StartRefused for one that is damaged or not ours."""
     try:
         if not path.exists():  # noqa: ASYNC240  # at start, before there are calls to hold up
-            _create(path)
+            create_file(path)
     except (OSError, sqlite3.Error) as cause:
         raise StartRefused(f"the key store {path} cannot be made: {cause}") from cause
     # A row whose text is no UTF-8 any more must be readable as far as to see that it is damaged.
@@ -162,38 +240,10 @@ async def open_sqlite(path: Path) -> AsyncIterator[SqliteStore]:
     try:
         async with database:
             database.text_factory = lambda raw: raw.decode("utf-8", "replace")
-            await _prepare(database, path)
+            await prepare(database, path)
             yield SqliteStore(database)
     except sqlite3.Error as cause:
         raise StartRefused(
             f"the key store {path} is damaged or cannot be opened ({cause}): restore it from a backup; nothing was"
             " changed"
         ) from cause
-
-
-def _create(path: Path) -> None:
-    """Make an empty store, whole or not at all: so a file without a schema is always a damaged one."""
-    with made_whole(path) as new, closing(sqlite3.connect(new, isolation_level=None)) as database:
-        database.executescript(
-            f"PRAGMA synchronous=EXTRA; BEGIN; {_SCHEMA} PRAGMA application_id={_APPLICATION_ID};"
-            f" PRAGMA user_version={_SCHEMA_VERSION}; COMMIT;"
-        )
-
-
-async def _prepare(database: aiosqlite.Connection, path: Path) -> None:
-    async def pragma(name: str) -> int | str:
-        async with database.execute(f"PRAGMA {name}") as cursor:
-            row = await cursor.fetchone()
-        return row[0] if row else ""
-
-    if await pragma("integrity_check") != "ok":
-        raise StartRefused(f"the key store {path} is damaged: restore it from a backup; nothing was changed")
-    if await pragma("application_id") != _APPLICATION_ID:
-        raise StartRefused(
-            f"{path} is empty, or no key store of betrace-kms: restore it from a backup, or choose another kms.data-dir"
-        )
-    version = await pragma("user_version")
-    if version != _SCHEMA_VERSION:
-        raise StartRefused(f"{path} has schema version {version}, this betrace-kms knows {_SCHEMA_VERSION}: upgrade it")
-    await pragma("journal_mode=DELETE")
-    await pragma("synchronous=EXTRA")

@@ -157,17 +157,11 @@ class ChainedFile:
         return Head(int(kept[1]), kept[2].decode())
 
     def _keep_head(self) -> None:
+        """Keep the head, whole, but not synced: after a loss of power the file's last line, which is, tells more."""
         temporary = self._head_file.with_suffix(".tmp")
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(b'{"seq":%d,"hash":"%b"}\n' % (self.head.seq, self.head.hash.encode()))
-            file.flush()
-            os.fsync(file.fileno())
         temporary.replace(self._head_file)
-        folder = os.open(self._head_file.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
     def _write(self, descriptor: int, lines: bytes) -> None:
         if self._regular:

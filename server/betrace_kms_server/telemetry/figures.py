@@ -11,6 +11,8 @@ from betrace_kms_server.cache import KeyCache
 from betrace_kms_server.histogram import Histogram
 from betrace_kms_server.monitor import KmsMonitor
 from betrace_kms_server.pricing import SECONDS_PER_MONTH, monthly_dollars
+from betrace_kms_server.providers.protocol import KeyProvider
+from betrace_kms_server.rotation import Rotation
 from betrace_kms_server.telemetry.audit import AuditTrail
 
 _SAVING = ("encryption", "signing")
@@ -49,6 +51,8 @@ class Figures:
     rpcs: CallStats
     kms_calls: CallStats
     audit: AuditTrail | None
+    rotation: Rotation
+    provider: KeyProvider
     clock: Callable[[], float] = time.monotonic
     started_at: float = field(default_factory=time.monotonic)
 
@@ -71,13 +75,13 @@ class Figures:
         with_cache = self.kms_calls.counts.total() / uptime
         return monthly_dollars(with_cache), monthly_dollars(with_cache + self.calls_saved() / uptime)
 
-    def status(self, *, provider: str, master_key: str, region: str, store: str, serving: bool) -> dict[str, Any]:
+    def status(self, *, store: str, serving: bool) -> dict[str, Any]:
         """Return the report of GetStatus. Members are added with every version, and never change their meaning."""
         state, now = self.monitor.state, self.clock()
         with_cache, without_cache = self.monthly_dollars()
         uptime = max(self._uptime(), _WINDOW_SECONDS)
         return {
-            "provider": provider,
+            "provider": self.provider.name,
             "version": version("betrace-kms"),
             "uptime_seconds": round(self._uptime(), 1),
             "serving": serving,
@@ -86,8 +90,9 @@ class Figures:
                 "error": state.problem or None,
                 "latency_ms": None if state.latency_ms is None else round(state.latency_ms, 2),
                 "checked_seconds_ago": None if state.checked_at is None else round(now - state.checked_at, 1),
-                "master_key": master_key,
-                "region": region,
+                "master_key": self.provider.master_key_arn,
+                "region": self.provider.serving_region,
+                "breakers": dict(self.provider.breakers),
             },
             "caches": [_cache(cache) for cache in self.caches],
             "hit_rate": self.hit_rate(),
@@ -102,6 +107,7 @@ class Figures:
                 "without_cache_dollars": round(without_cache, 2),
             },
             "store": {"kind": store},
+            "rotation": {"last_run": self.rotation.last_run, "failures": self.rotation.failures},
             "audit": None if self.audit is None else _audit(self.audit),
         }
 

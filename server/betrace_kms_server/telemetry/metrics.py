@@ -30,6 +30,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from betrace_kms_server.histogram import Histogram
 from betrace_kms_server.telemetry.figures import Figures
 
+_STATES = {"closed": 0, "open": 1, "half_open": 2}
 Labelled = Iterable[tuple[Mapping[str, str], float]]
 
 
@@ -187,6 +188,28 @@ class Metrics:
                 ({"cache": cache}, dollars)
                 for cache, dollars in zip(("with", "without"), figures.monthly_dollars(), strict=True)
             ],
+        )
+        gauge(
+            "circuit_breaker_state",
+            "The circuit breaker of a region of KMS: 0 closed, 1 open, 2 half open.",
+            lambda: [
+                ({"name": f"kms-{region}"}, _STATES[state]) for region, state in figures.provider.breakers.items()
+            ],
+        )
+        gauge(
+            "kms_serving_region",
+            "1 for the region of KMS that answered last.",
+            lambda: [
+                ({"region": region}, int(region == figures.provider.serving_region))
+                for region in figures.provider.breakers
+            ],
+        )
+        rotation = figures.rotation
+        counter("kms_rotation_failures", "Signing keys that could not be rotated.", lambda: [({}, rotation.failures)])
+        gauge(
+            "kms_last_rotation_timestamp_seconds",
+            "When the last run of the rotation without a failure was over.",
+            lambda: [] if rotation.last_run is None else [({}, rotation.last_run)],
         )
         if (audit := figures.audit) is not None:
             counter(

@@ -1,0 +1,24 @@
+"""What stands before the caches, where other daemons may have changed a tenant's keys."""
+
+from typing import Protocol
+
+
+class Gate(Protocol):
+    """Lets a tenant's entries be used only while it is known that no other daemon changed the tenant's keys."""
+
+    def is_open(self, tenant: str) -> bool:
+        """Tell, at once, whether the entries may be used."""
+
+    async def look(self, tenant: str) -> None:
+        """Find out, and drop the tenant's entries if they are out of date. The gate is open afterwards."""
+
+
+class _OpenGate:
+    def is_open(self, tenant: str) -> bool:
+        return True
+
+    async def look(self, tenant: str) -> None: ...
+
+
+OPEN = _OpenGate()
+"""For keys that no other daemon changes."""

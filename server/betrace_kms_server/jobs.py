@@ -1,0 +1,89 @@
+"""What the daemon does by itself, beside the calls that it answers."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import structlog
+
+from betrace_kms_server.cache import KeyCache
+from betrace_kms_server.errors import KmsError, MasterKeyUnusable
+from betrace_kms_server.monitor import KmsState
+from betrace_kms_server.providers.protocol import KeyProvider
+from betrace_kms_server.rewrapping import rewrap_signing_keys
+from betrace_kms_server.rotation import Rotation
+from betrace_kms_server.rpc.health import KEY_MANAGEMENT, KMS, HealthService
+from betrace_kms_server.settings import Settings
+from betrace_kms_server.stores.protocol import KeyStore
+
+log = structlog.get_logger()
+
+SWEEP_SECONDS = 60.0
+"""How often expired keys that nobody asks for are dropped from memory."""
+
+
+def told_of_state(
+    health: HealthService, provider: KeyProvider, caches: Sequence[KeyCache]
+) -> Callable[[KmsState], None]:
+    """Return what is to be done when the master key was looked at.
+
+    The health service shows KMS as it is now, and our own from the first time that it was usable. A master key that is
+    disabled or pending deletion takes what it wrapped with it; an outage does not.
+    """
+
+    def changed(state: KmsState) -> None:
+        health.set(KMS, state.usable)
+        if state.usable:
+            health.set(KEY_MANAGEMENT, True)
+        elif state.reason == MasterKeyUnusable.reason:
+            dropped = sum(cache.purge(provider.master_key_arn) for cache in caches if cache.kind != "public")
+            if dropped:
+                log.error("The master key may not be used any more: its keys were dropped", entries=dropped)
+
+    return changed
+
+
+@asynccontextmanager
+async def background(*jobs: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(job) for job in jobs]
+    for task in tasks:
+        task.add_done_callback(_log_failure)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("A background job failed", exc_info=error)
+
+
+async def leave_former_keys(provider: KeyProvider, store: KeyStore, usable: asyncio.Event) -> None:
+    """Once the master key is usable, look at the former ones, and move signing keys off them."""
+    await usable.wait()
+    for arn in provider.decrypt_key_arns[1:]:
+        try:
+            await provider.check(arn)
+        except KmsError as error:
+            log.error(f"A key of aws.kms.decrypt-key-ids cannot be used: {error.message}", master_key=arn)  # noqa: G004
+        else:
+            log.info("A former master key is usable for Decrypt", master_key=arn)
+    await rewrap_signing_keys(provider, store)
+
+
+async def rotate_on_schedule(settings: Settings, rotation: Rotation, usable: asyncio.Event) -> None:
+    """Once the master key is usable, rotate signing keys by the schedule."""
+    if settings.rotation_enabled:
+        await usable.wait()
+        await rotation.follow(settings.rotation_check_cron, timedelta(days=settings.rotation_max_age_days))
+
+
+async def sweep(caches: Sequence[KeyCache]) -> None:
+    while True:
+        await asyncio.sleep(SWEEP_SECONDS)
+        for cache in caches:
+            cache.drop_expired()

@@ -1,0 +1,140 @@
+"""The policies that we ship allow what the daemon calls, and nothing else."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import betrace_kms_server
+import pytest
+from betrace_kms_server.keys import StoredKey, WrappedKey
+from betrace_kms_server.stores.dynamodb_writes import Writes
+from botocore.session import get_session
+
+ROOT = Path(__file__).parents[2]
+SERVER = Path(betrace_kms_server.__file__).parent
+OPERATORS = "dynamodb_creation.py"
+"""The module that makes tables; the daemon never imports it."""
+CLIENTS = ("client", "kms", "_client")
+"""What a client of AWS is called where it is called."""
+
+
+def modules(service: str) -> Sequence[Path]:
+    """Return the modules of the daemon that call a service."""
+    if service == "kms":
+        return [SERVER / "providers/aws.py"]
+    return [path for path in sorted((SERVER / "stores").glob("dynamodb*.py")) if path.name != OPERATORS]
+
+
+def calls(file: Path, service: str) -> Iterator[str]:
+    """Yield the action of every call of an AWS client in a module: `self._client.get_item(..)` is GetItem."""
+    model = get_session().get_service_model(service)
+    names = {re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower(): name for name in model.operation_names}
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in names:
+            called_on = node.func.value
+            name = called_on.attr if isinstance(called_on, ast.Attribute) else getattr(called_on, "id", "")
+            if name in CLIENTS:
+                yield names[node.func.attr]
+
+
+def transaction_parts() -> set[str]:
+    """Return the permissions of all that a transaction of ours may consist of: it has none of its own name."""
+    key = StoredKey("acme", "0" * 32, "aws", WrappedKey(b"seed", "arn"), bytes(32), "active", 0)
+    writes = Writes("keys")
+    made = [
+        writes.put(key),
+        writes.first_active(key),
+        writes.next_active(key, key),
+        writes.next_generation("acme"),
+        writes.rotated(key, 0),
+        writes.revoked(key, 0),
+        *writes.impossible("acme", "0"),
+    ]
+    untried = {name for name in vars(Writes) if not name.startswith("_")} - {
+        *("put", "first_active", "next_active", "next_generation", "rotated", "revoked", "impossible"),
+        "wrapped_anew",  # of UpdateItem, not of a transaction
+    }
+    assert set() == untried
+    return {f"{part}Item" for write in made for part in write}
+
+
+def needed(service: str) -> set[str]:
+    """Return the permissions that the daemon's calls of a service need."""
+    actions = {action for file in modules(service) for action in calls(file, service)}
+    if "TransactWriteItems" in actions:
+        actions = actions - {"TransactWriteItems"} | transaction_parts()
+    return {f"{service}:{action}" for action in actions}
+
+
+def plain_policy() -> Mapping[str, Any]:
+    """Return the policy for those who do it by hand."""
+    policy: Mapping[str, Any] = json.loads((ROOT / "deploy/iam/betrace-kms-policy.json").read_text("utf-8"))
+    return policy
+
+
+def terraform() -> str:
+    """Return the module's main file without its comments."""
+    text = (ROOT / "deploy/terraform/main.tf").read_text("utf-8")
+    return re.sub(r"(^|\s)#.*$", "", text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(("service", "statement"), [("kms", 0), ("dynamodb", 1)])
+def test_policy_allows_what_the_daemon_calls(service: str, statement: int) -> None:
+    """Each action of the policy is one that the code calls, and the other way round, on one resource."""
+    allowed = plain_policy()["Statement"][statement]
+    assert needed(service) == set(allowed["Action"])
+    assert ("Allow", True) == (allowed["Effect"], allowed["Resource"].startswith(f"arn:aws:{service}:"))
+    assert "*" not in allowed["Resource"]
+
+
+def test_policy_allows_nothing_else() -> None:
+    """There are two statements, and no wildcard in any."""
+    policy = plain_policy()
+    assert (2, False) == (len(policy["Statement"]), "*" in json.dumps(policy))
+
+
+def test_terraform_allows_the_same() -> None:
+    """The module's two statements are those of the plain policy, each on the one resource that the module makes."""
+    document = terraform().partition('data "aws_iam_policy_document" "daemon" {')[2]
+    found = re.findall(r"statement \{(.*?)\n  \}", document, flags=re.DOTALL)
+    for ours, plain, resource in zip(
+        found, plain_policy()["Statement"], ("aws_kms_key.master.arn", "aws_dynamodb_table.keys.arn"), strict=True
+    ):
+        assert plain["Action"] == re.findall(r'"((?:kms|dynamodb):\w+)"', ours)
+        assert [plain["Sid"]] == re.findall(r'sid\s+= "(\w+)"', ours)
+        assert [resource] == re.findall(r"resources = \[(.*)\]", ours)
+
+
+def test_terraform_keeps_what_cannot_be_made_again() -> None:
+    """Key and table have every protection that there is, and the table the primary key that the daemon asks for."""
+    parts = re.split(r"^(?=resource )", terraform(), flags=re.MULTILINE)
+    blocks = {name: block for block in parts for name in re.findall(r'^resource "(\w+)"', block)}
+    expected = {
+        "aws_kms_key": ["prevent_destroy = true", "enable_key_rotation = true", "deletion_window_in_days = var."],
+        "aws_dynamodb_table": [
+            "prevent_destroy = true",
+            "deletion_protection_enabled = true",
+            "point_in_time_recovery { enabled = true }",
+            'hash_key = "tenant_id"',
+            'range_key = "item"',
+            'billing_mode = "PAY_PER_REQUEST"',
+        ],
+    }
+    text = {name: " ".join(block.split()) for name, block in blocks.items()}
+    assert [] == [(name, line) for name, lines in expected.items() for line in lines if line not in text[name]]
+    assert "replica" not in text["aws_dynamodb_table"]
+
+
+def test_documents_name_the_same_actions() -> None:
+    """The table of docs/dynamodb.md has a row for each permission of the key store."""
+    rows = re.findall(r"^\| `(dynamodb:\w+)` \|", (ROOT / "docs/dynamodb.md").read_text("utf-8"), flags=re.MULTILINE)
+    assert plain_policy()["Statement"][1]["Action"] == rows
+
+
+def test_store_says_which_permissions_it_needs() -> None:
+    """So does the docstring of the store."""
+    docstring = ast.get_docstring(ast.parse((SERVER / "stores/dynamodb.py").read_text("utf-8"))) or ""
+    assert needed("dynamodb") == set(re.findall(r"dynamodb:\w+", docstring))
