@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _NOBODY = "#probe"
 """A partition that no tenant can have, because no tenant id may hold a `#`."""
-_READS = 3
+_READS = 20
 """How often an active key is looked for again that was rotated between two reads."""
 
 
