@@ -76,7 +76,9 @@ def _slow_down(_error: KmsError, arn: str, _endpoint: str | None) -> str:
     )
 
 
-def _mend_volume(_error: KmsError, _arn: str, _endpoint: str | None) -> str:
+def _mend_store(error: KmsError, _arn: str, _endpoint: str | None) -> str:
+    if "DynamoDB" in error.message:
+        return "look at the table of kms.store.table and at the daemon's permissions on it: see docs/dynamodb.md"
     return "look at the volume of kms.data-dir in the daemon's place (df, mount): mounted, writable, not full"
 
 
@@ -90,7 +92,7 @@ REMEDIES: Mapping[type[KmsError], Callable[[KmsError, str, str | None], str]] = 
     KmsUnreachable: _open_the_way,
     CredentialsUnavailable: _find_credentials,
     Throttled: _slow_down,
-    StoreUnavailable: _mend_volume,
+    StoreUnavailable: _mend_store,
     DoesNotOpen: _distrust,
 }
 """For every error that a provider or a store raises by itself; of others the manual tells."""
