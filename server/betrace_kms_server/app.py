@@ -127,6 +127,8 @@ async def running(settings: Settings) -> AsyncIterator[Daemon]:
         )
         lifecycle = Lifecycle(provider, store, generations.changed, now=time.time, record=record)
         rotation = Rotation(lifecycle, store, batch_size=settings.rotation_batch_size)
+        resources.push_async_callback(lifecycle.close)
+        resources.push_async_callback(rotation.close)
         figures = Figures(monitor, caches, signer.retrievals, rpcs, kms_calls, audit, rotation, provider)
         metrics = _open_metrics(figures, resources)
         validator = Validator(provider, store, endpoint=settings.endpoint, ephemeral=ephemeral)

@@ -109,14 +109,15 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
 
     def get_nowait(self, key: Key, load: Load[V]) -> V | None:
         """Return the cached value, or None on a miss; start a refresh by `load` in the background if one is due."""
+        return self._hit(key, load) if self._gate.is_open(key[_TENANT]) else None
+
+    def _hit(self, key: Key, load: Load[V]) -> V | None:
         entry = self._entries.get(key)
         if entry is None:
             return None
         now = self._clock()
         if now >= entry.expires_at:
             self._evict(key, "expired")
-            return None
-        if not self._gate.is_open(key[_TENANT]):
             return None
         self._entries.move_to_end(key)
         entry.used_at = now
@@ -132,7 +133,7 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         while True:
             if not self._gate.is_open(key[_TENANT]):
                 await self._gate.look(key[_TENANT])
-            if (value := self.get_nowait(key, load)) is not None:
+            if (value := self._hit(key, load)) is not None:
                 return value
             self.misses += 1
             note_cache(hit=False)

@@ -10,7 +10,7 @@ class Gate(Protocol):
         """Tell, at once, whether the entries may be used."""
 
     async def look(self, tenant: str) -> None:
-        """Find out, and drop the tenant's entries if they are out of date. The gate is open afterwards."""
+        """Find out, and drop the tenant's entries if they are out of date. What is left may be used then."""
 
 
 class _OpenGate:

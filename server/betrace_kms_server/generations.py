@@ -24,6 +24,8 @@ log = structlog.get_logger()
 
 RETRY_SECONDS = 5.0
 """How soon a store that could not be read is asked again about a tenant, at most."""
+_PATIENCE_SECONDS = 0.25
+"""How long a caller waits for a store that could not be read a moment ago."""
 _UNKNOWN = -1
 
 
@@ -60,13 +62,17 @@ class Generations:
         if look is None:
             look = self._looks[tenant] = asyncio.create_task(self._look(tenant), name="read generation")
             look.add_done_callback(lambda _: self._looks.pop(tenant, None))
-        await asyncio.shield(look)
+        # While the store is away, nobody waits for it to run out of time.
+        await asyncio.wait([look], timeout=_PATIENCE_SECONDS if self._failing else None)
 
     async def changed(self, tenant: str) -> int:
         """Drop what is cached for a tenant whose keys this daemon has just changed. Returns the number of entries."""
-        if self._store.shared:
-            await self._read(tenant)
-        return self._drop(tenant)
+        try:
+            if self._store.shared:
+                await self._read(tenant)
+        finally:
+            dropped = self._drop(tenant)
+        return dropped
 
     async def close(self) -> None:
         """End the looks that run."""
@@ -89,7 +95,8 @@ class Generations:
         except KmsError as error:
             self._say(error)
             former = self._known.get(tenant)
-            self._keep(tenant, former.generation if former else _UNKNOWN, began + min(RETRY_SECONDS, self._max_age))
+            retry_at = self._clock() + min(RETRY_SECONDS, self._max_age)
+            self._keep(tenant, former.generation if former else _UNKNOWN, retry_at)
             return None
         self._say(None)
         self._keep(tenant, generation, began + self._max_age)

@@ -64,6 +64,7 @@ class Rotation:
         self._now = now
         self._sleep = sleep
         self._jitter = jitter
+        self._for_all: asyncio.Task[Outcome] | None = None
 
     async def follow(self, schedule: Schedule, max_age: timedelta) -> None:
         """Catch up the latest run, then make every run of the schedule."""
@@ -80,10 +81,19 @@ class Rotation:
             pause = JITTER_SECONDS * self._jitter()
             while (left := due.timestamp() + pause - self._now()) > 0:
                 await self._sleep(min(left, _NAP_SECONDS))
+                due = min(due, schedule.next_after(self._time()) or due)  # the clock may have been set back
 
     async def run_for_all(self) -> Outcome:
-        """Rotate every tenant's key, however young."""
-        return await self.run(int(self._now() * 1000) + 1)
+        """Rotate every tenant's key, however young. A caller that leaves does not end it; others who come join it."""
+        if self._for_all is None or self._for_all.done():
+            self._for_all = asyncio.create_task(self.run(int(self._now() * 1000) + 1), name="rotate all")
+        return await asyncio.shield(self._for_all)
+
+    async def close(self) -> None:
+        """End a rotation of all that runs; what it has rotated stays so."""
+        if self._for_all is not None:
+            self._for_all.cancel()
+            await asyncio.wait([self._for_all])
 
     async def run(self, before_ms: int) -> Outcome:
         """Rotate every key that was made before a time. One tenant's failure is not another's."""
@@ -101,6 +111,9 @@ class Rotation:
                     except KmsError as error:
                         failed += 1
                         log.error("A signing key could not be rotated", reason=error.reason, problem=error.message)
+                    except Exception as error:  # a defect that one tenant's key meets must not stop the others
+                        failed += 1
+                        log.error("A signing key could not be rotated", exc_info=error)
 
             await asyncio.gather(*(work() for _ in range(_AT_ONCE)))
         self.failures += failed

@@ -17,6 +17,7 @@ from betrace_kms_server.stores import dynamodb_client as bounds
 from betrace_kms_server.stores.dynamodb import DynamoStore, open_dynamodb
 from betrace_kms_server.stores.dynamodb_client import POOL_SIZE, dynamodb_client
 from betrace_kms_server.stores.dynamodb_creation import create_table
+from betrace_kms_server.stores.dynamodb_errors import PERMISSIONS
 from betrace_kms_server.stores.dynamodb_items import head_of, item_of, row_of
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ClientError
@@ -354,7 +355,7 @@ async def consume(found: AsyncIterator[Any]) -> None:
 
 CALLS: Mapping[str, tuple[str, Callable[[DynamoStore], Awaitable[object]]]] = {
     "active": ("GetItem", lambda store: store.active("acme")),
-    "get": ("GetItem", lambda store: store.get("acme", "0" * 32)),
+    "get": ("TransactGetItems", lambda store: store.get("acme", "0" * 32)),
     "all": ("Query", lambda store: store.all("acme")),
     "create": ("TransactWriteItems", lambda store: store.create(stored_key())),
     "rotate": ("TransactWriteItems", lambda store: store.rotate(stored_key(), successor())),
@@ -387,10 +388,7 @@ async def test_every_denial_names_what_is_missing(open_proxied: Open, proxy: Aws
     """The permission and the table's ARN are what goes into the policy."""
     async with open_proxied(3) as store:
         said = await failures(store, lambda action: proxy.always("deny", action))
-    needed = {
-        name: "dynamodb:PutItem and dynamodb:UpdateItem" if action == "TransactWriteItems" else f"dynamodb:{action}"
-        for name, (action, _) in CALLS.items()
-    }
+    needed = {name: PERMISSIONS.get(action, f"dynamodb:{action}") for name, (action, _) in CALLS.items()}
     arn = f"arn:aws:dynamodb:{REGION}:{ACCOUNT}:table/{table}"
     assert {name: f"DynamoDB denies {each} on {arn}" for name, each in needed.items()} == {
         name: text.partition(": allow it to the daemon's role")[0] for name, text in said.items()
@@ -522,23 +520,23 @@ async def test_key_that_is_rotated_between_two_reads_is_found(store: DynamoStore
     key, following = stored_key(), successor()
     await store.create(key)
     async with open_dynamodb(table, region=REGION, endpoint=moto.url) as other:
-        get, rotations = store.get, [True]
+        together, rotations = store._reads.together, [True]
 
-        async def late(tenant_id: str, key_id: str) -> StoredKey | None:
+        async def late(*keys: Any) -> list[Any]:
             if rotations:
                 assert await other.rotate(key, following) is rotations.pop()
-            return await get(tenant_id, key_id)
+            return await together(*keys)
 
-        store.get = late  # type: ignore[method-assign]
+        store._reads.together = late  # type: ignore[method-assign]
         assert following == await store.active("acme")
 
 
 async def test_what_no_item_can_be_called_is_not_found(store: DynamoStore) -> None:
     """DynamoDB, unlike moto, refuses to be asked for a sort key of more than 1024 bytes; we do not ask."""
-    calls = refuse(store, 10**6, "ValidationException", [], "GetItem")
+    calls = refuse(store, 10**6, "ValidationException", [], "TransactGetItems")
     for tenant_id, key_id in (("acme", "x" * 1021), ("acme", "é" * 600), ("", "0" * 32)):
         assert None is await store.get(tenant_id, key_id)
-    assert 0 == calls["GetItem"]
+    assert 0 == calls["TransactGetItems"]
     with pytest.raises(ClientError):
         await store.get("acme", "x" * 1020)
 

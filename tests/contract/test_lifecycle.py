@@ -312,6 +312,90 @@ async def test_an_unusable_master_key_is_doubted_before_anything_is_dropped(
         await pod.signs_with()
 
 
+async def test_a_caller_that_leaves_does_not_keep_a_revoked_key_alive(
+    store: SqliteStore, provider: CountedLocalProvider, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deadline of the call is over when the store has just committed: the caches hear of it nevertheless."""
+    pod = Pod(provider, store, clock)
+    key_id = await pod.signs_with()
+    original, committed = store.revoke, asyncio.Event()
+
+    async def revoke(*arguments: Any) -> bool:
+        done = await original(*arguments)
+        committed.set()
+        await asyncio.sleep(0.01)
+        return done
+
+    monkeypatch.setattr(store, "revoke", revoke)
+    call = asyncio.create_task(pod.lifecycle.revoke("acme", key_id))
+    await committed.wait()
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    await pod.lifecycle.close()
+    assert await pod.signs_with() != key_id
+
+
+async def test_a_change_whose_answer_was_lost_leaves_nothing_old_in_the_caches(
+    store: SqliteStore, provider: CountedLocalProvider, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store says that it did not answer in time, and had done it."""
+    pod = Pod(provider, store, clock)
+    key_id = await pod.signs_with()
+    original = store.rotate
+
+    async def rotate(*arguments: Any) -> bool:
+        await original(*arguments)
+        raise StoreUnavailable("no answer")
+
+    monkeypatch.setattr(store, "rotate", rotate)
+    with pytest.raises(StoreUnavailable):
+        await pod.lifecycle.rotate("acme")
+    assert await pod.signs_with() != key_id
+
+
+async def test_a_store_that_hangs_does_not_hold_up_what_is_cached(
+    pods: tuple[Pod, Pod], provider: CountedLocalProvider, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads run out of time after five seconds of the clock: cached keys are used, and KMS is not asked."""
+    pod, _ = pods
+    key_id = await pod.signs_with()
+    sealed = await pod.keyring.seal("acme", b"payload", {})
+    await pod.keyring.open("acme", sealed.ciphertext, {})
+
+    async def hang(tenant_id: str) -> int:
+        clock.now += 5
+        raise StoreUnavailable("no answer")
+
+    monkeypatch.setattr(pod.store, "generation", hang)
+    provider.calls.clear()
+    for _ in range(5):
+        clock.now += MAX_AGE
+        assert await pod.signs_with() == key_id
+        assert (await pod.keyring.open("acme", sealed.ciphertext, {})).plaintext == b"payload"
+        await pod.keyring.seal("acme", b"more", {})
+    assert not provider.calls
+
+
+async def test_one_tenants_defect_does_not_stop_the_others(
+    pods: tuple[Pod, Pod], clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is no error of ours counts as that tenant's failure."""
+    pod, _ = pods
+    for number in range(30):
+        await pod.signs_with(f"tenant-{number}")
+    original = pod.lifecycle.rotate
+
+    async def rotate(tenant_id: str, **arguments: Any) -> bool:
+        if tenant_id == "tenant-3":
+            raise KeyError("defect")
+        return await original(tenant_id, **arguments)
+
+    monkeypatch.setattr(pod.lifecycle, "rotate", rotate)
+    clock.now += 1
+    outcome = await Rotation(pod.lifecycle, pod.store, batch_size=5, now=clock).run(int(clock.now * 1000))
+    assert (outcome.rotated, outcome.failed) == (29, 1)
+
+
 class Calendar:
     """A clock of the wall that a rotation sleeps on, and the runs that it makes."""
 
@@ -389,3 +473,26 @@ async def test_a_run_that_fails_is_repeated_until_it_is_done(
         await rotation.follow(Schedule.parse("0 0 2 * * ?"), timedelta(days=90))
     assert rotation.failures == len(tries) - 1 >= 6
     assert [key.status for key in await pod.store.all("acme")] == ["rotated", "active"]
+
+
+async def test_a_clock_that_is_set_back_does_not_silence_the_schedule(pods: tuple[Pod, Pod]) -> None:
+    """The daemon starts in 2040; then the clock is mended, and the next run is tomorrow's."""
+    start = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    calendar = Calendar(datetime(2040, 1, 1, tzinfo=UTC), datetime(2041, 1, 1, tzinfo=UTC))
+    runs: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        if calendar.now > start.timestamp() + 10 * 365 * 24 * 3600:
+            calendar.now, calendar.end = start.timestamp(), start.timestamp() + 3 * 24 * 3600
+        await calendar.sleep(seconds)
+
+    class Watched(Rotation):
+        async def run(self, before_ms: int) -> Any:
+            runs.append(calendar.now)
+            return await super().run(before_ms)
+
+    pod, _ = pods
+    rotation = Watched(pod.lifecycle, pod.store, batch_size=100, now=calendar, sleep=sleep, jitter=lambda: 0.0)
+    with pytest.raises(asyncio.CancelledError):
+        await rotation.follow(Schedule.parse("0 0 2 * * ?"), timedelta(days=90))
+    assert [datetime.fromtimestamp(run, UTC).day for run in runs[1:]] == [2, 3, 4]

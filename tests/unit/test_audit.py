@@ -612,6 +612,7 @@ async def test_tries_have_their_own_pace(file: Path) -> None:
     """A write that failed is tried again without waiting for the time of a batch."""
     file.mkdir()
     async with trail_in(file, file.parent / "data", batch_seconds=3600) as trail:
+        await asyncio.sleep(0.01)
         file.rmdir()
         await until(lambda: not trail.failing)
 

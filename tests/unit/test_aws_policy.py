@@ -66,6 +66,8 @@ def needed(service: str) -> set[str]:
     actions = {action for file in modules(service) for action in calls(file, service)}
     if "TransactWriteItems" in actions:
         actions = actions - {"TransactWriteItems"} | transaction_parts()
+    if "TransactGetItems" in actions:
+        actions = actions - {"TransactGetItems"} | {"GetItem"}
     return {f"{service}:{action}" for action in actions}
 
 

@@ -16,7 +16,9 @@ Examples:
 """
 )
 @click.option("--tenant", "tenant_id", help="Give this tenant a new signing key.")
-@click.option("--all", "everybody", is_flag=True, help="Give every tenant that has a key a new one.")
+@click.option(
+    "--all", "everybody", is_flag=True, help="Give every tenant that has a key a new one; without a limit in time."
+)
 @admin_options
 def rotate(tenant_id: str | None, everybody: bool, admin_addr: str, timeout: float) -> None:
     """Make new signing keys now, however young the old ones are; old signatures stay verifiable."""
@@ -24,7 +26,7 @@ def rotate(tenant_id: str | None, everybody: bool, admin_addr: str, timeout: flo
         raise click.UsageError("give --tenant TENANT, or --all")
     request = pb.RotateKeysRequest(all=True) if tenant_id is None else pb.RotateKeysRequest(tenant_id=tenant_id)
     with administering(admin_addr) as admin:
-        answer = admin.RotateKeys(request, timeout=timeout)
+        answer = admin.RotateKeys(request, timeout=timeout if tenant_id else None)
     if tenant_id is not None:
         click.echo("rotated" if answer.rotated else "another daemon rotated it at this moment")
         return

@@ -42,6 +42,11 @@ _Place = tuple[KmsRegion, str]
 """A region, and the ARN of a master key there."""
 
 
+_USABLE = frozenset({"Enabled", "Updating"})
+"""Key states in which KMS encrypts and decrypts (AWS KMS developer guide, "Key states of AWS KMS keys"). A multi-Region
+key is Updating while its primary Region changes."""
+
+
 class AwsProvider:
     """Wraps keys under a symmetric KMS key. `new_breaker` makes the breaker of a region, given its name."""
 
@@ -149,7 +154,7 @@ class AwsProvider:
         if arn is None and not self._replicas:
             self.master_key_arn = key["Arn"]
         state, usage, spec = key.get("KeyState"), key.get("KeyUsage"), key.get("KeySpec")
-        if state != "Enabled":
+        if state not in _USABLE:
             raise MasterKeyUnusable(f"the master key {key['Arn']} is {state}: enable it, or cancel its deletion")
         if (usage, spec) != ("ENCRYPT_DECRYPT", "SYMMETRIC_DEFAULT"):
             raise MasterKeyUnusable(
@@ -189,10 +194,11 @@ def _permitted(places: Sequence[_Place], insist: bool) -> Iterator[tuple[KmsRegi
     What comes of insisting is not counted: it would not be a call on trial.
     """
     asked = False
-    for index, (region, arn) in enumerate(places, 1):
+    closed = [place for place in places if place[0].breaker.state != "open"]  # one that opens up later gets no time
+    for index, (region, arn) in enumerate(closed, 1):
         if (permit := region.breaker.acquire()) is not None:
             asked = True
-            yield region, arn, permit, places[index:]
+            yield region, arn, permit, closed[index:]
     if insist and not asked:
         region, arn = places[0]
         yield region, arn, Permit(lambda outcome: None), ()

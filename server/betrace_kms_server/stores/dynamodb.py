@@ -59,23 +59,23 @@ class DynamoStore:
 
     async def active(self, tenant_id: str) -> StoredKey | None:
         """See KeyStore."""
-        before = None
         for _ in range(_READS):
-            head = await self._reads.item(head_of(tenant_id), "active_key_id")
-            if not head:
+            told = await self._reads.item(head_of(tenant_id), "active_key_id")
+            if not told:
                 return None
-            key_id = head["active_key_id"]["S"]
-            if key_id == before:  # nobody has rotated it, so the head and the key should have agreed
+            key_id = told["active_key_id"]["S"]
+            head, item = await self._reads.together(head_of(tenant_id), row_of(tenant_id, key_id))
+            if not head or head["active_key_id"]["S"] != key_id:
+                continue  # it was rotated meanwhile
+            key = None if item is None else stored_key(item)
+            if key is None or key.status != "active":
                 raise damaged(key_id)
-            key = await self.get(tenant_id, key_id)
-            if key is not None and key.status == "active":
-                return key
-            before = key_id
+            return key
         raise StoreUnavailable("the tenant's key is being rotated without end: try again later")
 
     async def get(self, tenant_id: str, key_id: str) -> StoredKey | None:
         """See KeyStore."""
-        item = await self._reads.item(row_of(tenant_id, key_id))
+        [item] = await self._reads.together(row_of(tenant_id, key_id))
         return None if item is None else stored_key(item)
 
     async def all(self, tenant_id: str) -> Sequence[StoredKey]:

@@ -9,7 +9,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import aioboto3
 from aiobotocore.config import AioConfig
@@ -19,6 +19,8 @@ from betrace_kms_server.stores.dynamodb_errors import SDK_ERRORS, is_contention,
 
 if TYPE_CHECKING:
     from types_aiobotocore_dynamodb import DynamoDBClient
+
+R = TypeVar("R")
 
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS, POOL_SIZE = 1, 2, 3, 50
 
@@ -62,16 +64,15 @@ async def asking(action: str, table: str) -> AsyncIterator[None]:
         raise error from cause
 
 
-async def without_contention(write: Callable[[], Awaitable[object]]) -> None:
-    """Do a write, and do it again when another one was in its way. Raises the SDK's errors, TimeoutError among them."""
+async def without_contention(action: Callable[[], Awaitable[R]]) -> R:
+    """Do something, and do it again when a write was in its way. Raises the SDK's errors, TimeoutError among them."""
     clock = asyncio.get_running_loop().time
     deadline = clock() + WRITE_SECONDS
     pause = _FIRST_PAUSE
     async with asyncio.timeout_at(deadline):
         while True:
             try:
-                await write()
-                return
+                return await action()
             except ClientError as cause:
                 # Drawn anew each time, so that those who met once do not meet again.
                 jittered = pause * (0.5 + secrets.randbelow(1000) / 1000)

@@ -12,7 +12,10 @@ from betrace_kms_server.errors import StoreUnavailable
 SDK_ERRORS = (BotoCoreError, ClientError, OSError)
 """All that a call through the SDK may raise; TimeoutError is an OSError."""
 
-PERMISSIONS: Mapping[str, str] = {"TransactWriteItems": "dynamodb:PutItem and dynamodb:UpdateItem"}
+PERMISSIONS: Mapping[str, str] = {
+    "TransactGetItems": "dynamodb:GetItem",
+    "TransactWriteItems": "dynamodb:PutItem and dynamodb:UpdateItem",
+}
 """What an action needs that has no permission of its own name (DynamoDB developer guide, transaction-apis-iam)."""
 
 _DENIED = re.compile(r"not authorized to perform: (dynamodb:[A-Za-z]{1,64})")

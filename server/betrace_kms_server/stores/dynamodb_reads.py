@@ -6,7 +6,7 @@ Each page of many items is a call of its own, and bounded as such.
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from betrace_kms_server.stores.dynamodb_client import asking
+from betrace_kms_server.stores.dynamodb_client import asking, without_contention
 from betrace_kms_server.stores.dynamodb_items import KEY_PREFIX, PARTITION_KEY, SORT_KEY, can_exist
 
 if TYPE_CHECKING:
@@ -32,6 +32,15 @@ class Reads:
         async with asking("GetItem", self._arn):
             answer = await self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True, **projection)
         return answer.get("Item")
+
+    async def together(self, *keys: Found) -> list[Found | None]:
+        """Return items as they are between two transactions, never in the middle of one, as single reads may."""
+        if not all(map(can_exist, keys)):
+            return [None for _ in keys]
+        gets: Any = [{"Get": {"TableName": self._table, "Key": key}} for key in keys]
+        async with asking("TransactGetItems", self._arn):
+            answer = await without_contention(lambda: self._client.transact_get_items(TransactItems=gets))
+        return [each.get("Item") for each in answer["Responses"]]
 
     async def keys_of(self, tenant_id: str) -> AsyncIterator[Found]:
         """Yield every key's item of a tenant."""
