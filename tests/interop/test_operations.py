@@ -4,14 +4,14 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from betrace.kms.v1.span_pb2 import ComplianceSpan
-from betrace_kms_client import KmsClient
+from betrace_kms_client import FailedPrecondition, KmsClient
 from betrace_kms_server import app
 
 from tests.aws_proxy import PRINCIPAL, AwsProxy, aws_proxy
@@ -56,10 +56,11 @@ class Subject:
         """Run the script of the checklist."""
         return self.shell(f"{CHECKLIST} http://localhost:8080")
 
-    def still_serves(self) -> None:
-        """Fail unless the warm tenant is served and the service says SERVING."""
-        self.client.sign_span("warm", SPAN)
-        self.client.encrypt("warm", b"payload")
+    def still_serves(self, *, warm: bool = True) -> None:
+        """Fail unless the service says SERVING, and the warm tenant is served or, if it must not be, told why not."""
+        for call in (lambda: self.client.sign_span("warm", SPAN), lambda: self.client.encrypt("warm", b"payload")):
+            with nullcontext() if warm else pytest.raises(FailedPrecondition, match="master key"):
+                call()
         command = [str(COMMAND), "health", "--addr", self.client.target]
         assert subprocess.run(command, capture_output=True, text=True, check=False).stdout == "SERVING\n"
 
@@ -135,7 +136,10 @@ def deny(on: Subject, moto: "MotoServer", key: str) -> None:
 def test_each_failure_says_what_to_do_while_warm_tenants_are_served(
     tmp_path: Path, moto: "MotoServer", kms_key: str, failure: Any, advice: list[str]
 ) -> None:
-    """The checklist fails with the next step, and so does the command; the gRPC service stays SERVING."""
+    """The checklist fails with the next step, and so does the command; the gRPC service stays SERVING.
+
+    Warm tenants are served, but not with keys of a master key that DescribeKey says is disabled: that fails closed.
+    """
     with subject(tmp_path, moto, kms_key) as on:
         failure(on, moto, kms_key)
         time.sleep(app.READY_SECONDS)
@@ -151,7 +155,7 @@ def test_each_failure_says_what_to_do_while_warm_tenants_are_served(
             check=False,
         )
         assert (command.returncode, "overall: FAIL" in command.stdout) == (1, True), command.stdout + command.stderr
-        on.still_serves()
+        on.still_serves(warm=failure is not disable)
 
 
 def test_without_a_daemon_the_checklist_says_so() -> None:

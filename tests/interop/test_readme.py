@@ -100,6 +100,6 @@ def test_the_configuration_table_is_what_the_code_says() -> None:
 
     defaults = {name: value for name, value, _ in config.described(*config.resolve([]))}
     rows = re.findall(r"^\| `([a-z.-]+)` \| (?:`([^`]*)`)? ?\| `([A-Z_]+)` \|$", README, re.MULTILINE)
-    assert len(rows) == 7
+    assert len(rows) == 9
     for name, default, variable in rows:
         assert (default, variable) == (defaults[name], config.environment_name(name))
