@@ -126,7 +126,7 @@ async def running(settings: Settings) -> AsyncIterator[Daemon]:
             max_encrypted_data_keys=settings.max_encrypted_data_keys,
         )
         lifecycle = Lifecycle(provider, store, generations.changed, now=time.time, record=record)
-        rotation = Rotation(lifecycle, store, batch_size=settings.rotation_batch_size)
+        rotation = Rotation(lifecycle, store, batch_size=settings.rotation_batch_size, record=record)
         resources.push_async_callback(lifecycle.close)
         resources.push_async_callback(rotation.close)
         figures = Figures(monitor, caches, signer.retrievals, rpcs, kms_calls, audit, rotation, provider)

@@ -39,6 +39,7 @@ _SECONDS = 0.4
 nobody asked for is read before the connection is closed."""
 _KEEPALIVE_SECONDS = 15.0
 _OWN_HOST = re.compile(r"(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?", re.ASCII | re.IGNORECASE)
+_PROXY_HEADERS = frozenset({"forwarded", "via", "x-real-ip"})
 _DOCS = "docs/troubleshooting.md"
 
 
@@ -196,13 +197,14 @@ async def _this_machine_only(
 
 def _foreign(request: web.Request) -> str | None:
     """Return why a request does not come from this machine's own command line, or None if it does."""
-    peer = request.transport.get_extra_info("peername") if request.transport else None
-    if not peer or not ipaddress.ip_address(peer[0]).is_loopback:
-        return "only this machine may ask: call it from inside the pod, by 127.0.0.1"
-    if "Origin" in request.headers:
+    for end in ("peername", "sockname"):  # both: a mesh's own peer may be loopback too
+        address = request.transport.get_extra_info(end) if request.transport else None
+        if not address or not ipaddress.ip_address(address[0]).is_loopback:
+            return "only this machine may ask: call it from inside the pod, by 127.0.0.1"
+    if "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") != "none":
         return "browsers may not ask: use curl, without an Origin header"
     for name in request.headers:
-        if name.lower() == "forwarded" or name.lower().startswith("x-forwarded-"):
+        if name.lower() in _PROXY_HEADERS or name.lower().startswith("x-forwarded-"):
             return f"proxies may not ask: call the port directly, without a {name} header"
     hosts = request.headers.getall("Host", [])
     if len(hosts) != 1 or not _OWN_HOST.fullmatch(hosts[0]):

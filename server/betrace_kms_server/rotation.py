@@ -16,7 +16,7 @@ import structlog
 
 from betrace_kms_server.errors import KmsError
 from betrace_kms_server.lifecycle import Lifecycle
-from betrace_kms_server.observation import KeyEvent, current_event
+from betrace_kms_server.observation import Recorder, current_event, ignore, part_of_current
 from betrace_kms_server.schedule import Schedule
 from betrace_kms_server.stores.protocol import KeyStore
 
@@ -55,6 +55,7 @@ class Rotation:
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
+        record: Recorder = ignore,
     ) -> None:
         self.failures = 0
         self.last_run: float | None = None
@@ -64,6 +65,7 @@ class Rotation:
         self._now = now
         self._sleep = sleep
         self._jitter = jitter
+        self._record = record
         self._for_all: asyncio.Task[Outcome] | None = None
 
     async def follow(self, schedule: Schedule, max_age: timedelta) -> None:
@@ -104,12 +106,15 @@ class Rotation:
             async def work() -> None:
                 nonlocal rotated, failed
                 for tenant_id in queue:  # noqa: B023  # the workers are over before the next batch
-                    current_event.set(KeyEvent("RotateKey", tenant_id))
+                    asked = part_of_current("RotateKey", tenant_id, "")
+                    current_event.set(asked)
                     try:
                         made = await self._lifecycle.rotate(tenant_id, if_older_than_ms=before_ms)
                         rotated += made  # not in one line: it would be read before the await
                     except KmsError as error:
                         failed += 1
+                        asked.result = error.reason
+                        self._record(asked)
                         log.error("A signing key could not be rotated", reason=error.reason, problem=error.message)
                     except Exception as error:  # a defect that one tenant's key meets must not stop the others
                         failed += 1

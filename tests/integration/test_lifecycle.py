@@ -130,7 +130,7 @@ async def test_the_command_rotates_and_revokes(on: Subject) -> None:
     signed = await on.client.sign_span("acme", SPAN)
     await on.client.sign_span("globex", SPAN)
     assert await on.command("rotate", "--tenant", "acme") == (0, "rotated\n")
-    assert await on.command("rotate", "--all") == (0, "rotated 2 tenants, 0 failed\n")
+    assert await on.command("rotate", "--all") == (0, "rotated the keys of 2, failed: 0\n")
     assert [*(await on.statuses()).values()] == ["ROTATED", "ROTATED", "ACTIVE"]
     code, text = await on.command("revoke", "--tenant", "acme", "--key-id", signed.key_id, "--yes")
     assert (code, signed.key_id in text) == (0, True)

@@ -1,5 +1,7 @@
 """rotate and revoke: what an operator does to signing keys."""
 
+import re
+
 import click
 from betrace.kms.v1 import admin_pb2 as pb
 
@@ -30,7 +32,7 @@ def rotate(tenant_id: str | None, everybody: bool, admin_addr: str, timeout: flo
     if tenant_id is not None:
         click.echo("rotated" if answer.rotated else "another daemon rotated it at this moment")
         return
-    click.echo(f"rotated {answer.rotated:,} tenants, {answer.failed:,} failed")
+    click.echo(f"rotated the keys of {answer.rotated:,}, failed: {answer.failed:,}")
     if answer.failed:
         click.echo("betrace-kms: tenants that failed keep their key: the daemon's log says why", err=True)
         raise SystemExit(FAILED)
@@ -52,6 +54,10 @@ def revoke(tenant_id: str, key_id: str, yes: bool, admin_addr: str, timeout: flo
 
     If it is the active key, the tenant gets a new one in the same step.
     """
+    if not re.fullmatch("[0-9a-f]{32}", key_id):
+        raise click.BadParameter(
+            "a key id has 32 hexadecimal digits; `betrace-kms keys` shows it", param_hint="--key-id"
+        )
     if not yes:
         click.confirm(f"Signatures of key {key_id} will no longer count as valid. Revoke it for good?", abort=True)
     with administering(admin_addr) as admin:

@@ -70,7 +70,7 @@ def _guarded(call: Callable[..., Awaitable[Any]], path: str, observer: CallObser
         try:
             if request is _MALFORMED:
                 raise InvalidRequest("the request is no valid message of this call: check fields and UTF-8 texts")
-            observer.admit()
+            observer.admit(method)
             response = await call(request, context)
             status, reason = "OK", "OK"
             return response

@@ -8,7 +8,6 @@ once, and once more when it is over.
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -19,6 +18,7 @@ from betrace_kms_server.errors import AuditUnavailable, StartRefused
 from betrace_kms_server.observation import KeyEvent
 from betrace_kms_server.telemetry.audit_chain import Head, format_line
 from betrace_kms_server.telemetry.audit_file import STDOUT, ChainedFile
+from betrace_kms_server.telemetry.daemon_thread import DaemonThread
 
 log = structlog.get_logger()
 
@@ -64,7 +64,7 @@ class AuditTrail:
         self._batch: tuple[bytes, Head] | None = None
         """Lines that are being written, the same ones until they are, and the head that they lead to."""
         self._wake, self._stop = asyncio.Event(), asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="audit")
+        self._thread = DaemonThread("audit")
 
     @property
     def failing(self) -> bool:
@@ -105,7 +105,8 @@ class AuditTrail:
 
     async def __aenter__(self) -> Self:
         self.record(KeyEvent("AuditStarted", ""))
-        await self._flush()
+        with suppress(TimeoutError):  # then it has failed, as `_in_thread` told
+            await asyncio.wait_for(self._flush(), 1.5 * self._stall_seconds)
         if self.required and self.problem is not None:
             await self._in_thread(self._file.close)
             self._thread.shutdown(wait=False)
