@@ -8,7 +8,7 @@ TOOLS := $(CURDIR)/.tools
 GRPCURL := github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
 HEALTH_PROBE := github.com/grpc-ecosystem/grpc-health-probe@v0.4.61
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-emit-index-url --no-emit-find-links --no-header
 TESTS := $(BIN)/python -m pytest -n 2
 # apt keeps its state in a folder of ours: no root, and the machine's own lists stay as they are. Debian's signatures
 # are checked as always.
@@ -65,8 +65,8 @@ $(TOOLS)/prometheus:
 	@command -v apt-get >/dev/null || { echo 'There is no apt-get here: put prometheus and promtool on the PATH yourself'; exit 1; }
 	rm -rf $(APT) && mkdir -p $(APT)/lists/partial $(APT)/archives/partial
 	-$(APT_GET) update
-	cd $(APT) && $(APT_GET) download prometheus && dpkg-deb -x prometheus_*.deb root
-	mv -f $(APT)/root/usr/bin/promtool $(APT)/root/usr/bin/prometheus $(TOOLS)/
+	cd $(APT) && $(APT_GET) download prometheus && dpkg-deb -x prometheus_*.deb unpacked
+	mv -f $(APT)/unpacked/usr/bin/promtool $(APT)/unpacked/usr/bin/prometheus $(TOOLS)/
 	rm -rf $(APT)
 
 node-modules: ## install the AWS Encryption SDK for JavaScript for tests/interop (needs Node.js and npm)
@@ -104,9 +104,10 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11'; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# A stamp stands for "what this requirements file pins, and the package itself, are installed".
+# A stamp stands for "what this requirements file pins, and the package itself, are installed". The pins are complete, so
+# --no-deps leaves pip nothing to resolve: what the registry published since does not matter.
 $(VENV)/%.stamp: requirements/%.txt pyproject.toml | $(BIN)/python
 	@echo 'Installing what requirements/$*.txt pins into $(VENV) ...'
-	$(PIP) --require-hashes -r requirements/$*.txt
+	$(PIP) --no-deps --require-hashes -r requirements/$*.txt
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
