@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from betrace_kms_server.keyring import KeyRing
 from betrace_kms_server.lifecycle import Lifecycle
 from betrace_kms_server.listen import admin_socket, claimed
 from betrace_kms_server.monitor import KmsMonitor
-from betrace_kms_server.observation import ignore
+from betrace_kms_server.observation import KeyEvent, ignore, recorded
 from betrace_kms_server.ops import build_app, serving_ops
 from betrace_kms_server.rotation import Rotation
 from betrace_kms_server.rpc.admin import AdminService
@@ -44,7 +44,7 @@ from betrace_kms_server.telemetry.figures import CallStats, Figures
 from betrace_kms_server.telemetry.metrics import Metrics
 from betrace_kms_server.telemetry.observers import CallObserver, KmsCallObserver
 from betrace_kms_server.telemetry.tracing import Tracing
-from betrace_kms_server.validation import Validator
+from betrace_kms_server.validation import Validation, Validator
 
 log = structlog.get_logger()
 
@@ -134,6 +134,9 @@ async def running(settings: Settings) -> AsyncIterator[Daemon]:
         validator = Validator(provider, store, endpoint=settings.endpoint, ephemeral=ephemeral)
         resources.push_async_callback(validator.close)
 
+        def validate_over_http() -> Awaitable[Validation]:
+            return recorded(KeyEvent("Validate", "", caller="http"), record, validator.run())
+
         def status() -> dict[str, Any]:
             return figures.status(store=settings.store, serving=health.is_serving(KEY_MANAGEMENT))
 
@@ -159,14 +162,14 @@ async def running(settings: Settings) -> AsyncIterator[Daemon]:
             provider.name,
             readiness=lambda: monitor.fresh(READY_SECONDS),
             metrics=metrics.text,
-            validate=validator.run,
+            validate=validate_over_http,
             status=status,
         )
         ops_address = await resources.enter_async_context(serving_ops(settings.ops_listen, ops))
         resources.callback(health.drain)
         async with background(
             monitor.watch(settings.health_check_seconds),
-            leave_former_keys(provider, store, monitor.usable),
+            leave_former_keys(provider, store, monitor.usable, record),
             sweep(caches),
             rotate_on_schedule(settings, rotation, monitor.usable),
         ):

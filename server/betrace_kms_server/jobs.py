@@ -10,6 +10,7 @@ import structlog
 from betrace_kms_server.cache import KeyCache
 from betrace_kms_server.errors import KmsError, MasterKeyUnusable
 from betrace_kms_server.monitor import KmsState
+from betrace_kms_server.observation import Recorder
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.rewrapping import rewrap_signing_keys
 from betrace_kms_server.rotation import Rotation
@@ -46,6 +47,7 @@ def told_of_state(
 
 @asynccontextmanager
 async def background(*jobs: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Run jobs until the context is left; one that fails is logged, and ends alone."""
     tasks = [asyncio.create_task(job) for job in jobs]
     for task in tasks:
         task.add_done_callback(_log_failure)
@@ -62,7 +64,7 @@ def _log_failure(task: asyncio.Task[None]) -> None:
         log.error("A background job failed", exc_info=error)
 
 
-async def leave_former_keys(provider: KeyProvider, store: KeyStore, usable: asyncio.Event) -> None:
+async def leave_former_keys(provider: KeyProvider, store: KeyStore, usable: asyncio.Event, record: Recorder) -> None:
     """Once the master key is usable, look at the former ones, and move signing keys off them."""
     await usable.wait()
     for arn in provider.decrypt_key_arns[1:]:
@@ -72,7 +74,7 @@ async def leave_former_keys(provider: KeyProvider, store: KeyStore, usable: asyn
             log.error(f"A key of aws.kms.decrypt-key-ids cannot be used: {error.message}", master_key=arn)  # noqa: G004
         else:
             log.info("A former master key is usable for Decrypt", master_key=arn)
-    await rewrap_signing_keys(provider, store)
+    await rewrap_signing_keys(provider, store, record=record)
 
 
 async def rotate_on_schedule(settings: Settings, rotation: Rotation, usable: asyncio.Event) -> None:
@@ -83,6 +85,7 @@ async def rotate_on_schedule(settings: Settings, rotation: Rotation, usable: asy
 
 
 async def sweep(caches: Sequence[KeyCache]) -> None:
+    """Drop expired keys from memory again and again."""
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
         for cache in caches:

@@ -14,7 +14,7 @@ from betrace_kms_server.providers.protocol import KeyProvider
 log = structlog.get_logger()
 
 RETRY_SECONDS = 2.0
-"""How soon an unusable master key is looked at again."""
+"""How soon a master key is looked at again that cannot be used, or that a call said cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +56,15 @@ class KmsMonitor:
         """Look every `interval` seconds, and more often while the master key cannot be used."""
         while True:
             state = await self.fresh(0.0)
+            await asyncio.sleep(min(interval, RETRY_SECONDS))  # however many doubt, KMS is asked at most this often
+            if state.usable:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._doubted.wait(), interval - RETRY_SECONDS)
             self._doubted.clear()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._doubted.wait(), interval if state.usable else min(interval, RETRY_SECONDS))
 
     def doubt(self) -> None:
-        """Let `watch` look at once, because a call said that the master key cannot be used."""
-        if self.state.usable:
-            self._doubted.set()
+        """Let `watch` look soon, because a call said that the master key cannot be used."""
+        self._doubted.set()
 
     async def fresh(self, max_age: float) -> KmsState:
         """Return a state that is at most `max_age` seconds old; callers that ask at once share one look."""

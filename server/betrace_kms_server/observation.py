@@ -5,11 +5,13 @@ only it knows: the cache a miss, a provider the request id of KMS. A context var
 asyncio hands it on to the tasks that a call starts.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+R = TypeVar("R")
 
 DAEMON = "daemon"
 """The caller of what the daemon does by itself."""
@@ -66,6 +68,19 @@ def part_of_current(operation: str, tenant_id: str, key_id: str) -> KeyEvent:
     return replace(
         whole, operation=operation, tenant_id=tenant_id, key_id=key_id, result="OK", items=1, kms_request_ids=calls
     )
+
+
+async def recorded(event: KeyEvent, record: Recorder, work: Awaitable[R]) -> R:
+    """Do what an event is about, as the current one, and record how it ended. Raises what `work` raises."""
+    token = current_event.set(event)
+    try:
+        return await work
+    except Exception as error:
+        event.result = getattr(error, "reason", "INTERNAL")
+        raise
+    finally:
+        current_event.reset(token)
+        record(event)
 
 
 def note_shared(event: KeyEvent | None) -> None:

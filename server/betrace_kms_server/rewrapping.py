@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 
 from betrace_kms_server.errors import AccessDenied, KeyDamaged, KmsError, MasterKeyUnusable
+from betrace_kms_server.observation import KeyEvent, Recorder, ignore, recorded
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.seeds import rewrap_seed, unwrap_seed
 from betrace_kms_server.stores.protocol import KeyStore
@@ -18,7 +19,11 @@ PAUSE_SECONDS = 30.0
 
 
 async def rewrap_signing_keys(
-    provider: KeyProvider, store: KeyStore, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    provider: KeyProvider,
+    store: KeyStore,
+    *,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    record: Recorder = ignore,
 ) -> None:
     """Wrap every signing key of a former master key under today's, and try again until none is left that can be.
 
@@ -30,7 +35,7 @@ async def rewrap_signing_keys(
             left = await store.not_wrapped_by(provider.master_key_arn)
             if not left:
                 return
-            done, stuck = await _rewrap(provider, store, left)
+            done, stuck = await _rewrap(provider, store, left, record)
         except KmsError as error:
             log.warning("Moving signing keys to the master key is interrupted, trying again", problem=error.message)
         else:
@@ -42,7 +47,9 @@ async def rewrap_signing_keys(
         await sleep(PAUSE_SECONDS)
 
 
-async def _rewrap(provider: KeyProvider, store: KeyStore, keys: Sequence[tuple[str, str]]) -> tuple[int, Counter[str]]:
+async def _rewrap(
+    provider: KeyProvider, store: KeyStore, keys: Sequence[tuple[str, str]], record: Recorder
+) -> tuple[int, Counter[str]]:
     done, stuck = 0, Counter[str]()
     for tenant_id, key_id in keys:
         try:
@@ -55,10 +62,10 @@ async def _rewrap(provider: KeyProvider, store: KeyStore, keys: Sequence[tuple[s
             if provider.decrypting(arn) is None:
                 stuck[f"they were wrapped by {arn}: list it in aws.kms.decrypt-key-ids"] += 1
                 continue
-            seed = await unwrap_seed(provider, stored)
+            seed = await recorded(KeyEvent("UnwrapKey", tenant_id, key_id), record, unwrap_seed(provider, stored))
         except (AccessDenied, KeyDamaged, MasterKeyUnusable) as error:  # this key's own trouble; others may move
             stuck[error.message] += 1
             continue
-        await rewrap_seed(provider, store, stored, seed)
+        await recorded(KeyEvent("RewrapKey", tenant_id, key_id), record, rewrap_seed(provider, store, stored, seed))
         done += 1
     return done, stuck

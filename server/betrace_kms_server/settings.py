@@ -120,7 +120,10 @@ class Settings(BaseModel):
         description="where wrapped signing keys live: `sqlite`, or `dynamodb` for several pods",
     )
     store_table: str | None = Field(
-        None, alias="kms.store.table", pattern=r"^[A-Za-z0-9_.-]{3,255}$", description="name of the DynamoDB table"
+        None,
+        alias="kms.store.table",
+        pattern=r"^[A-Za-z0-9_.-]{3,255}$",
+        description="name of the DynamoDB table: 3 to 255 of `A-Za-z0-9_.-`",
     )
     store_region: str | None = Field(
         None,

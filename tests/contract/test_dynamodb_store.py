@@ -119,7 +119,7 @@ async def test_rotation_that_was_not_answered_is_done_once(open_proxied: Open, p
     async with open_proxied(attempts) as store:
         await store.create(key)
         proxy.judge = once("drop-answer")
-        assert True is await store.rotate(key, following)
+        assert await store.rotate(key, following) is True
         assert [rotated(key), following] == await store.all("acme")
         assert (following, 1) == (await store.active("acme"), await store.generation("acme"))
 
@@ -133,7 +133,7 @@ async def test_revocation_that_was_not_answered_is_done_once(
     async with open_proxied(attempts) as store:
         await store.create(key)
         proxy.judge = once("drop-answer")
-        assert True is await store.revoke(key, NOW, following)
+        assert await store.revoke(key, NOW, following) is True
         assert [revoked(key), following] == await store.all("acme")
         assert (following, 1) == (await store.active("acme"), await store.generation("acme"))
 
@@ -147,7 +147,7 @@ async def test_revocation_of_a_former_key_that_was_not_answered_is_done_once(
     async with open_proxied(attempts) as store:
         await store.add(former)
         proxy.judge = once("drop-answer")
-        assert True is await store.revoke(former, NOW, None)
+        assert await store.revoke(former, NOW, None) is True
         assert ([revoked(former)], 1) == (await store.all("acme"), await store.generation("acme"))
 
 
@@ -159,7 +159,7 @@ async def test_key_whose_return_was_not_answered_is_told_as_put_back(
     key = stored_key()
     async with open_proxied(attempts) as store:
         proxy.judge = once("drop-answer")
-        assert True is await store.add(key)
+        assert await store.add(key) is True
         assert [key] == await store.all("acme")
 
 
@@ -182,7 +182,7 @@ async def test_write_that_is_never_answered_is_looked_for(open_proxied: Open, pr
     async with open_proxied(3) as store:
         proxy.always("drop-answer", "TransactWriteItems")
         assert key == await store.create(key)
-        assert True is await store.rotate(key, following)
+        assert await store.rotate(key, following) is True
         assert [rotated(key), following] == await store.all("acme")
 
 
@@ -197,7 +197,7 @@ async def test_write_that_stalls_is_looked_for(
         monkeypatch.setattr(bounds, "WRITE_SECONDS", 0.2)
         proxy.always("stall", "TransactWriteItems")
         assert following == await store.create(key)
-        assert True is await store.rotate(key, following)
+        assert await store.rotate(key, following) is True
 
 
 @RETRIES
@@ -290,7 +290,7 @@ async def test_write_that_met_another_is_done_again(store: DynamoStore, reason: 
     key, following = stored_key(), successor()
     await store.create(key)
     calls = refuse(store, 3, "TransactionCanceledException", ["None", reason, "None"])
-    assert True is await store.rotate(key, following)
+    assert await store.rotate(key, following) is True
     assert (4, following) == (calls["TransactWriteItems"], await store.active("acme"))
 
 

@@ -269,7 +269,7 @@ async def test_tenants_with_an_old_active_key_are_told(open_store: Open) -> None
 async def test_key_is_put_back_as_it_was(open_store: Open, key: StoredKey) -> None:
     """A key keeps its status and its times, for good."""
     async with open_store() as store:
-        assert True is await store.add(key)
+        assert await store.add(key) is True
     async with open_store() as store:
         assert ([key], key if key.status == "active" else None) == (await store.all("acme"), await store.active("acme"))
 
@@ -290,7 +290,7 @@ async def test_active_key_is_not_put_beside_another(open_store: Open) -> None:
     former = replace(other, status="rotated", rotate_time_ms=1_700_000_000_001)
     async with open_store() as store:
         assert (True, False, True) == (await store.add(key), await store.add(other), await store.add(former))
-        assert True is await store.add(stored_key("globex"))
+        assert await store.add(stored_key("globex")) is True
         assert {key, former} == set(await store.all("acme"))
         assert key == await store.create(stored_key())
 

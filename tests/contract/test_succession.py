@@ -50,7 +50,7 @@ async def test_successor_takes_the_place_of_the_active_key(open_store: Open) -> 
     async with open_store() as store:
         await store.create(first)
         before = await store.generation("acme")
-        assert True is await store.rotate(first, second)
+        assert await store.rotate(first, second) is True
         assert (rotated(first), second) == (
             await store.get("acme", first.key_id),
             await store.get("acme", second.key_id),
@@ -102,7 +102,7 @@ async def test_key_is_rotated_once(open_store: Open) -> None:
         assert False is await store.rotate(first, replace(successor(), key_id=second.key_id))
         assert before == await state(store)
         third = stored_key(create_time_ms=LATEST)
-        assert True is await store.rotate(second, third)
+        assert await store.rotate(second, third) is True
         assert False is await store.rotate(first, third)
 
 
@@ -126,10 +126,10 @@ async def test_rotation_that_is_repeated_is_done_once(open_store: Open) -> None:
         assert (True, True) == (await store.rotate(first, second), await store.rotate(first, second))
         assert {rotated(first), second} == set(await store.all("acme"))
         await store.replace(second, rewrapped)
-        assert True is await store.rotate(first, second)
+        assert await store.rotate(first, second) is True
         assert await store.rotate(rewrapped, third)
         assert await store.revoke(rotated(first), LATEST, None)
-        assert True is await store.rotate(first, second)
+        assert await store.rotate(first, second) is True
         keys, active, _ = await state(store)
         assert ({revoked(rotated(first)), rotated(rewrapped, LATEST), third}, third) == (keys, active)
 
@@ -141,7 +141,7 @@ async def test_rotation_and_a_new_wrapping_do_not_undo_each_other(open_store: Op
     async with open_store() as store:
         await store.create(first)
         await store.replace(first, anew)
-        assert True is await store.rotate(first, second)
+        assert await store.rotate(first, second) is True
         assert {rotated(anew), second} == set(await store.all("acme"))
         await store.replace(anew, again)
         keys, active, _ = await state(store)
@@ -154,7 +154,7 @@ async def test_active_key_is_revoked_with_a_successor(open_store: Open) -> None:
     async with open_store() as store:
         await store.create(first)
         before = await store.generation("acme")
-        assert True is await store.revoke(first, LATEST, second)
+        assert await store.revoke(first, LATEST, second) is True
         keys, active, generation = await state(store)
         assert ({revoked(first), second}, second) == (keys, active)
         assert generation > before
@@ -165,7 +165,7 @@ async def test_rotated_key_is_revoked(open_store: Open) -> None:
     async with open_store() as store:
         first, second = await rotated_once(store)
         before = await store.generation("acme")
-        assert True is await store.revoke(first, LATEST, None)
+        assert await store.revoke(first, LATEST, None) is True
         keys, active, generation = await state(store)
         assert ({revoked(first), second}, second) == (keys, active)
         assert generation > before
@@ -306,7 +306,7 @@ async def test_cancelled_caller_leaves_nothing_half_done(open_store: Open, verb:
         task.cancel()
         await asyncio.gather(task, store.create(stored_key("globex")), return_exceptions=True)
         assert None is not await store.active("globex")
-        assert True is await change()
+        assert await change() is True
         keys, active, generation = await state(store)
         assert ({rotated(first) if verb == "rotate" else revoked(first), second}, second) == (keys, active)
         assert generation > before

@@ -139,12 +139,12 @@ class FakeAdmin(admin_pb2_grpc.KmsAdminServiceServicer):
         return pb.InvalidateTenantResponse(entries=self.entries[request.tenant_id])
 
     def RotateKeys(self, request: pb.RotateKeysRequest, context: Any) -> pb.RotateKeysResponse:
-        """Not asked for here."""
-        raise NotImplementedError
+        """Is for test_lifecycle.py, with a real daemon."""
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "not here")
 
     def RevokeKey(self, request: pb.RevokeKeyRequest, context: Any) -> pb.RevokeKeyResponse:
-        """Not asked for here."""
-        raise NotImplementedError
+        """Is for test_lifecycle.py, with a real daemon."""
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "not here")
 
     def fail(self) -> None:
         """Let the second test of the validation fail."""

@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import grpc
+import orjson
 import pytest
 from betrace.kms.v1 import admin_pb2 as pb
 from betrace.kms.v1.admin_pb2_grpc import KmsAdminServiceStub
@@ -180,3 +182,31 @@ async def test_a_master_key_that_is_disabled_takes_its_cached_keys_with_it(
                 await call
         moto.kms().enable_key(kms_key)
         await on.client.sign_span("warm", SPAN)
+
+
+async def test_every_call_to_kms_is_in_the_audit_trail(tmp_path: Path, moto: "MotoServer", kms_key: str) -> None:
+    """Also those of a validation over HTTP, and of the move to another master key; but not DescribeKey."""
+    trail, other = tmp_path / "audit.jsonl", moto.create_key()
+    async with subject(tmp_path / "data", kms_audit_file=str(trail), **aws(moto.url, kms_key)) as on:
+        await on.client.sign_span("acme", SPAN)
+    async with (
+        subject(
+            tmp_path / "data",
+            kms_audit_file=str(trail),
+            aws_kms_decrypt_key_ids=kms_key,
+            **aws(moto.url, kms_key) | {"aws_kms_master_key_id": other},
+        ) as on,
+        aiohttp.ClientSession() as session,
+    ):
+        async with session.post(f"http://{on.daemon.ops_address}/api/admin/kms/validate") as answer:
+            assert (await answer.json())["overall"] == "PASS"
+        for _ in range(100):
+            if b"RewrapKey" in trail.read_bytes():
+                break
+            await asyncio.sleep(0.05)
+    lines = [orjson.loads(line) for line in trail.read_bytes().splitlines()]
+    calls = {line["operation"]: line for line in lines if line["kmsRequestIds"]}
+    assert {"Validate", "UnwrapKey", "RewrapKey"} < set(calls)
+    assert calls["Validate"]["caller"] == "http"
+    assert len(calls["Validate"]["kmsRequestIds"]) >= 5
+    assert calls["RewrapKey"]["tenant"] == "acme"

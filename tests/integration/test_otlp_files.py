@@ -19,9 +19,9 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode, Tracer
 
-from tests.daemon import COMMAND, Process, spawned
+from tests.daemon import COMMAND
+from tests.integration.conftest import Run
 
-Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 ORDERS = 2_000
 """Of the shop below; each is five spans or six."""
 
@@ -90,32 +90,6 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
         order(provider.get_tracer("shop", "1.0"), number)
     provider.shutdown()
     return path
-
-
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """One daemon for all the commands."""
-    with spawned("--data-dir", str(tmp_path_factory.mktemp("data")), "--listen", "127.0.0.1:0") as process:
-        process.wait_for("serving")
-        yield process
-
-
-@pytest.fixture
-def run(daemon: Process, tmp_path: Path) -> Run:
-    """Run the command in an empty folder."""
-
-    def run_command(*arguments: str, stdin: bytes = b"", addr: str = "") -> "subprocess.CompletedProcess[bytes]":
-        return subprocess.run(
-            [str(COMMAND), *arguments],
-            input=stdin,
-            capture_output=True,
-            timeout=120,
-            cwd=tmp_path,
-            env={**os.environ, "BETRACE_KMS_ADDR": addr or daemon.address},
-            check=False,
-        )
-
-    return run_command
 
 
 def spans_of(document: Any) -> Iterator[Any]:
