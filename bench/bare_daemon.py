@@ -3,7 +3,7 @@
 from typing import Any
 
 from betrace_kms_client.cli import main
-from betrace_kms_server.histogram import Histogram
+from betrace_kms_server.core.histogram import Histogram
 from betrace_kms_server.telemetry.observers import CallObserver
 
 

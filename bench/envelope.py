@@ -37,7 +37,7 @@ from aws_encryption_sdk import (  # type: ignore[import-untyped]
 from aws_encryption_sdk.materials_managers.mpl.cmm import (  # type: ignore[import-untyped]
     CryptoMaterialsManagerFromMPL,
 )
-from betrace_kms_server.keyring import KeyRing
+from betrace_kms_server.data_keys.keyring import KeyRing
 from cryptography.hazmat.backends.openssl import backend
 
 from tests.interop.sdk import TENANT, Sdk, key_ring, keyring, material_providers, whole_context

@@ -19,8 +19,8 @@ from betrace.kms.v1 import key_management_pb2 as pb
 from betrace.kms.v1.span_pb2 import ComplianceSpan
 from betrace_kms_client import KmsClient, SignedSpan, SpanSignature
 from betrace_kms_evidence import KeySet, PublicKey, SpanVerifier, canonical_span, has_unknown_fields
-from betrace_kms_server import batches
-from betrace_kms_server.keys import SigningKey
+from betrace_kms_server.core.keys import SigningKey
+from betrace_kms_server.rpc import batches
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.timestamp_pb2 import Timestamp
 

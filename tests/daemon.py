@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
-from betrace_kms_server import app, config
+from betrace_kms_server import app
+from betrace_kms_server.config import sources as config
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 COMMAND = Path(sys.executable).with_name("betrace-kms")

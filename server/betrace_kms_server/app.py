@@ -19,32 +19,32 @@ from typing import Any
 import grpc
 import structlog
 
-from betrace_kms_server.cache import KeyCache
-from betrace_kms_server.config import described
-from betrace_kms_server.gate import OPEN
-from betrace_kms_server.generations import Generations
+from betrace_kms_server.audit.trail import AuditTrail
+from betrace_kms_server.cache.gate import OPEN
+from betrace_kms_server.cache.generations import Generations
+from betrace_kms_server.cache.key_cache import KeyCache
+from betrace_kms_server.config.settings import Settings
+from betrace_kms_server.config.sources import described
+from betrace_kms_server.core.key_event import KeyEvent, ignore, recorded
+from betrace_kms_server.data_keys.keyring import KeyRing
+from betrace_kms_server.host.sockets import admin_socket, claimed
 from betrace_kms_server.jobs import background, leave_former_keys, rotate_on_schedule, sweep, told_of_state
-from betrace_kms_server.keyring import KeyRing
-from betrace_kms_server.lifecycle import Lifecycle
-from betrace_kms_server.listen import admin_socket, claimed
-from betrace_kms_server.monitor import KmsMonitor
-from betrace_kms_server.observation import KeyEvent, ignore, recorded
-from betrace_kms_server.ops import build_app, serving_ops
-from betrace_kms_server.rotation import Rotation
+from betrace_kms_server.operations.http import build_app, serving_ops
+from betrace_kms_server.operations.monitor import KmsMonitor
+from betrace_kms_server.operations.validation import Validation, Validator
 from betrace_kms_server.rpc.admin import AdminService
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT, HealthService
 from betrace_kms_server.rpc.key_management import KeyManagementService
 from betrace_kms_server.rpc.server import bind, build_admin_server, build_server
-from betrace_kms_server.settings import Settings
-from betrace_kms_server.signing import Signer
+from betrace_kms_server.signing_keys.lifecycle import Lifecycle
+from betrace_kms_server.signing_keys.rotation import Rotation
+from betrace_kms_server.signing_keys.signer import Signer
 from betrace_kms_server.startup import ephemeral_volume, open_data_dir, open_provider, open_store
 from betrace_kms_server.telemetry import export
-from betrace_kms_server.telemetry.audit import AuditTrail
 from betrace_kms_server.telemetry.figures import CallStats, Figures
 from betrace_kms_server.telemetry.metrics import Metrics
 from betrace_kms_server.telemetry.observers import CallObserver, KmsCallObserver
 from betrace_kms_server.telemetry.tracing import Tracing
-from betrace_kms_server.validation import Validation, Validator
 
 log = structlog.get_logger()
 

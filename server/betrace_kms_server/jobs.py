@@ -7,15 +7,15 @@ from datetime import timedelta
 
 import structlog
 
-from betrace_kms_server.cache import KeyCache
-from betrace_kms_server.errors import KmsError, MasterKeyUnusable
-from betrace_kms_server.monitor import KmsState
-from betrace_kms_server.observation import Recorder
+from betrace_kms_server.cache.key_cache import KeyCache
+from betrace_kms_server.config.settings import Settings
+from betrace_kms_server.core.errors import KmsError, MasterKeyUnusable
+from betrace_kms_server.core.key_event import Recorder
+from betrace_kms_server.operations.monitor import KmsState
 from betrace_kms_server.providers.protocol import KeyProvider
-from betrace_kms_server.rewrapping import rewrap_signing_keys
-from betrace_kms_server.rotation import Rotation
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT, KMS, HealthService
-from betrace_kms_server.settings import Settings
+from betrace_kms_server.signing_keys.rewrapping import rewrap_signing_keys
+from betrace_kms_server.signing_keys.rotation import Rotation
 from betrace_kms_server.stores.protocol import KeyStore
 
 log = structlog.get_logger()

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import structlog
 
-from betrace_kms_server.errors import StartRefused
-from betrace_kms_server.listen import exclusive
-from betrace_kms_server.observation import KmsObserver
+from betrace_kms_server.config.settings import Settings
+from betrace_kms_server.core.errors import StartRefused
+from betrace_kms_server.core.key_event import KmsObserver
+from betrace_kms_server.host.sockets import exclusive
+from betrace_kms_server.host.volume import ephemeral_kind
 from betrace_kms_server.providers.local import MASTER_KEY_FILE, LocalProvider, load_master_key
 from betrace_kms_server.providers.protocol import KeyProvider
-from betrace_kms_server.settings import Settings
 from betrace_kms_server.stores.protocol import KeyStore
-from betrace_kms_server.stores.sqlite import DATABASE_FILE, open_sqlite
-from betrace_kms_server.stores.volume import ephemeral_kind
+from betrace_kms_server.stores.sqlite.store import DATABASE_FILE, open_sqlite
 
 log = structlog.get_logger()
 
@@ -68,7 +68,7 @@ async def open_store(settings: Settings, resources: AsyncExitStack) -> KeyStore:
     """Return the key store that the settings ask for."""
     if settings.store == "sqlite":
         return await resources.enter_async_context(open_sqlite(store_file(settings.data_dir)))
-    from betrace_kms_server.stores.dynamodb import open_dynamodb  # late, as below
+    from betrace_kms_server.stores.dynamodb.store import open_dynamodb  # late, as below
 
     return await resources.enter_async_context(
         open_dynamodb(settings.store_table or "", region=settings.dynamodb_region, endpoint=settings.store_endpoint)
@@ -97,7 +97,10 @@ async def open_provider(
             )
         log.warning("Using the local provider - NOT FOR PRODUCTION USE", master_key_file=str(path))
         return local
-    from betrace_kms_server.providers.aws import AwsProvider, Replica  # late: the AWS SDK takes most of a second
+    from betrace_kms_server.providers.aws.provider import (  # late: the AWS SDK takes most of a second
+        AwsProvider,
+        Replica,
+    )
 
     log.info(f"Using AWS KMS - region: {settings.kms_region}, key: {settings.master_key_id}")  # noqa: G004
     if settings.endpoint:

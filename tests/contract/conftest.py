@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from betrace_kms_server.cache import KeyCache
-from betrace_kms_server.providers.aws import AwsProvider
+from betrace_kms_server.cache.key_cache import KeyCache
+from betrace_kms_server.providers.aws.provider import AwsProvider
 from betrace_kms_server.providers.local import LocalProvider
-from betrace_kms_server.stores.dynamodb import open_dynamodb
-from betrace_kms_server.stores.dynamodb_creation import create_table
-from betrace_kms_server.stores.sqlite import DATABASE_FILE, SqliteStore, open_sqlite
+from betrace_kms_server.stores.dynamodb.creation import create_table
+from betrace_kms_server.stores.dynamodb.store import open_dynamodb
+from betrace_kms_server.stores.sqlite.store import DATABASE_FILE, SqliteStore, open_sqlite
 from botocore.awsrequest import AWSResponse
 
 from tests.contract.doubles import CountedLocalProvider, FakeClock, Kms, Open, StoreKind

@@ -3,7 +3,7 @@
 import secrets
 
 from betrace.kms.v1 import span_pb2
-from betrace_kms_server.keys import SEED_BYTES, KeyStatus, StoredKey, WrappedKey
+from betrace_kms_server.core.keys import SEED_BYTES, KeyStatus, StoredKey, WrappedKey
 
 ARN = "arn:aws:kms:us-east-1:123456789012:key/00000000-1111-2222-3333-444444444444"
 

@@ -6,8 +6,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from betrace_kms_server.keys import KeyMaterial, WrappedKey
-from betrace_kms_server.providers.aws import AwsProvider, KmsApi
+from betrace_kms_server.core.keys import KeyMaterial, WrappedKey
+from betrace_kms_server.providers.aws.provider import AwsProvider, KmsApi
 from betrace_kms_server.providers.protocol import KeyProvider
 
 from tests.contract.samples import ARN

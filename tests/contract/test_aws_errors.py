@@ -8,7 +8,7 @@ from string import Formatter
 from typing import Any
 
 import pytest
-from betrace_kms_server.errors import (
+from betrace_kms_server.core.errors import (
     AccessDenied,
     CredentialsUnavailable,
     DoesNotOpen,
@@ -17,7 +17,7 @@ from betrace_kms_server.errors import (
     MasterKeyUnusable,
     Throttled,
 )
-from betrace_kms_server.providers.aws_errors import CODES
+from betrace_kms_server.providers.aws.errors import CODES
 from botocore import exceptions as sdk
 
 from tests.contract.samples import ARN

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from betrace_kms_server.errors import CredentialsUnavailable, DoesNotOpen, KmsUnreachable, MasterKeyUnusable
-from betrace_kms_server.keys import WrappedKey
-from betrace_kms_server.providers.aws import AwsProvider, KmsApi
-from betrace_kms_server.providers.aws_region import SdkClients
+from betrace_kms_server.core.errors import CredentialsUnavailable, DoesNotOpen, KmsUnreachable, MasterKeyUnusable
+from betrace_kms_server.core.keys import WrappedKey
+from betrace_kms_server.providers.aws.provider import AwsProvider, KmsApi
+from betrace_kms_server.providers.aws.region import SdkClients
 from botocore import exceptions as sdk
 
 from tests.contract.samples import ARN

@@ -18,9 +18,8 @@ from typing import Any
 import aioboto3
 import pytest
 from aiobotocore.config import AioConfig
-from betrace_kms_server.breaker import CircuitBreaker
-from betrace_kms_server.cache import KeyCache
-from betrace_kms_server.errors import (
+from betrace_kms_server.cache.key_cache import KeyCache
+from betrace_kms_server.core.errors import (
     AccessDenied,
     CredentialsUnavailable,
     DoesNotOpen,
@@ -29,17 +28,18 @@ from betrace_kms_server.errors import (
     MasterKeyUnusable,
     Throttled,
 )
-from betrace_kms_server.keyring import KeyRing
-from betrace_kms_server.keys import KeyMaterial, WrappedKey
-from betrace_kms_server.observation import KmsCall
-from betrace_kms_server.providers import aws as aws_provider
-from betrace_kms_server.providers.aws import AwsProvider, KmsApi, Replica
-from betrace_kms_server.providers.aws_region import SdkClients
+from betrace_kms_server.core.key_event import KmsCall
+from betrace_kms_server.core.keys import KeyMaterial, WrappedKey
+from betrace_kms_server.core.tenancy import signing_context
+from betrace_kms_server.data_keys.keyring import KeyRing
+from betrace_kms_server.providers.aws import provider as aws_provider
+from betrace_kms_server.providers.aws.provider import AwsProvider, KmsApi, Replica
+from betrace_kms_server.providers.aws.region import SdkClients
+from betrace_kms_server.providers.breaker import CircuitBreaker
 from betrace_kms_server.providers.protocol import KeyProvider
-from betrace_kms_server.rewrapping import rewrap_signing_keys
-from betrace_kms_server.seeds import private_key_of, rewrap_seed, unwrap_seed
-from betrace_kms_server.stores.sqlite import SqliteStore
-from betrace_kms_server.tenancy import signing_context
+from betrace_kms_server.signing_keys.rewrapping import rewrap_signing_keys
+from betrace_kms_server.signing_keys.seeds import private_key_of, rewrap_seed, unwrap_seed
+from betrace_kms_server.stores.sqlite.store import SqliteStore
 from botocore import exceptions as sdk
 
 from tests.aws_proxy import AwsProxy, Verdict, aws_proxy

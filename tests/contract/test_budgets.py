@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 import pytest
-from betrace_kms_server.budget import Budget
-from betrace_kms_server.cache import KeyCache
-from betrace_kms_server.envelope import Message
-from betrace_kms_server.errors import KmsUnreachable
-from betrace_kms_server.keyring import KeyRing
-from betrace_kms_server.keys import DataKey
+from betrace_kms_server.cache.key_cache import KeyCache
+from betrace_kms_server.core.errors import KmsUnreachable
+from betrace_kms_server.core.keys import DataKey
+from betrace_kms_server.data_keys.budget import Budget
+from betrace_kms_server.data_keys.envelope import Message
+from betrace_kms_server.data_keys.keyring import KeyRing
 
 from tests.contract.doubles import CountedLocalProvider, FakeClock
 

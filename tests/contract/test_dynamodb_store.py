@@ -11,14 +11,14 @@ from typing import Any
 
 import aioboto3
 import pytest
-from betrace_kms_server.errors import KeyDamaged, StoreUnavailable
-from betrace_kms_server.keys import StoredKey, WrappedKey
-from betrace_kms_server.stores import dynamodb_client as bounds
-from betrace_kms_server.stores.dynamodb import DynamoStore, open_dynamodb
-from betrace_kms_server.stores.dynamodb_client import POOL_SIZE, dynamodb_client
-from betrace_kms_server.stores.dynamodb_creation import create_table
-from betrace_kms_server.stores.dynamodb_errors import PERMISSIONS
-from betrace_kms_server.stores.dynamodb_items import head_of, item_of, row_of
+from betrace_kms_server.core.errors import KeyDamaged, StoreUnavailable
+from betrace_kms_server.core.keys import StoredKey, WrappedKey
+from betrace_kms_server.stores.dynamodb import client as bounds
+from betrace_kms_server.stores.dynamodb.client import POOL_SIZE, dynamodb_client
+from betrace_kms_server.stores.dynamodb.creation import create_table
+from betrace_kms_server.stores.dynamodb.errors import PERMISSIONS
+from betrace_kms_server.stores.dynamodb.items import head_of, item_of, row_of
+from betrace_kms_server.stores.dynamodb.store import DynamoStore, open_dynamodb
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ClientError
 

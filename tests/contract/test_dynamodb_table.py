@@ -11,12 +11,12 @@ from typing import Any
 
 import aioboto3
 import pytest
-from betrace_kms_server.errors import StartRefused, StoreUnavailable
-from betrace_kms_server.keystore_init import init
-from betrace_kms_server.stores import dynamodb_client as bounds
-from betrace_kms_server.stores.dynamodb import open_dynamodb
-from betrace_kms_server.stores.dynamodb_client import ClientFactory, dynamodb_client
-from betrace_kms_server.stores.dynamodb_creation import create_table
+from betrace_kms_server.cli.keystore_init import init
+from betrace_kms_server.core.errors import StartRefused, StoreUnavailable
+from betrace_kms_server.stores.dynamodb import client as bounds
+from betrace_kms_server.stores.dynamodb.client import ClientFactory, dynamodb_client
+from betrace_kms_server.stores.dynamodb.creation import create_table
+from betrace_kms_server.stores.dynamodb.store import open_dynamodb
 from botocore.awsrequest import AWSResponse
 from click.testing import CliRunner
 from structlog.testing import capture_logs

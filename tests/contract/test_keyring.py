@@ -4,12 +4,18 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from betrace_kms_server.cache import KeyCache
-from betrace_kms_server.envelope import DATA_KEY_BYTES, MAX_WRAPPED_KEY_BYTES, EncryptedDataKey, Message, Sealer
-from betrace_kms_server.errors import DoesNotOpen
-from betrace_kms_server.keyring import KeyRing
+from betrace_kms_server.cache.key_cache import KeyCache
+from betrace_kms_server.core.errors import DoesNotOpen
+from betrace_kms_server.core.tenancy import Context, encryption_context, signing_context
+from betrace_kms_server.data_keys.envelope import (
+    DATA_KEY_BYTES,
+    MAX_WRAPPED_KEY_BYTES,
+    EncryptedDataKey,
+    Message,
+    Sealer,
+)
+from betrace_kms_server.data_keys.keyring import KeyRing
 from betrace_kms_server.providers.protocol import KeyProvider
-from betrace_kms_server.tenancy import Context, encryption_context, signing_context
 
 from tests.contract.doubles import FakeClock, Kms
 

@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from betrace_kms_server.cache import KeyCache
-from betrace_kms_server.errors import (
+from betrace_kms_server.cache.generations import RETRY_SECONDS, Generations
+from betrace_kms_server.cache.key_cache import KeyCache
+from betrace_kms_server.core.errors import (
     AccessDenied,
     CredentialsUnavailable,
     KmsError,
@@ -18,13 +19,12 @@ from betrace_kms_server.errors import (
     StoreUnavailable,
     Throttled,
 )
-from betrace_kms_server.generations import RETRY_SECONDS, Generations
-from betrace_kms_server.keyring import KeyRing
-from betrace_kms_server.lifecycle import Lifecycle
-from betrace_kms_server.rotation import Rotation
-from betrace_kms_server.schedule import Schedule
-from betrace_kms_server.signing import Signer
-from betrace_kms_server.stores.sqlite import SqliteStore
+from betrace_kms_server.core.schedule import Schedule
+from betrace_kms_server.data_keys.keyring import KeyRing
+from betrace_kms_server.signing_keys.lifecycle import Lifecycle
+from betrace_kms_server.signing_keys.rotation import Rotation
+from betrace_kms_server.signing_keys.signer import Signer
+from betrace_kms_server.stores.sqlite.store import SqliteStore
 
 from tests.contract.doubles import CountedLocalProvider, FakeClock
 from tests.contract.samples import span

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from betrace_kms_server.errors import StartRefused
+from betrace_kms_server.core.errors import StartRefused
 from betrace_kms_server.providers.local import MASTER_KEY_FILE, LocalProvider, load_master_key
 
 

@@ -5,15 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from betrace_kms_server import rewrapping
-from betrace_kms_server.cache import KeyCache
-from betrace_kms_server.errors import DoesNotOpen, KeyDamaged, MasterKeyUnusable
-from betrace_kms_server.keyring import KeyRing
-from betrace_kms_server.keys import KeyMaterial, WrappedKey
-from betrace_kms_server.providers.aws import AwsProvider
-from betrace_kms_server.seeds import rewrap_seed, unwrap_seed
-from betrace_kms_server.signing import Signer
-from betrace_kms_server.stores.sqlite import SqliteStore
+from betrace_kms_server.cache.key_cache import KeyCache
+from betrace_kms_server.core.errors import DoesNotOpen, KeyDamaged, MasterKeyUnusable
+from betrace_kms_server.core.keys import KeyMaterial, WrappedKey
+from betrace_kms_server.data_keys.keyring import KeyRing
+from betrace_kms_server.providers.aws.provider import AwsProvider
+from betrace_kms_server.signing_keys import rewrapping
+from betrace_kms_server.signing_keys.seeds import rewrap_seed, unwrap_seed
+from betrace_kms_server.signing_keys.signer import Signer
+from betrace_kms_server.stores.sqlite.store import SqliteStore
 
 from tests.contract.samples import span, stored_key
 from tests.contract.test_sqlite_store import execute

@@ -5,9 +5,9 @@ import os
 from collections.abc import Callable
 
 import pytest
-from betrace_kms_server.errors import DoesNotOpen
-from betrace_kms_server.keys import KeyMaterial, WrappedKey
-from betrace_kms_server.tenancy import Context
+from betrace_kms_server.core.errors import DoesNotOpen
+from betrace_kms_server.core.keys import KeyMaterial, WrappedKey
+from betrace_kms_server.core.tenancy import Context
 
 from tests.contract.doubles import Kms
 

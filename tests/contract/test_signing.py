@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from betrace.kms.v1 import span_pb2
 from betrace_kms_evidence import canonical_span, verify
-from betrace_kms_server.cache import KeyCache
-from betrace_kms_server.errors import InvalidRequest, KeyDamaged, MasterKeyUnusable, NoSigningKey, StoreUnavailable
-from betrace_kms_server.keys import StoredKey, WrappedKey
-from betrace_kms_server.signing import Signer
-from betrace_kms_server.stores.sqlite import SqliteStore
-from betrace_kms_server.tenancy import signing_context
+from betrace_kms_server.cache.key_cache import KeyCache
+from betrace_kms_server.core.errors import InvalidRequest, KeyDamaged, MasterKeyUnusable, NoSigningKey, StoreUnavailable
+from betrace_kms_server.core.keys import StoredKey, WrappedKey
+from betrace_kms_server.core.tenancy import signing_context
+from betrace_kms_server.signing_keys.signer import Signer
+from betrace_kms_server.stores.sqlite.store import SqliteStore
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from tests.contract.doubles import FakeClock, Kms

@@ -10,9 +10,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from betrace_kms_server.errors import StartRefused
-from betrace_kms_server.keys import StoredKey
-from betrace_kms_server.stores.sqlite import open_sqlite
+from betrace_kms_server.core.errors import StartRefused
+from betrace_kms_server.core.keys import StoredKey
+from betrace_kms_server.stores.sqlite.store import open_sqlite
 
 from tests.contract.samples import stored_key
 
@@ -40,7 +40,7 @@ PRAGMA user_version=1;
 DIES_AT_STATEMENT = """
 import asyncio, os, signal, sqlite3, sys
 from pathlib import Path
-from betrace_kms_server.stores.sqlite import open_sqlite
+from betrace_kms_server.stores.sqlite.store import open_sqlite
 
 left, connect = int(sys.argv[2]), sqlite3.connect
 

@@ -8,10 +8,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from betrace_kms_server.errors import KeyDamaged, StartRefused, StoreUnavailable
-from betrace_kms_server.keys import StoredKey, WrappedKey
-from betrace_kms_server.stores import sqlite
-from betrace_kms_server.stores.sqlite import SqliteStore, open_sqlite
+from betrace_kms_server.core.errors import KeyDamaged, StartRefused, StoreUnavailable
+from betrace_kms_server.core.keys import StoredKey, WrappedKey
+from betrace_kms_server.stores.sqlite import store as sqlite
+from betrace_kms_server.stores.sqlite.store import SqliteStore, open_sqlite
 
 from tests.contract.samples import ARN, stored_key
 

@@ -4,8 +4,8 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from betrace_kms_server.errors import StoreUnavailable
-from betrace_kms_server.keys import StoredKey, WrappedKey
+from betrace_kms_server.core.errors import StoreUnavailable
+from betrace_kms_server.core.keys import StoredKey, WrappedKey
 
 from tests.contract.doubles import Open, StoreKind
 from tests.contract.samples import ARN, stored_key

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from betrace_kms_server.keys import StoredKey, WrappedKey
+from betrace_kms_server.core.keys import StoredKey, WrappedKey
 from betrace_kms_server.stores.protocol import KeyStore
 
 from tests.contract.doubles import Open

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from betrace_kms_server import errors
-from betrace_kms_server.errors import AccessDenied, KmsError
-from betrace_kms_server.keys import KeyMaterial, WrappedKey
-from betrace_kms_server.providers.aws import AwsProvider
+from betrace_kms_server.core import errors
+from betrace_kms_server.core.errors import AccessDenied, KmsError
+from betrace_kms_server.core.keys import KeyMaterial, WrappedKey
+from betrace_kms_server.operations.remedies import REMEDIES, remedy
+from betrace_kms_server.operations.validation import READY, Validation, Validator
+from betrace_kms_server.providers.aws.provider import AwsProvider
 from betrace_kms_server.providers.local import LocalProvider
 from betrace_kms_server.providers.protocol import KeyProvider
-from betrace_kms_server.remedies import REMEDIES, remedy
-from betrace_kms_server.stores.sqlite import SqliteStore
-from betrace_kms_server.validation import READY, Validation, Validator
+from betrace_kms_server.stores.sqlite.store import SqliteStore
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
 from tests.contract.doubles import FakeClock, Kms

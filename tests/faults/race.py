@@ -25,7 +25,7 @@ from betrace.kms.v1.admin_pb2_grpc import KmsAdminServiceStub
 from betrace.kms.v1.span_pb2 import ComplianceSpan
 from betrace_kms_client import AsyncKmsClient, KmsClientError
 from betrace_kms_evidence import SpanVerifier, read_jwks
-from betrace_kms_server.stores.dynamodb_creation import create_table
+from betrace_kms_server.stores.dynamodb.creation import create_table
 
 from tests.daemon import spawned
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from betrace_kms_server.stores.protocol import KeyStore
-from betrace_kms_server.stores.sqlite import DATABASE_FILE, open_sqlite
+from betrace_kms_server.stores.sqlite.store import DATABASE_FILE, open_sqlite
 
 from tests.contract.samples import stored_key
 

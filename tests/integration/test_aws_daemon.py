@@ -10,7 +10,8 @@ import grpc
 import pytest
 from betrace.kms.v1.span_pb2 import ComplianceSpan
 from betrace_kms_client import AsyncKmsClient, FailedPrecondition, InvalidRequest, KmsClient, Unavailable
-from betrace_kms_server import app, monitor
+from betrace_kms_server import app
+from betrace_kms_server.operations import monitor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.daemon import running, settings, spawned

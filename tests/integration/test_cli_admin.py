@@ -138,11 +138,11 @@ class FakeAdmin(admin_pb2_grpc.KmsAdminServiceServicer):
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "tenant_id must be one of ours")
         return pb.InvalidateTenantResponse(entries=self.entries[request.tenant_id])
 
-    def RotateKeys(self, request: pb.RotateKeysRequest, context: Any) -> pb.RotateKeysResponse:
+    def RotateKeys(self, request: pb.RotateKeysRequest, context: grpc.ServicerContext) -> pb.RotateKeysResponse:
         """Is for test_lifecycle.py, with a real daemon."""
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "not here")
 
-    def RevokeKey(self, request: pb.RevokeKeyRequest, context: Any) -> pb.RevokeKeyResponse:
+    def RevokeKey(self, request: pb.RevokeKeyRequest, context: grpc.ServicerContext) -> pb.RevokeKeyResponse:
         """Is for test_lifecycle.py, with a real daemon."""
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "not here")
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from betrace_kms_server import keystore_command
-from betrace_kms_server.config import Settings
-from betrace_kms_server.keys import StoredKey, WrappedKey
-from betrace_kms_server.keystore_lines import line_of
-from betrace_kms_server.stores.sqlite import DATABASE_FILE, open_sqlite
+from betrace_kms_server.cli import keystore as keystore_command
+from betrace_kms_server.config.sources import Settings
+from betrace_kms_server.core.keys import StoredKey, WrappedKey
+from betrace_kms_server.stores.export import line_of
+from betrace_kms_server.stores.sqlite.store import DATABASE_FILE, open_sqlite
 from betrace_kms_server.telemetry import logs
 from click.testing import CliRunner
 

@@ -18,7 +18,7 @@ from betrace.kms.v1.span_pb2 import ComplianceSpan
 from betrace_kms_client import AsyncKmsClient
 from betrace_kms_evidence import SpanVerifier, read_jwks
 from betrace_kms_server import app
-from betrace_kms_server.keys import StoredKey, WrappedKey
+from betrace_kms_server.core.keys import StoredKey, WrappedKey
 
 from tests.daemon import COMMAND, running
 from tests.integration.test_aws_daemon import aws

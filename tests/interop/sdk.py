@@ -28,9 +28,9 @@ from aws_encryption_sdk import (  # type: ignore[import-untyped]
     StrictAwsKmsMasterKeyProvider,
 )
 from aws_encryption_sdk.identifiers import Algorithm  # type: ignore[import-untyped]
-from betrace_kms_server.cache import KeyCache
-from betrace_kms_server.keyring import KeyRing
-from betrace_kms_server.providers.aws import AwsProvider
+from betrace_kms_server.cache.key_cache import KeyCache
+from betrace_kms_server.data_keys.keyring import KeyRing
+from betrace_kms_server.providers.aws.provider import AwsProvider
 
 REGION = "us-east-1"
 TENANT = "acme"

@@ -96,7 +96,7 @@ def test_the_python_lines_work(tmp_path: Path, address: str) -> None:
 
 def test_the_configuration_table_is_what_the_code_says() -> None:
     """Names, defaults and environment variables of the README's table."""
-    from betrace_kms_server import config
+    from betrace_kms_server.config import sources as config
 
     defaults = {name: value for name, value, _ in config.described(*config.resolve([]))}
     rows = re.findall(r"^\| `([a-z.-]+)` \| (?:`([^`]*)`)? ?\| `([A-Z_]+)` \|$", README, re.MULTILINE)

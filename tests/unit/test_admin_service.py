@@ -10,7 +10,7 @@ import grpc
 import pytest
 from betrace.kms.v1 import admin_pb2 as pb
 from betrace.kms.v1 import admin_pb2_grpc
-from betrace_kms_server import validation
+from betrace_kms_server.operations import validation
 from betrace_kms_server.rpc.admin import AdminService
 from betrace_kms_server.rpc.interceptors import ErrorInterceptor
 from betrace_kms_server.telemetry.observers import UNOBSERVED

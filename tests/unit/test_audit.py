@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from betrace_kms_server.errors import AuditUnavailable, StartRefused
-from betrace_kms_server.observation import KeyEvent
-from betrace_kms_server.telemetry.audit import AuditTrail
-from betrace_kms_server.telemetry.audit_chain import (
+from betrace_kms_server.audit.chain import (
     format_line,
 )
+from betrace_kms_server.audit.trail import AuditTrail
+from betrace_kms_server.core.errors import AuditUnavailable, StartRefused
+from betrace_kms_server.core.key_event import KeyEvent
 from structlog.testing import capture_logs
 
 from tests.unit.trails import EVENT, TIME, chain, head_of, verified
@@ -583,6 +583,3 @@ async def test_a_write_that_hangs(file: Path) -> None:
         assert [] == verified(text)
     finally:
         os.close(reader)
-
-
-# --- the document

@@ -12,8 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from betrace_kms_server.observation import KeyEvent
-from betrace_kms_server.telemetry.audit_chain import (
+from betrace_kms_server.audit.chain import (
     MAX_LINE_BYTES,
     START,
     ChainVerifier,
@@ -21,11 +20,11 @@ from betrace_kms_server.telemetry.audit_chain import (
     Head,
     format_line,
 )
+from betrace_kms_server.core.key_event import KeyEvent
 
-from tests.unit.trails import EVENT, TIME, chain, head_of, verified
+from tests.unit.trails import CHANGED, EVENT, TIME, chain, head_of, verified
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "audit-trail.md").read_text("utf-8")
-CHANGED = "changed: its hash is not that of its content"
 NO_LINE = "no line of an audit trail"
 BROKEN = "broken link: the line before it is not the one that it was chained to"
 TORN = "torn: the file ends before the line does"

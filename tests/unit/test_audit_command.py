@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from betrace_kms_server.audit_command import audit
-from betrace_kms_server.telemetry.audit_chain import START
+from betrace_kms_server.audit.chain import START
+from betrace_kms_server.cli.audit import audit
 from click.testing import CliRunner, Result
 
-from tests.unit.test_audit import CHANGED, chain, head_of
+from tests.unit.trails import CHANGED, chain, head_of
 
 LINES = chain(1204)
 HEAD = head_of(LINES[-1]).hash

@@ -9,8 +9,8 @@ from typing import Any
 
 import betrace_kms_server
 import pytest
-from betrace_kms_server.keys import StoredKey, WrappedKey
-from betrace_kms_server.stores.dynamodb_writes import Writes
+from betrace_kms_server.core.keys import StoredKey, WrappedKey
+from betrace_kms_server.stores.dynamodb.writes import Writes
 from botocore.session import get_session
 
 ROOT = Path(__file__).parents[2]

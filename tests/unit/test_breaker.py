@@ -1,7 +1,7 @@
 """CircuitBreaker: its transitions on a clock that the test moves, and against a naive model."""
 
 import pytest
-from betrace_kms_server.breaker import CircuitBreaker, Permit
+from betrace_kms_server.providers.breaker import CircuitBreaker, Permit
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule

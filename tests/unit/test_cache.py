@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from betrace_kms_server.cache import KeyCache
+from betrace_kms_server.cache.key_cache import KeyCache
 
 TTL = 1000.0
 KEY = ("data key", "arn", "acme", 32)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from betrace_kms_server.config import (
+from betrace_kms_server.config.sources import (
     NAMES,
     Settings,
     Source,
@@ -17,7 +17,7 @@ from betrace_kms_server.config import (
     from_properties,
     resolve,
 )
-from betrace_kms_server.errors import StartRefused
+from betrace_kms_server.core.errors import StartRefused
 from pydantic import ValidationError
 
 ARN = "arn:aws:kms:us-east-1:123456789012:key/abcd1234-5678-90ab-cdef-1234567890ab"

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 from betrace_kms_client.cli import main
-from betrace_kms_server import config
-from betrace_kms_server.commands import serve
-from betrace_kms_server.errors import KmsError
+from betrace_kms_server.cli.serve import serve
+from betrace_kms_server.config import sources as config
+from betrace_kms_server.core.errors import KmsError
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT, PROCESS
 from betrace_kms_server.rpc.status import STATUS
 

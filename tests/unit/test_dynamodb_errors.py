@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from betrace_kms_server.stores.dynamodb_errors import CODES, is_contention, is_refusal, translated
+from betrace_kms_server.stores.dynamodb.errors import CODES, is_contention, is_refusal, translated
 from botocore import exceptions as sdk
 
 TABLE = "arn:aws:dynamodb:us-east-1:123456789012:table/keys"

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 import pytest
-from betrace_kms_server.envelope import DATA_KEY_BYTES, FRAME_BYTES, EncryptedDataKey, Message, Sealer
-from betrace_kms_server.errors import DoesNotOpen
+from betrace_kms_server.core.errors import DoesNotOpen
+from betrace_kms_server.data_keys.envelope import DATA_KEY_BYTES, FRAME_BYTES, EncryptedDataKey, Message, Sealer
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM

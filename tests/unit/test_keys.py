@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from betrace_kms_server.cache import KeyCache
-from betrace_kms_server.keys import (
+from betrace_kms_server.cache.key_cache import KeyCache
+from betrace_kms_server.core.keys import (
     SEED_BYTES,
     DataKey,
     KeyMaterial,

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from betrace_kms_server.errors import StartRefused
-from betrace_kms_server.listen import Address, claimed, exclusive, parse_addresses
+from betrace_kms_server.core.errors import StartRefused
+from betrace_kms_server.host.sockets import Address, claimed, exclusive, parse_addresses
 
 
 @pytest.fixture

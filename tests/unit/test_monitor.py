@@ -4,9 +4,9 @@ import asyncio
 from typing import Any
 
 import pytest
-from betrace_kms_server import monitor
-from betrace_kms_server.errors import KmsUnreachable
-from betrace_kms_server.monitor import KmsMonitor, KmsState
+from betrace_kms_server.core.errors import KmsUnreachable
+from betrace_kms_server.operations import monitor
+from betrace_kms_server.operations.monitor import KmsMonitor, KmsState
 
 
 class Provider:
@@ -80,7 +80,7 @@ async def test_however_many_doubt_kms_is_asked_no_more_often(provider: Any, monk
             await sleep(0)
 
     watched = KmsMonitor(provider, lambda state: None)
-    monkeypatch.setattr(monitor.asyncio, "sleep", pause)
+    monkeypatch.setattr(asyncio, "sleep", pause)
     watching = asyncio.create_task(watched.watch(3600.0))
     while pauses < 5:
         await sleep(0)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from betrace_kms_server import validation
-from betrace_kms_server.errors import StartRefused
-from betrace_kms_server.listen import Address
-from betrace_kms_server.monitor import KmsState
-from betrace_kms_server.ops import build_app, serving_ops, validation_json
+from betrace_kms_server.core.errors import StartRefused
+from betrace_kms_server.host.sockets import Address
+from betrace_kms_server.operations import validation
+from betrace_kms_server.operations.http import build_app, serving_ops, validation_json
+from betrace_kms_server.operations.monitor import KmsState
 from structlog.testing import capture_logs
 
 ADMIN = [("GET", "/api/admin/kms/status"), ("POST", "/api/admin/kms/validate")]

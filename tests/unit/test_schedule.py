@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from betrace_kms_server.schedule import EXAMPLE, LOOK_BACK, Schedule
+from betrace_kms_server.core.schedule import EXAMPLE, LOOK_BACK, Schedule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -7,8 +7,8 @@ from datetime import timedelta
 
 import grpc
 import pytest
-from betrace_kms_server import errors
-from betrace_kms_server.errors import DoesNotOpen, InvalidRequest, KmsError, Throttled
+from betrace_kms_server.core import errors
+from betrace_kms_server.core.errors import DoesNotOpen, InvalidRequest, KmsError, Throttled
 from betrace_kms_server.rpc import status
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2

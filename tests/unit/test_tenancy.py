@@ -3,8 +3,8 @@
 import string
 
 import pytest
-from betrace_kms_server.errors import InvalidRequest
-from betrace_kms_server.tenancy import (
+from betrace_kms_server.core.errors import InvalidRequest
+from betrace_kms_server.core.tenancy import (
     belongs_to,
     check_caller_context,
     check_key_id,

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from betrace_kms_server.stores.volume import ephemeral_kind
+from betrace_kms_server.host.volume import ephemeral_kind
 
 ROOT = "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw"
 OVERLAY_ROOT = (

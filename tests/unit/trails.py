@@ -2,9 +2,10 @@
 
 import io
 
-from betrace_kms_server.observation import KeyEvent
-from betrace_kms_server.telemetry.audit_chain import START, ChainVerifier, Finding, Head, format_line, parse_line
+from betrace_kms_server.audit.chain import START, ChainVerifier, Finding, Head, format_line, parse_line
+from betrace_kms_server.core.key_event import KeyEvent
 
+CHANGED = "changed: its hash is not that of its content"
 TIME = 1_704_164_645_006_999_999
 EVENT = KeyEvent(
     "SignSpan",

@@ -20,12 +20,12 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from betrace_kms_server.breaker import State
-from betrace_kms_server.durable import made_whole
-from betrace_kms_server.errors import DoesNotOpen, StartRefused
-from betrace_kms_server.keys import DataKey, KeyMaterial, WrappedKey
-from betrace_kms_server.observation import KmsObserver, unobserved
-from betrace_kms_server.tenancy import Context
+from betrace_kms_server.core.errors import DoesNotOpen, StartRefused
+from betrace_kms_server.core.key_event import KmsObserver, unobserved
+from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
+from betrace_kms_server.core.tenancy import Context
+from betrace_kms_server.host.atomic_file import made_whole
+from betrace_kms_server.providers.breaker import State
 
 MASTER_KEY_FILE = "local-master.key"
 _HEADING = b"betrace-kms-local-v1"

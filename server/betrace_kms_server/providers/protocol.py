@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from betrace_kms_server.breaker import State
-from betrace_kms_server.keys import DataKey, KeyMaterial, WrappedKey
-from betrace_kms_server.tenancy import Context
+from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
+from betrace_kms_server.core.tenancy import Context
+from betrace_kms_server.providers.breaker import State
 
 
 class KeyProvider(Protocol):

@@ -8,11 +8,11 @@ import orjson
 from betrace.kms.v1 import admin_pb2 as pb
 from betrace.kms.v1 import admin_pb2_grpc
 
-from betrace_kms_server.errors import InvalidRequest
-from betrace_kms_server.lifecycle import Lifecycle
-from betrace_kms_server.rotation import Rotation
-from betrace_kms_server.tenancy import check_key_id, check_tenant_id
-from betrace_kms_server.validation import Validation
+from betrace_kms_server.core.errors import InvalidRequest
+from betrace_kms_server.core.tenancy import check_key_id, check_tenant_id
+from betrace_kms_server.operations.validation import Validation
+from betrace_kms_server.signing_keys.lifecycle import Lifecycle
+from betrace_kms_server.signing_keys.rotation import Rotation
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -14,7 +14,7 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 
-from betrace_kms_server.errors import InvalidRequest, KmsError, cause_of
+from betrace_kms_server.core.errors import InvalidRequest, KmsError, cause_of
 from betrace_kms_server.rpc.status import STATUS, of_defect, of_error
 from betrace_kms_server.telemetry.observers import REQUEST_ID, UNOBSERVED, CallObserver
 

@@ -8,11 +8,11 @@ import grpc
 from betrace.kms.v1 import key_management_pb2 as pb
 from betrace.kms.v1 import key_management_pb2_grpc
 
-from betrace_kms_server.errors import InvalidRequest
-from betrace_kms_server.keyring import KeyRing
+from betrace_kms_server.core.errors import InvalidRequest
+from betrace_kms_server.core.tenancy import check_caller_context, check_tenant_id
+from betrace_kms_server.data_keys.keyring import KeyRing
 from betrace_kms_server.rpc.spans import SpanCalls
-from betrace_kms_server.signing import Signer
-from betrace_kms_server.tenancy import check_caller_context, check_tenant_id
+from betrace_kms_server.signing_keys.signer import Signer
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -7,8 +7,8 @@ from betrace.kms.v1 import admin_pb2, admin_pb2_grpc, key_management_pb2_grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from betrace_kms_server.errors import StartRefused
-from betrace_kms_server.listen import Address
+from betrace_kms_server.core.errors import StartRefused
+from betrace_kms_server.host.sockets import Address
 from betrace_kms_server.rpc.admin import AdminService
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT, HealthService
 from betrace_kms_server.rpc.interceptors import ErrorInterceptor

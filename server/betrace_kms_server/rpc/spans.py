@@ -14,12 +14,12 @@ from betrace.kms.v1 import key_management_pb2 as pb
 from betrace_kms_evidence import ALGORITHM, PAYLOAD_TYPE, SIGNATURE_BYTES, InvalidSpan, has_unknown_fields, jwks_text
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from betrace_kms_server import batches
-from betrace_kms_server.batches import Refusal
-from betrace_kms_server.errors import InvalidRequest
-from betrace_kms_server.keys import StoredKey
-from betrace_kms_server.signing import Signer, public_key_of
-from betrace_kms_server.tenancy import check_key_id, check_tenant_id
+from betrace_kms_server.core.errors import InvalidRequest
+from betrace_kms_server.core.keys import StoredKey
+from betrace_kms_server.core.tenancy import check_key_id, check_tenant_id
+from betrace_kms_server.rpc import batches
+from betrace_kms_server.rpc.batches import Refusal
+from betrace_kms_server.signing_keys.signer import Signer, public_key_of
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 T = TypeVar("T")

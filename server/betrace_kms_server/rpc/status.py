@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from betrace_kms_server import errors
+from betrace_kms_server.core import errors
 
 DOMAIN = "kms.betrace.dev"
 _MESSAGE_CHARACTERS = 1000

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 
-from betrace_kms_server.keys import StoredKey
+from betrace_kms_server.core.keys import StoredKey
 
 
 class KeyStore(Protocol):

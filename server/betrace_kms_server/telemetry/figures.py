@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from betrace_kms_server.cache import KeyCache
-from betrace_kms_server.histogram import Histogram
-from betrace_kms_server.monitor import KmsMonitor
-from betrace_kms_server.pricing import SECONDS_PER_MONTH, monthly_dollars
+from betrace_kms_server.audit.trail import AuditTrail
+from betrace_kms_server.cache.key_cache import KeyCache
+from betrace_kms_server.core.histogram import Histogram
+from betrace_kms_server.operations.monitor import KmsMonitor
+from betrace_kms_server.operations.pricing import SECONDS_PER_MONTH, monthly_dollars
 from betrace_kms_server.providers.protocol import KeyProvider
-from betrace_kms_server.rotation import Rotation
-from betrace_kms_server.telemetry.audit import AuditTrail
+from betrace_kms_server.signing_keys.rotation import Rotation
 
 _SAVING = ("encryption", "signing")
 """Kinds of keys that KMS would be asked for; public keys come from the key store."""

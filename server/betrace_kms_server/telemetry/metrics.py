@@ -27,7 +27,7 @@ from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-from betrace_kms_server.histogram import Histogram
+from betrace_kms_server.core.histogram import Histogram
 from betrace_kms_server.telemetry.figures import Figures
 
 _STATES = {"closed": 0, "open": 1, "half_open": 2}

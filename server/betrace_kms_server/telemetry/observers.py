@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from betrace_kms_server.errors import KmsError
-from betrace_kms_server.observation import KeyEvent, current_event
-from betrace_kms_server.telemetry.audit import AuditTrail
+from betrace_kms_server.audit.trail import AuditTrail
+from betrace_kms_server.core.errors import KmsError
+from betrace_kms_server.core.key_event import KeyEvent, current_event
 from betrace_kms_server.telemetry.figures import CallStats
 from betrace_kms_server.telemetry.tracing import TRACEPARENT, Tracing, failed, trace_id_in, trace_id_of
 

@@ -1,0 +1,1 @@
+"""What the provider and the key store for AWS share."""

@@ -1,0 +1,123 @@
+"""Generations: how soon one daemon learns that another changed a tenant's keys.
+
+Every rotation, revocation and invalidation raises the tenant's generation in the key store. Before a tenant's cached
+keys are used, the generation must have been read within `max_age`: one cheap read of the store and no call to KMS,
+shared by all who wait for it. A generation that is not the one that was known drops what is cached for the tenant.
+
+While the store cannot be read, what is cached serves to the end of its time to live: an outage of the store must not be
+one of ours. That is the bound within which a revocation may be overlooked.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from betrace_kms_server.cache.key_cache import KeyCache
+from betrace_kms_server.core.errors import KmsError
+from betrace_kms_server.stores.protocol import KeyStore
+
+log = structlog.get_logger()
+
+RETRY_SECONDS = 5.0
+"""How soon a store that could not be read is asked again about a tenant, at most."""
+_PATIENCE_SECONDS = 0.25
+"""How long a caller waits for a store that could not be read a moment ago."""
+_UNKNOWN = -1
+
+
+@dataclass(slots=True)
+class _Known:
+    generation: int
+    good_until: float
+
+
+class Generations:
+    """The gate of the caches: see gate.Gate. `max_age` is in seconds of `clock`; `limit` bounds the tenants known."""
+
+    def __init__(
+        self, store: KeyStore, *, max_age: float, limit: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._store = store
+        self._max_age = max_age
+        self._limit = limit
+        self._clock = clock
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._looks: dict[str, asyncio.Task[None]] = {}
+        self._failing = False
+        self.caches: Sequence[KeyCache] = ()
+        """What is dropped from; set once the caches are made, which need this gate."""
+
+    def is_open(self, tenant: str) -> bool:
+        """See gate.Gate."""
+        known = self._known.get(tenant)
+        return known is not None and self._clock() < known.good_until
+
+    async def look(self, tenant: str) -> None:
+        """See gate.Gate. Callers that come at once share one look, which a caller that leaves does not end."""
+        look = self._looks.get(tenant)
+        if look is None:
+            look = self._looks[tenant] = asyncio.create_task(self._look(tenant), name="read generation")
+            look.add_done_callback(lambda _: self._looks.pop(tenant, None))
+        # While the store is away, nobody waits for it to run out of time.
+        await asyncio.wait([look], timeout=_PATIENCE_SECONDS if self._failing else None)
+
+    async def changed(self, tenant: str) -> int:
+        """Drop what is cached for a tenant whose keys this daemon has just changed. Returns the number of entries."""
+        try:
+            if self._store.shared:
+                await self._read(tenant)
+        finally:
+            dropped = self._drop(tenant)
+        return dropped
+
+    async def close(self) -> None:
+        """End the looks that run."""
+        looks = list(self._looks.values())
+        for look in looks:
+            look.cancel()
+        await asyncio.gather(*looks, return_exceptions=True)
+
+    async def _look(self, tenant: str) -> None:
+        before = self._known.get(tenant)
+        after = await self._read(tenant)
+        if before is not None and after is not None and before.generation != after:
+            self._drop(tenant)
+
+    async def _read(self, tenant: str) -> int | None:
+        """Read a generation and keep it; None if the store cannot be read."""
+        began = self._clock()
+        try:
+            generation = await self._store.generation(tenant)
+        except KmsError as error:
+            self._say(error)
+            former = self._known.get(tenant)
+            retry_at = self._clock() + min(RETRY_SECONDS, self._max_age)
+            self._keep(tenant, former.generation if former else _UNKNOWN, retry_at)
+            return None
+        self._say(None)
+        self._keep(tenant, generation, began + self._max_age)
+        return generation
+
+    def _keep(self, tenant: str, generation: int, good_until: float) -> None:
+        self._known[tenant] = _Known(generation, good_until)
+        self._known.move_to_end(tenant)
+        while len(self._known) > self._limit:
+            self._drop(self._known.popitem(last=False)[0])  # nothing may stay cached of which nothing is known
+
+    def _drop(self, tenant: str) -> int:
+        return sum(cache.invalidate(tenant) for cache in self.caches)
+
+    def _say(self, error: KmsError | None) -> None:
+        if error is not None and not self._failing:
+            log.error(
+                "The key store cannot be read: changes by other daemons are not seen, and cached keys serve to the end"
+                " of their time to live",
+                problem=error.message,
+            )
+        elif error is None and self._failing:
+            log.info("The key store can be read again")
+        self._failing = error is not None

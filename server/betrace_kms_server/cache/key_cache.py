@@ -1,0 +1,275 @@
+"""KeyCache: a bounded key cache with single-flight loads, on aiocache's BaseCache.
+
+What it keeps:
+
+- A hit never waits: no task, no timer, no lock, no KMS.
+- However many callers miss one key at once, one load runs. It belongs to the cache, not to the caller that began it,
+  so a caller that is cancelled takes nobody's load with it.
+- A load that began before an invalidation of its tenant never lands: not in the cache, and not in the hands of those
+  who waited for it; they load anew.
+- From 75 % of the time to live on, a hit refreshes its entry in the background, at a moment that is jittered so that
+  keys loaded together are not refreshed together. A refresh that fails is tried again later, and the old value serves
+  until its time to live ends, and not a second longer.
+- At most `max_size` entries; the least recently used goes first. Dropping only unlinks: see keys.py for the wiping.
+
+Keys are tuples (use, master key ARN, tenant, ...). Values are never serialised.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from aiocache.base import SENTINEL, BaseCache
+from aiocache.serializers import NullSerializer
+
+from betrace_kms_server.cache.gate import OPEN, Gate
+from betrace_kms_server.core.errors import AccessDenied, DoesNotOpen, KeyDamaged, KmsError, MasterKeyUnusable
+from betrace_kms_server.core.key_event import KeyEvent, Recorder, current_event, ignore, note_cache, note_shared
+
+log = logging.getLogger(__name__)
+
+V = TypeVar("V")
+Key = tuple[Any, ...]
+Load = Callable[[], Awaitable[V]]
+_MASTER_KEY, _TENANT = 1, 2
+
+REFRESH_AT = 0.75
+"""Share of the time to live after which a hit refreshes its entry."""
+JITTER = 0.10
+"""Largest share of the time to live that a refresh is put off, at random."""
+RETRY_AFTER = 0.05
+"""Share of the time to live after which a failed refresh is tried again."""
+_DENIES = (AccessDenied, DoesNotOpen, KeyDamaged)
+"""What says of one key that it is not to be used any more. An outage does not, and lets it serve to its end."""
+WARM_SECONDS = 300.0
+"""How long after its last use a key counts as one that somebody will ask for again."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    value: Any
+    expires_at: float
+    refresh_at: float
+    used_at: float
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A running load. `disowned` once its tenant was invalidated: then its result must not be used."""
+
+    task: asyncio.Task[Any]
+    event: KeyEvent | None
+    disowned: bool = False
+
+
+class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
+    """A bounded cache of one kind of key.
+
+    `ttl` is in seconds of `clock`, which is monotonic; `jitter` returns a number in [0, 1). `record` is told of every
+    refresh, `doubt` of every load that says that the master key is unusable. `hits`, `misses` and `evictions` (by
+    cause) count since the start.
+    """
+
+    NAME = "keys"
+
+    def __init__(
+        self,
+        kind: str,
+        *,
+        ttl: float,
+        max_size: int,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+        record: Recorder = ignore,
+        doubt: Callable[[], None] = lambda: None,
+        gate: Gate = OPEN,
+    ) -> None:
+        super().__init__(serializer=NullSerializer(), key_builder=lambda key, namespace=None: key, timeout=0, ttl=ttl)
+        self.kind = kind
+        self.hits = 0
+        self.misses = 0
+        self.evictions = dict.fromkeys(("expired", "size", "invalidated", "used_up", "denied", "purged"), 0)
+        self.max_size = max_size
+        self._record = record
+        self._doubt = doubt
+        self._gate = gate
+        self._clock = clock
+        self._jitter = jitter
+        self._entries: OrderedDict[Key, _Entry] = OrderedDict()
+        self._flights: dict[Key, _Flight] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get_nowait(self, key: Key, load: Load[V]) -> V | None:
+        """Return the cached value, or None on a miss; start a refresh by `load` in the background if one is due."""
+        return self._hit(key, load) if self._gate.is_open(key[_TENANT]) else None
+
+    def _hit(self, key: Key, load: Load[V]) -> V | None:
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        now = self._clock()
+        if now >= entry.expires_at:
+            self._evict(key, "expired")
+            return None
+        self._entries.move_to_end(key)
+        entry.used_at = now
+        self.hits += 1
+        if now >= entry.refresh_at and key not in self._flights:
+            entry.refresh_at = now + RETRY_AFTER * self.ttl
+            self._refresh(key, load)
+        value: V = entry.value
+        return value
+
+    async def get_or_load(self, key: Key, load: Load[V]) -> V:
+        """Return the cached value, or load it once for all who ask. Raises what `load` raises."""
+        while True:
+            if not self._gate.is_open(key[_TENANT]):
+                await self._gate.look(key[_TENANT])
+            if (value := self._hit(key, load)) is not None:
+                return value
+            self.misses += 1
+            note_cache(hit=False)
+            flight = self._flights.get(key) or self._start(key, load, current_event.get())
+            await asyncio.wait([flight.task])
+            note_shared(flight.event)
+            if not flight.disowned:
+                loaded: V = flight.task.result()
+                return loaded
+
+    def refresh_soon(self, key: Key) -> None:
+        """Let the next hit of an entry refresh it in the background."""
+        if (entry := self._entries.get(key)) is not None:
+            entry.refresh_at = self._clock()
+
+    def discard(self, key: Key, value: object) -> None:
+        """Drop an entry if it still holds this very value."""
+        entry = self._entries.get(key)
+        if entry is not None and entry.value is value:
+            self._evict(key, "used_up")
+
+    def invalidate(self, tenant: Hashable) -> int:
+        """Drop a tenant's entries and disown its running loads. Returns how many entries were dropped."""
+        for key in [key for key in self._flights if key[_TENANT] == tenant]:
+            self._flights.pop(key).disowned = True
+        dropped = [key for key in self._entries if key[_TENANT] == tenant]
+        for key in dropped:
+            self._evict(key, "invalidated")
+        return len(dropped)
+
+    def purge(self, master_key_arn: str) -> int:
+        """Drop every entry of a master key that may not be used any more. Returns how many entries were dropped."""
+        dropped = [key for key in self._entries if key[_MASTER_KEY] == master_key_arn]
+        for key in dropped:
+            self._evict(key, "purged")
+        return len(dropped)
+
+    def drop_expired(self) -> int:
+        """Drop what nobody asked for since it expired. Returns how many entries were dropped."""
+        now = self._clock()
+        expired = [key for key, entry in self._entries.items() if now >= entry.expires_at]
+        for key in expired:
+            self._evict(key, "expired")
+        return len(expired)
+
+    def warm_seconds(self) -> float | None:
+        """Return in how many seconds the first of the keys in use expires, if none is refreshed; None if none is."""
+        now = self._clock()
+        left = [entry.expires_at - now for entry in self._entries.values() if now - entry.used_at < WARM_SECONDS]
+        return max(0.0, min(left)) if left else None
+
+    def _refresh(self, key: Key, load: Load[V]) -> None:
+        event = KeyEvent("RefreshKey", str(key[_TENANT]))
+
+        def finished(task: asyncio.Task[Any]) -> None:
+            if task.cancelled():
+                return
+            if (error := task.exception()) is not None:
+                event.result = error.reason if isinstance(error, KmsError) else "INTERNAL"
+                if isinstance(error, _DENIES) and key in self._entries:
+                    self._evict(key, "denied")
+                    log.warning("refreshing a cached %s key was refused, it is dropped: %s", self.kind, error)
+                else:
+                    log.warning("refreshing a cached %s key failed, the old one serves on: %s", self.kind, error)
+            self._record(event)
+
+        self._start(key, load, event).task.add_done_callback(finished)
+
+    def _start(self, key: Key, load: Load[V], event: KeyEvent | None) -> _Flight:
+        async def run() -> V:
+            current_event.set(event)
+            try:
+                value = await load()
+                if not flight.disowned:
+                    self._put(key, value, self.ttl)
+                return value
+            finally:
+                if not flight.disowned:
+                    del self._flights[key]
+
+        flight = _Flight(asyncio.create_task(run(), name=f"load {self.kind} key"), event)
+        self._flights[key] = flight
+        self._tasks.add(flight.task)
+        flight.task.add_done_callback(self._finished)
+        return flight
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        # Whoever waits gets the exception; if nobody does any more, asyncio must not report it as unseen.
+        if not task.cancelled() and isinstance(task.exception(), MasterKeyUnusable):
+            self._doubt()
+
+    def _evict(self, key: Key, cause: str) -> None:
+        del self._entries[key]
+        self.evictions[cause] += 1
+
+    def _put(self, key: Key, value: Any, ttl: float) -> None:
+        now = self._clock()
+        refresh_after = ttl * (REFRESH_AT + JITTER * self._jitter())
+        self._entries[key] = _Entry(value, now + ttl, now + refresh_after, now)
+        self._entries.move_to_end(key)
+        while len(self._entries) > self.max_size:
+            self._evict(next(iter(self._entries)), "size")
+
+    # What BaseCache asks of a backend. Code on the hot path calls the methods above.
+
+    async def _get(self, key: Key, encoding: Any = None, _conn: Any = None) -> Any:
+        entry = self._entries.get(key)
+        if entry is None or self._clock() >= entry.expires_at:
+            return None
+        self._entries.move_to_end(key)
+        return entry.value
+
+    async def _set(self, key: Key, value: Any, ttl: Any = SENTINEL, _cas_token: Any = None, _conn: Any = None) -> bool:
+        self._put(key, value, self._get_ttl(ttl) or self.ttl)  # no key lives for ever
+        return True
+
+    async def _add(self, key: Key, value: Any, ttl: Any = SENTINEL, _conn: Any = None) -> bool:
+        if await self._exists(key):
+            raise ValueError("the key is cached already; use set to replace it")
+        return await self._set(key, value, ttl)
+
+    async def _exists(self, key: Key, _conn: Any = None) -> bool:
+        return await self._get(key) is not None
+
+    async def _delete(self, key: Key, _conn: Any = None) -> int:
+        return 0 if self._entries.pop(key, None) is None else 1
+
+    async def _clear(self, namespace: str | None = None, _conn: Any = None) -> bool:
+        for tenant in {key[_TENANT] for key in (*self._entries, *self._flights)}:
+            self.invalidate(tenant)
+        return True
+
+    async def _close(self, *args: Any, **kwargs: Any) -> None:
+        running = list(self._tasks)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await self._clear()

@@ -1,0 +1,46 @@
+"""The verb `betrace-kms keystore init`: makes the DynamoDB table that kms.store=dynamodb keeps keys in."""
+
+import asyncio
+
+import click
+
+from betrace_kms_server.core.errors import KmsError, StartRefused
+
+NOT_DONE = 2
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  betrace-kms keystore init --table betrace-kms-keys --region us-east-1
+  KMS_STORE_TABLE=betrace-kms-keys KMS_STORE_REGION=us-east-1 betrace-kms keystore init
+
+Run it with an operator's credentials: the daemon's own role may not make tables. It may be run again: a table that is
+there keeps what it holds.
+
+Exit codes: 0 the table is ready, 2 it is not.
+"""
+)
+@click.option("--table", required=True, envvar="KMS_STORE_TABLE", show_envvar=True, help="Name of the table.")
+@click.option(
+    "--region",
+    required=True,
+    envvar=["KMS_STORE_REGION", "AWS_KMS_REGION"],
+    show_envvar=True,
+    help="Region of the table: that of the KMS key.",
+)
+@click.option("--endpoint", envvar="KMS_STORE_ENDPOINT", show_envvar=True, help="DynamoDB endpoint, for emulators.")
+def init(table: str, region: str, endpoint: str | None) -> None:
+    """Make the DynamoDB table of the key store, or turn on what it lacks."""
+    try:
+        asyncio.run(_init(table, region, endpoint or None))
+    except (KmsError, StartRefused) as error:
+        click.echo(f"betrace-kms: {error}", err=True)
+        raise SystemExit(NOT_DONE) from None
+
+
+async def _init(table: str, region: str, endpoint: str | None) -> None:
+    from betrace_kms_server.stores.dynamodb.creation import create_table  # late: importing the AWS SDK takes a second
+
+    async for done in create_table(table, region=region, endpoint=endpoint):
+        click.echo(done)

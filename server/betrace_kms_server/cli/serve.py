@@ -1,0 +1,34 @@
+"""The verbs of `betrace-kms` that need the server: they come to the client's command by an entry point."""
+
+import os
+import resource
+
+import click
+import uvloop
+
+from betrace_kms_server import app
+from betrace_kms_server.cli.settings_options import SettingsOptions, settings_options, told
+from betrace_kms_server.telemetry import logs
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  betrace-kms serve
+  betrace-kms serve --listen unix:/run/betrace-kms/kms.sock --data-dir /var/lib/betrace-kms
+  betrace-kms serve --config application.properties --config-dir /etc/betrace-kms
+  betrace-kms serve --set kms.cache.max-size=5000
+
+Every setting may also come from the environment: kms.data-dir is KMS_DATA_DIR.
+"""
+)
+@click.option("--listen", help="Addresses, separated by commas: 127.0.0.1:50051, unix:/path. Sets kms.server.listen.")
+@settings_options
+def serve(listen: str | None, options: SettingsOptions) -> None:
+    """Run the daemon until SIGTERM or Ctrl-C."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold the keys
+    os.umask(0o077)  # sockets, key store and master key are the daemon's own
+    with told():
+        settings, origins = options.resolve(listen=listen)
+        logs.configure(settings.log_format, settings.log_level)
+        uvloop.run(app.serve(settings, origins))

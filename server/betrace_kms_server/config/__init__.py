@@ -1,0 +1,1 @@
+"""One settings object, and where each value came from."""

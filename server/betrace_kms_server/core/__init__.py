@@ -1,0 +1,1 @@
+"""What every folder may import: conditions, value types, tenants, events."""

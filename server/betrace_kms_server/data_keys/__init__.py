@@ -1,0 +1,1 @@
+"""Use cases of data keys: hand out, seal, open, seal again."""

@@ -1,0 +1,316 @@
+"""AWS Encryption SDK messages: what Encrypt returns and Decrypt opens. Pure and synchronous; KMS is not known here.
+
+Written is message format 2.0 with algorithm suite 0x0478 and a framed body; read are suites 0x0478 and 0x0578, framed
+and non-framed. Section names below are those of the AWS Encryption SDK specification (client-apis, data-format,
+framework) and of the developer guide's "Message format reference". Integers are big-endian.
+
+Header (data-format/message-header, "Header Body Version 2.0")::
+
+    1   version                 02
+    2   algorithm suite id      04 78  AES-256-GCM, HKDF-SHA512, key commitment
+                                05 78  the same, and an ECDSA P-384 signature in the footer
+    32  message id              random; the salt of the key derivation
+    2   context length          0 when there is no pair, then nothing follows
+          2 count, then for each pair, sorted by the UTF-8 bytes of its name:
+          2 length, name, 2 length, value
+    2   count of encrypted data keys, at least 1; for each:
+          2 length, provider id ("aws-kms"), 2 length, provider info (key ARN), 2 length, ciphertext
+    1   content type            01 non-framed, 02 framed
+    4   frame length            0 when non-framed
+    32  commitment key          "Algorithm Suite Data"
+    16  authentication tag      AES-GCM of nothing, IV all zero, all of the above as AAD
+
+Framed body (data-format/message-body, "Framed Data"), one entry for each frame, numbered from 1::
+
+    4   FF FF FF FF             only before the final frame
+    4   sequence number
+    12  IV                      the sequence number, padded on the left with zeros
+    4   content length          only in the final frame; at most the frame length
+    n   encrypted content       as long as the frame length, but for the final frame
+    16  authentication tag
+
+Non-framed body ("Non-Framed Data"): 12 IV, 8 content length, encrypted content, 16 authentication tag.
+
+AAD of the body (data-format/message-body-aad): message id, a text that tells the kind of content, 4 sequence number,
+8 content length.
+
+Keys (framework/algorithm-suites, "Algorithm Suites Encryption Key Derivation Settings" and "Commit Key"), from the data
+key by HKDF-SHA512 with the message id as salt: the commitment key with info "COMMITKEY", the encryption key with info
+suite id + "DERIVEKEY", 32 bytes each. A derived key serves one message, so counting IVs never repeat under it.
+
+Footer of 0x0578 (data-format/message-footer): 2 length, ECDSA signature (DER) with SHA-384 over header and body; its
+public key is the pair "aws-crypto-public-key" of the context, a compressed point in base64.
+
+Plaintext is released only when the commitment, every tag and the footer have verified. Whatever is wrong, the error is
+one: DoesNotOpen.
+"""
+
+import os
+from base64 import b64decode
+from binascii import Error as Base64Error
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import MappingProxyType
+
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.constant_time import bytes_eq
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
+
+from betrace_kms_server.core.errors import DoesNotOpen
+
+MAX_WRAPPED_KEY_BYTES = 6144
+"""Largest ciphertext that KMS Decrypt takes (AWS KMS API reference, Decrypt)."""
+DATA_KEY_BYTES = 32
+FRAME_BYTES = 65_536
+
+_COMMITTING = 0x0478
+_COMMITTING_SIGNED = 0x0578
+_SUITES = {b"\x02\x04\x78": _COMMITTING, b"\x02\x05\x78": _COMMITTING_SIGNED}
+KNOWN_MESSAGES = tuple(_SUITES)
+"""How a message that we can open begins: version and suite, three bytes."""
+_COMMIT_INFO = b"COMMITKEY"
+_DERIVE_INFO = {suite: suite.to_bytes(2, "big") + b"DERIVEKEY" for suite in _SUITES.values()}
+_SHA512 = hashes.SHA512()
+_NON_FRAMED, _FRAMED = 1, 2
+_MESSAGE_ID_BYTES = _COMMITMENT_BYTES = 32
+_IV_BYTES = 12
+_TAG_BYTES = 16
+_FINAL = 0xFFFFFFFF
+_REMEMBERED_BYTES = 4096
+_PUBLIC_KEY = "aws-crypto-public-key"
+_FRAME_AAD, _FINAL_FRAME_AAD, _SINGLE_BLOCK_AAD = (
+    b"AWSKMSEncryptionClient Frame",
+    b"AWSKMSEncryptionClient Final Frame",
+    b"AWSKMSEncryptionClient Single Block",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EncryptedDataKey:
+    """A message's data key, wrapped by one provider's master key."""
+
+    provider_id: str
+    provider_info: str
+    ciphertext: bytes = field(repr=False)
+
+
+@dataclass(slots=True)  # not frozen: that would make each of its nine fields several times dearer to set
+class Message:
+    """A message whose header has been read but not verified: `open` does that, with the data key."""
+
+    context: Mapping[str, str]
+    """The whole encryption context, the server's own and the format's own pairs included."""
+    encrypted_data_keys: Sequence[EncryptedDataKey]
+    fields: bytes = field(repr=False)
+    """Context and encrypted data keys as they stand in the header: alike in all messages of one data key."""
+    suite: int
+    message_id: bytes
+    frame_length: int
+    """Bytes of content in a frame; 0 when the body is not framed."""
+    commitment: bytes
+    _data: bytes = field(repr=False)
+    _body_at: int
+
+    @classmethod
+    def parse(cls, data: bytes, *, max_encrypted_data_keys: int = 10) -> "Message":
+        """Read the header of a message. Raises DoesNotOpen unless it is one that we can open."""
+        suite = _SUITES.get(data[:3])
+        if suite is None:
+            raise DoesNotOpen
+        reader = _Reader(data, 3)
+        message_id = reader.take(_MESSAGE_ID_BYTES)
+        start = reader.at
+        reader.skip()
+        count = reader.integer(2)
+        if not 1 <= count <= max_encrypted_data_keys:
+            raise DoesNotOpen
+        for _ in range(3 * count):
+            reader.skip()
+        fields = data[start : reader.at]
+        context, keys = _read_fields(fields) if len(fields) > _REMEMBERED_BYTES else _remembered_fields(fields)
+        content_type, frame_length = reader.integer(1), reader.integer(4)
+        if content_type != (_FRAMED if frame_length else _NON_FRAMED):
+            raise DoesNotOpen
+        commitment = reader.take(_COMMITMENT_BYTES)
+        return cls(context, keys, fields, suite, message_id, frame_length, commitment, data, reader.at)
+
+    def open(self, data_key: bytes | bytearray) -> bytes:
+        """Return the plaintext. Raises DoesNotOpen unless the commitment, every tag and the footer verify."""
+        if len(data_key) != DATA_KEY_BYTES:
+            raise DoesNotOpen
+        if self.suite == _COMMITTING and _PUBLIC_KEY in self.context:  # a signature that was taken away
+            raise DoesNotOpen
+        commitment, key = _derive(data_key, self.suite, self.message_id)
+        if not bytes_eq(commitment, self.commitment):
+            raise DoesNotOpen
+        cipher = AESGCM(key)
+        reader = _Reader(self._data, self._body_at)
+        try:
+            cipher.decrypt(bytes(_IV_BYTES), reader.take(_TAG_BYTES), self._data[: self._body_at])
+            chunks = list(self._frames(cipher, reader) if self.frame_length else self._block(cipher, reader))
+        except InvalidTag:
+            raise DoesNotOpen from None
+        if self.suite == _COMMITTING_SIGNED:
+            self._verify_footer(reader)
+        if reader.at != len(self._data):
+            raise DoesNotOpen
+        return b"".join(chunks)
+
+    def _frames(self, cipher: AESGCM, reader: "_Reader") -> Iterator[bytes]:
+        sequence, final = 0, False
+        while not final:
+            sequence += 1
+            number = reader.integer(4)
+            if final := number == _FINAL:
+                number = reader.integer(4)
+            if number != sequence:
+                raise DoesNotOpen
+            iv = reader.take(_IV_BYTES)
+            length = reader.integer(4) if final else self.frame_length
+            if length > self.frame_length:
+                raise DoesNotOpen
+            kind = _FINAL_FRAME_AAD if final else _FRAME_AAD
+            yield cipher.decrypt(iv, reader.take(length + _TAG_BYTES), _aad(self.message_id, kind, sequence, length))
+
+    def _block(self, cipher: AESGCM, reader: "_Reader") -> Iterator[bytes]:
+        iv, length = reader.take(_IV_BYTES), reader.integer(8)
+        yield cipher.decrypt(iv, reader.take(length + _TAG_BYTES), _aad(self.message_id, _SINGLE_BLOCK_AAD, 1, length))
+
+    def _verify_footer(self, reader: "_Reader") -> None:
+        signed = self._data[: reader.at]
+        signature = reader.chunk()
+        try:
+            point = b64decode(self.context[_PUBLIC_KEY], validate=True)
+            public_key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), point)
+            public_key.verify(signature, signed, ec.ECDSA(hashes.SHA384()))
+        except (KeyError, ValueError, Base64Error, InvalidSignature):
+            raise DoesNotOpen from None
+
+
+class Sealer:
+    """Seals messages under one data key: what the header says of key and context is serialised once."""
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, encrypted_data_key: EncryptedDataKey, context: Mapping[str, str]) -> None:
+        wrapped = (
+            encrypted_data_key.provider_id.encode(),
+            encrypted_data_key.provider_info.encode(),
+            encrypted_data_key.ciphertext,
+        )
+        self._fields = b"".join(
+            (
+                _context_bytes(context),
+                (1).to_bytes(2, "big"),
+                *map(_chunk, wrapped),
+                bytes((_FRAMED,)),
+                FRAME_BYTES.to_bytes(4, "big"),
+            )
+        )
+
+    def seal(self, plaintext: bytes, data_key: bytes | bytearray) -> bytes:
+        """Return a message with this plaintext. `data_key` is the 32 bytes that the encrypted data key wraps."""
+        message_id = os.urandom(_MESSAGE_ID_BYTES)
+        commitment, key = _derive(data_key, _COMMITTING, message_id)
+        cipher = AESGCM(key)
+        header = b"\x02\x04\x78" + message_id + self._fields + commitment
+        parts = [header, cipher.encrypt(bytes(_IV_BYTES), b"", header)]
+        frames = max(1, -(-len(plaintext) // FRAME_BYTES))
+        for sequence in range(1, frames + 1):
+            content = plaintext[(sequence - 1) * FRAME_BYTES : sequence * FRAME_BYTES]
+            number, iv = sequence.to_bytes(4, "big"), sequence.to_bytes(_IV_BYTES, "big")
+            if sequence < frames:
+                parts += (number, iv)
+                kind = _FRAME_AAD
+            else:
+                parts += (b"\xff\xff\xff\xff", number, iv, len(content).to_bytes(4, "big"))
+                kind = _FINAL_FRAME_AAD
+            parts.append(cipher.encrypt(iv, content, _aad(message_id, kind, sequence, len(content))))
+        return b"".join(parts)
+
+
+class _Reader:
+    """Reads a buffer from front to back, and raises DoesNotOpen rather than read past its end."""
+
+    __slots__ = ("at", "data")
+
+    def __init__(self, data: bytes, at: int = 0) -> None:
+        self.data = data
+        self.at = at
+
+    def take(self, size: int) -> bytes:
+        start = self.at
+        self.at = end = start + size
+        if end > len(self.data):
+            raise DoesNotOpen
+        return self.data[start:end]
+
+    def skip(self) -> None:
+        """Pass over a chunk; what follows it is read, so running past the end is noticed there."""
+        self.at += 2 + int.from_bytes(self.data[self.at : self.at + 2], "big")
+
+    def integer(self, size: int) -> int:
+        return int.from_bytes(self.take(size), "big")
+
+    def chunk(self) -> bytes:
+        return self.take(self.integer(2))
+
+    def text(self) -> str:
+        try:
+            return self.chunk().decode()
+        except UnicodeDecodeError:
+            raise DoesNotOpen from None
+
+
+def _read_fields(fields: bytes) -> tuple[Mapping[str, str], Sequence[EncryptedDataKey]]:
+    reader = _Reader(fields)
+    context = MappingProxyType(_read_context(reader))
+    count = reader.integer(2)
+    # Provider info is bytes: an ARN for KMS, but a random IV for a raw AES key.
+    keys = [
+        EncryptedDataKey(reader.text(), reader.chunk().decode(errors="replace"), reader.chunk()) for _ in range(count)
+    ]
+    return context, tuple(keys)
+
+
+# Messages of one data key repeat these fields, and nothing in them is secret.
+_remembered_fields = lru_cache(maxsize=1024)(_read_fields)
+
+
+def _read_context(reader: _Reader) -> dict[str, str]:
+    length = reader.integer(2)
+    if length == 0:
+        return {}
+    end = reader.at + length
+    count = reader.integer(2)
+    pairs = [(reader.text(), reader.text()) for _ in range(count)]
+    context = dict(pairs)
+    if count == 0 or reader.at != end or len(context) != count:
+        raise DoesNotOpen
+    return context
+
+
+def _context_bytes(context: Mapping[str, str]) -> bytes:
+    if not context:
+        return b"\x00\x00"
+    pairs = sorted((name.encode(), value.encode()) for name, value in context.items())
+    return _chunk(len(pairs).to_bytes(2, "big") + b"".join(_chunk(name) + _chunk(value) for name, value in pairs))
+
+
+def _chunk(data: bytes) -> bytes:
+    return len(data).to_bytes(2, "big") + data
+
+
+def _aad(message_id: bytes, kind: bytes, sequence: int, length: int) -> bytes:
+    return b"".join((message_id, kind, sequence.to_bytes(4, "big"), length.to_bytes(8, "big")))
+
+
+def _derive(data_key: bytes | bytearray, suite: int, message_id: bytes) -> tuple[bytes, bytes]:
+    """Return the commitment key and the encryption key of one message, 32 bytes each."""
+    extracted = HKDF.extract(_SHA512, message_id, data_key)
+    commitment = HKDFExpand(_SHA512, 32, _COMMIT_INFO).derive(extracted)
+    return commitment, HKDFExpand(_SHA512, 32, _DERIVE_INFO[suite]).derive(extracted)

@@ -1,0 +1,226 @@
+"""The use cases of data keys: hand one out, seal, open, seal again.
+
+A data key that was handed out never seals, and a sealing key is never handed out: they are cached apart. Everything
+that a tenant's data key is used for is bound to the tenant twice, by the cache key and by the KMS encryption context.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol, TypeVar
+
+from betrace_kms_server.cache.key_cache import Key, KeyCache, Load
+from betrace_kms_server.core.errors import DoesNotOpen, KmsError
+from betrace_kms_server.core.key_event import note_cache
+from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
+from betrace_kms_server.core.tenancy import Context, belongs_to, encryption_context, fits_kms
+from betrace_kms_server.data_keys.budget import Budget
+from betrace_kms_server.data_keys.envelope import (
+    DATA_KEY_BYTES,
+    KNOWN_MESSAGES,
+    MAX_WRAPPED_KEY_BYTES,
+    EncryptedDataKey,
+    Message,
+    Sealer,
+)
+from betrace_kms_server.providers.protocol import KeyProvider
+
+_VERSION_1_MESSAGE = b"\x01\x80"
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A ciphertext and the master key behind it."""
+
+    ciphertext: bytes
+    master_key_arn: str
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a ciphertext held, and the master key behind it."""
+
+    plaintext: bytes = field(repr=False)
+    master_key_arn: str
+
+
+@dataclass(frozen=True, slots=True)
+class _HandedOut:
+    """A data key that callers get."""
+
+    data_key: DataKey
+    budget: Budget
+
+
+@dataclass(frozen=True, slots=True)
+class _SealingKey:
+    """A data key that only seals, with the header fields that all its messages share."""
+
+    data_key: DataKey
+    sealer: Sealer
+    budget: Budget
+
+
+@dataclass(frozen=True, slots=True)
+class _OpeningKey:
+    """An unwrapped data key, and which master key unwrapped it."""
+
+    material: KeyMaterial
+    master_key_arn: str
+
+
+class _Budgeted(Protocol):
+    @property
+    def budget(self) -> Budget: ...
+
+
+B = TypeVar("B", bound=_Budgeted)
+
+
+class KeyRing:
+    """Data keys of all tenants, cached in front of one provider. Tenant ids and contexts have been checked before.
+
+    A sealing key seals at most `max_messages` messages, and one data key is handed out at most `max_uses` times. A
+    message may carry at most `max_encrypted_data_keys` wrapped keys.
+    """
+
+    def __init__(
+        self,
+        provider: KeyProvider,
+        cache: KeyCache,
+        *,
+        max_messages: int = 2**32,
+        max_uses: int | None = None,
+        max_encrypted_data_keys: int = 10,
+    ) -> None:
+        self._provider = provider
+        self._cache = cache
+        self._max_messages = max_messages
+        self._max_uses = max_uses
+        self._max_encrypted_data_keys = max_encrypted_data_keys
+
+    async def data_key(self, tenant_id: str, number_of_bytes: int, caller: Context, *, fresh: bool = False) -> DataKey:
+        """Return a data key of 1 to 1,024 bytes: the cached one, or one that nobody else gets if `fresh`."""
+        context = encryption_context(tenant_id, caller)
+        if fresh or self._max_uses == 1:
+            note_cache(hit=False)
+            return await self._provider.generate_data_key(number_of_bytes, context)
+
+        async def load() -> _HandedOut:
+            return _HandedOut(await self._provider.generate_data_key(number_of_bytes, context), Budget(self._max_uses))
+
+        key = ("data key", self._provider.master_key_arn, tenant_id, number_of_bytes, _pairs(caller))
+        return (await self._spend(key, load)).data_key
+
+    async def seal(self, tenant_id: str, plaintext: bytes, caller: Context) -> Sealed:
+        """Seal a payload into an AWS Encryption SDK message under the tenant's sealing key for this context."""
+        context = encryption_context(tenant_id, caller)
+
+        async def load() -> _SealingKey:
+            data_key = await self._provider.generate_data_key(DATA_KEY_BYTES, context)
+            wrapped = data_key.wrapped
+            encrypted = EncryptedDataKey(self._provider.message_provider_id, wrapped.master_key_arn, wrapped.blob)
+            return _SealingKey(data_key, Sealer(encrypted, context), Budget(self._max_messages))
+
+        key = ("sealing key", self._provider.master_key_arn, tenant_id, DATA_KEY_BYTES, _pairs(caller))
+        found = await self._spend(key, load)
+        ciphertext = found.sealer.seal(plaintext, found.data_key.material.raw)
+        return Sealed(ciphertext, found.data_key.wrapped.master_key_arn)
+
+    async def open(self, tenant_id: str, ciphertext: bytes, caller: Context) -> Opened:
+        """Open a message, or unwrap a bare data key. Raises DoesNotOpen, whatever the cause.
+
+        What it was given is told by its first bytes. Version 1 messages commit to no key and are refused.
+        """
+        if _is_message(ciphertext):
+            message = Message.parse(ciphertext, max_encrypted_data_keys=self._max_encrypted_data_keys)
+            if not belongs_to(message.context, tenant_id, caller):
+                raise DoesNotOpen
+            found = await self._unwrap(
+                "message key", tenant_id, message.fields, partial(self._candidates, message), message.context, caller
+            )
+            return Opened(message.open(found.material.raw), found.master_key_arn)
+        found = await self._unwrap_bare(tenant_id, ciphertext, caller)
+        return Opened(bytes(found.material.raw), found.master_key_arn)
+
+    async def reseal(self, tenant_id: str, ciphertext: bytes, caller: Context, destination: Context) -> Sealed:
+        """Open a ciphertext and seal what it held for the destination context under today's keys.
+
+        A message becomes a message, and a bare data key is wrapped anew. Raises DoesNotOpen.
+        """
+        if _is_message(ciphertext):
+            opened = await self.open(tenant_id, ciphertext, caller)
+            return await self.seal(tenant_id, opened.plaintext, destination)
+        found = await self._unwrap_bare(tenant_id, ciphertext, caller)
+        note_cache(hit=False)
+        wrapped = await self._provider.encrypt(found.material, encryption_context(tenant_id, destination))
+        return Sealed(wrapped.blob, wrapped.master_key_arn)
+
+    async def _spend(self, key: Key, load: Load[B]) -> B:
+        """Return a key after taking one use of its budget; a key without any left makes way for its successor."""
+        while True:
+            found = await self._cache.get_or_load(key, load)
+            if found.budget.spend():
+                if found.budget.just_ran_low:
+                    self._cache.refresh_soon(key)
+                return found
+            self._cache.discard(key, found)
+
+    def _candidates(self, message: Message) -> list[WrappedKey]:
+        """Return the message's wrapped keys that one of our master keys may unwrap."""
+        candidates = []
+        for encrypted in message.encrypted_data_keys:
+            if encrypted.provider_id == self._provider.message_provider_id:
+                arn = self._provider.decrypting(encrypted.provider_info)
+                if arn is not None and 1 <= len(encrypted.ciphertext) <= MAX_WRAPPED_KEY_BYTES:
+                    candidates.append(WrappedKey(encrypted.ciphertext, arn))
+        return candidates
+
+    async def _unwrap_bare(self, tenant_id: str, blob: bytes, caller: Context) -> _OpeningKey:
+        if blob.startswith(_VERSION_1_MESSAGE) or not 1 <= len(blob) <= MAX_WRAPPED_KEY_BYTES:
+            raise DoesNotOpen
+
+        def candidates() -> list[WrappedKey]:
+            return [WrappedKey(blob, arn) for arn in self._provider.decrypt_key_arns]
+
+        return await self._unwrap(
+            "bare key", tenant_id, blob, candidates, encryption_context(tenant_id, caller), caller
+        )
+
+    async def _unwrap(
+        self,
+        use: str,
+        tenant_id: str,
+        wrapped_as: bytes,
+        candidates: Callable[[], Sequence[WrappedKey]],
+        context: Context,
+        caller: Context,
+    ) -> _OpeningKey:
+        """Return the key of the first candidate that unwraps; if none does, raise what says most about why.
+
+        `wrapped_as` tells this wrapped key from others of its use: a bare key itself, or a message's header fields.
+        """
+
+        async def load() -> _OpeningKey:
+            failure: KmsError = DoesNotOpen()
+            if not fits_kms(context):
+                raise failure
+            for wrapped in candidates():
+                try:
+                    return _OpeningKey(await self._provider.decrypt(wrapped, context), wrapped.master_key_arn)
+                except DoesNotOpen:
+                    continue
+                except KmsError as error:
+                    failure = error
+            raise failure
+
+        key = (use, self._provider.master_key_arn, tenant_id, wrapped_as, _pairs(caller))
+        return await self._cache.get_or_load(key, load)
+
+
+def _is_message(ciphertext: bytes) -> bool:
+    return ciphertext.startswith(KNOWN_MESSAGES)
+
+
+def _pairs(context: Context) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(context.items()))

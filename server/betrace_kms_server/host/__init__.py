@@ -1,0 +1,1 @@
+"""The machine under the daemon: sockets, volumes, files, threads."""

@@ -1,0 +1,160 @@
+"""Where the daemon listens: loopback addresses and unix sockets, and nobody else's.
+
+Calls are in the clear and callers do not identify themselves, so an address that other machines reach is refused. Two
+daemons must not share one: a TCP port is not reused (grpc would, by SO_REUSEPORT), and a unix socket on which somebody
+answers is left alone (grpc would unlink it).
+"""
+
+import ipaddress
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from betrace_kms_server.core.errors import StartRefused
+
+_SOCKET_PATH_BYTES = 107
+"""Longest path that sockaddr_un takes on Linux (unix(7)), its final zero byte aside."""
+
+
+_HOST_PORT = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>[^\[\]:]+)):(?P<port>[0-9]{1,5})", re.ASCII)
+_MAX_PORT = 65_535
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A loopback host and port, or the path of a unix socket."""
+
+    text: str
+    socket_path: Path | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_addresses(value: object) -> tuple[Address, ...]:
+    """Parse addresses that are separated by commas. Raises ValueError that says what to mend."""
+    addresses = tuple(_parse(part.strip()) for part in str(value).split(",") if part.strip())
+    if not addresses:
+        raise ValueError("give at least one address, such as 127.0.0.1:50051 or unix:/run/betrace-kms/kms.sock")
+    return addresses
+
+
+def parse_host_port(value: object) -> Address:
+    """Parse one TCP address, which other machines may reach. Raises ValueError that says what to mend."""
+    text = str(value).strip()
+    parts = _HOST_PORT.fullmatch(text)
+    if parts is None or int(parts["port"]) > _MAX_PORT:
+        raise ValueError(f"{text!r} is no address: write host:port or [::1]:port")
+    return Address(text)
+
+
+def _parse(text: str) -> Address:
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:").removeprefix("//")
+        if not path or len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
+            raise ValueError(f"a unix socket needs a path of 1 to {_SOCKET_PATH_BYTES} bytes")
+        return Address(f"unix:{path}", Path(path))
+    parts = _HOST_PORT.fullmatch(text)
+    if parts is None or int(parts["port"]) > _MAX_PORT:
+        raise ValueError(f"{text!r} is no address: write host:port, [::1]:port or unix:/path")
+    if not _is_loopback(parts["name"] or "", parts["ipv6"]):
+        raise ValueError(
+            f"{text!r} can be reached from other machines, and callers are not authenticated: use 127.0.0.1, [::1] or"
+            " unix:/path"
+        )
+    return Address(text)
+
+
+def _is_loopback(name: str, ipv6: str | None) -> bool:
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.IPv6Address(ipv6).is_loopback if ipv6 else ipaddress.IPv4Address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def admin_socket(data_dir: Path) -> Address:
+    """Return the address of the admin service. Raises StartRefused if its path would be too long for a socket."""
+    path = data_dir / "admin.sock"
+    if len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
+        raise StartRefused(
+            f"{path} is too long for a unix socket ({_SOCKET_PATH_BYTES} bytes): choose a shorter kms.data-dir"
+        )
+    return Address(f"unix:{path}", path)
+
+
+@contextmanager
+def claimed(address: Address) -> Iterator[None]:
+    """Hold a unix socket's path for this process while it lives; make sure that a TCP port is free.
+
+    Raises StartRefused if another daemon has it. Removes a socket that nobody answers on, and nothing else.
+    """
+    path = address.socket_path
+    if path is None:
+        _refuse_taken(address)
+        yield
+        return
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as cause:
+        raise StartRefused(f"the folder of {path} cannot be made: {cause.strerror}") from cause
+    with exclusive(path.with_name(path.name + ".lock"), f"another daemon holds {path}"):
+        if path.is_socket():
+            if _answers(path):
+                raise StartRefused(f"something answers on {path}: stop it, or choose another kms.server.listen")
+            path.unlink()
+        elif path.exists():
+            raise StartRefused(f"{path} exists and is no socket: choose another kms.server.listen")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(lock_file: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock file. Raises StartRefused with `refusal` if another process holds it."""
+    lock = FileLock(lock_file, mode=0o600)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise StartRefused(f"{refusal}: stop it first") from None
+    except OSError as cause:
+        raise StartRefused(f"{lock_file} cannot be locked: {cause.strerror}") from cause
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _refuse_taken(address: Address) -> None:
+    """Try to bind first: gRPC would say why it cannot only in a log of its own."""
+    host, _, port = address.text.rpartition(":")
+    try:
+        for family, kind, _, _, name in socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM):
+            with socket.socket(family, kind) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(name)
+    except OSError as cause:
+        raise StartRefused(
+            f"cannot listen on {address} ({cause.strerror}): stop what holds it, or choose another kms.server.listen"
+        ) from cause
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True
+    return True

@@ -1,0 +1,1 @@
+"""What an operator asks: state of the master key, validation, HTTP, prices."""

@@ -1,0 +1,98 @@
+"""What an operator does next about an error: the commands, and the names that callers must not learn.
+
+An error's own message is for callers and says what is wrong; this adds only what it lacks.
+"""
+
+from collections.abc import Callable, Mapping
+
+from betrace_kms_server.core.errors import (
+    AccessDenied,
+    CredentialsUnavailable,
+    DoesNotOpen,
+    KmsError,
+    KmsUnreachable,
+    MasterKeyUnusable,
+    StoreUnavailable,
+    Throttled,
+)
+
+
+def region_of(master_key_arn: str) -> str:
+    """Return the Region of a master key; of one that is known by an alias only, the setting that tells it."""
+    parts = master_key_arn.split(":")
+    return parts[3] if len(parts) == 6 else "aws.kms.region"
+
+
+def remedy(error: KmsError, master_key_arn: str, endpoint: str | None) -> str:
+    """Return an operator's next step. `endpoint` is aws.kms.endpoint if calls go there."""
+    known = REMEDIES.get(type(error))
+    return known(error, master_key_arn, endpoint) if known else f"see docs/troubleshooting.md#{error.reason.lower()}"
+
+
+def told_to_operator(error: KmsError) -> str:
+    """Return the error's message, and whom KMS takes the daemon for where it said so."""
+    principal = error.principal if isinstance(error, AccessDenied) else None
+    return f"{error.message}; the daemon is {principal}" if principal else error.message
+
+
+def _allow(error: KmsError, arn: str, _endpoint: str | None) -> str:
+    principal = (error.principal if isinstance(error, AccessDenied) else None) or "the daemon's role"
+    action, denied_on = error.metadata.get("action", "kms:*"), error.metadata.get("master_key", arn)
+    return f"allow {action} on {denied_on} to {principal} in the key policy and its IAM policy"
+
+
+def _mend_master_key(error: KmsError, arn: str, _endpoint: str | None) -> str:
+    if " is Disabled:" in error.message:
+        return f"run aws kms enable-key --key-id {arn}"
+    if " is PendingDeletion:" in error.message:
+        return f"run aws kms cancel-key-deletion --key-id {arn}, and then aws kms enable-key --key-id {arn}"
+    return (
+        f"run aws kms describe-key --key-id {arn} --region {region_of(arn)}: if it is not found, aws.kms.master-key-id"
+        " names a key of another account or Region; KeyState must be Enabled and KeySpec SYMMETRIC_DEFAULT"
+    )
+
+
+def _open_the_way(_error: KmsError, arn: str, endpoint: str | None) -> str:
+    if endpoint:
+        return f"start what should answer at {endpoint}, or remove aws.kms.endpoint"
+    region = region_of(arn)
+    return (
+        f"open the way to KMS in {region}: DNS, the route, and TCP 443 in the security groups of this machine and of"
+        f" the VPC endpoint com.amazonaws.{region}.kms, if there is one"
+    )
+
+
+def _find_credentials(_error: KmsError, _arn: str, _endpoint: str | None) -> str:
+    return (
+        "run aws sts get-caller-identity in the daemon's place; on EKS, check eks.amazonaws.com/role-arn on the pod's"
+        " service account and the role's trust policy, and make the pod anew"
+    )
+
+
+def _slow_down(_error: KmsError, arn: str, _endpoint: str | None) -> str:
+    return (
+        "validate again in a minute; if it stays, look in Service Quotas at the request rate of AWS KMS in"
+        f" {region_of(arn)}, and ask for more"
+    )
+
+
+def _mend_store(error: KmsError, _arn: str, _endpoint: str | None) -> str:
+    if "DynamoDB" in error.message:
+        return "look at the table of kms.store.table and at the daemon's permissions on it: see docs/dynamodb.md"
+    return "look at the volume of kms.data-dir in the daemon's place (df, mount): mounted, writable, not full"
+
+
+def _distrust(_error: KmsError, _arn: str, endpoint: str | None) -> str:
+    return f"{endpoint or 'KMS'} does not open what it wrapped a moment ago: look at what answers there"
+
+
+REMEDIES: Mapping[type[KmsError], Callable[[KmsError, str, str | None], str]] = {
+    AccessDenied: _allow,
+    MasterKeyUnusable: _mend_master_key,
+    KmsUnreachable: _open_the_way,
+    CredentialsUnavailable: _find_credentials,
+    Throttled: _slow_down,
+    StoreUnavailable: _mend_store,
+    DoesNotOpen: _distrust,
+}
+"""For every error that a provider or a store raises by itself; of others the manual tells."""

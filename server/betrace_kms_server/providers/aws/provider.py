@@ -1,0 +1,225 @@
+"""AWS KMS through aioboto3, in one region or in several.
+
+The role of the daemon needs, on the master key, on each of its replicas, and nothing else: kms:GenerateDataKey,
+kms:Encrypt, kms:Decrypt, kms:DescribeKey. Credentials come from the SDK's own chain: environment, ~/.aws, web identity
+(IRSA), EKS pod identity and ECS, instance metadata.
+
+Every call goes to the region of the master key. If KMS there does not answer, throttles, or was left alone by its
+breaker, the call goes on to the replicas in their order, and ends as a whole in `call_seconds`. Each region gets an
+equal share of what is left of them. No task brings us back: the breaker lets through a few calls on trial, and of these
+a region that has others behind it gets only `TRIAL_SECONDS`.
+
+Whatever else KMS answers is final. A key that is disabled or a role that is denied was so decided by somebody, and is
+not got round by another region. Neither are missing credentials, which are missing everywhere.
+
+Outside, the master key has one name, its ARN in its own region: caches and `decrypt_key_arns` go by it. Only a wrapped
+key carries the ARN of what really wrapped it, because other readers of our messages ask there first.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+from betrace_kms_server.aws.arns import Replica, are_replicas
+from betrace_kms_server.core.errors import DoesNotOpen, KmsError, KmsUnreachable, MasterKeyUnusable
+from betrace_kms_server.core.key_event import KmsObserver, unobserved
+from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
+from betrace_kms_server.core.tenancy import Context
+from betrace_kms_server.providers.aws.region import TRANSIENT, ClientFactory, KmsApi, KmsRegion, Request, SdkClients
+from betrace_kms_server.providers.breaker import CircuitBreaker, Permit, State
+
+__all__ = ["AwsProvider", "KmsApi", "Replica"]
+
+A = TypeVar("A", bound=Mapping[str, Any])
+
+TRIAL_SECONDS = 1.0
+"""What a call may spend on a region that is on trial, while there is another to go on to."""
+
+_Place = tuple[KmsRegion, str]
+"""A region, and the ARN of a master key there."""
+
+
+_USABLE = frozenset({"Enabled", "Updating"})
+"""Key states in which KMS encrypts and decrypts (AWS KMS developer guide, "Key states of AWS KMS keys"). A multi-Region
+key is Updating while its primary Region changes."""
+
+
+class AwsProvider:
+    """Wraps keys under a symmetric KMS key. `new_breaker` makes the breaker of a region, given its name."""
+
+    name = "aws"
+    message_provider_id = "aws-kms"
+
+    def __init__(
+        self,
+        master_key_id: str,
+        *,
+        region: str,
+        endpoint: str | None = None,
+        replicas: Sequence[Replica] = (),
+        former_key_arns: Sequence[str] = (),
+        call_seconds: float = 5.0,
+        client_factory: ClientFactory | None = None,
+        new_breaker: Callable[[str], CircuitBreaker] = CircuitBreaker,
+        observe: KmsObserver = unobserved,
+    ) -> None:
+        clients = client_factory or SdkClients()
+
+        def in_region(name: str, endpoint: str | None) -> KmsRegion:
+            return KmsRegion(name, endpoint, client_factory=clients, breaker=new_breaker(name), observe=observe)
+
+        self.master_key_arn = master_key_id
+        self.serving_region = region
+        self.clock_skew_seconds: float | None = None
+        self._primary = in_region(region, endpoint)
+        self._replicas: list[_Place] = [(in_region(each.region, each.endpoint), each.arn) for each in replicas]
+        self._former_key_arns = tuple(former_key_arns)
+        self._call_seconds = call_seconds
+
+    async def __aenter__(self) -> "AwsProvider":
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        async with AsyncExitStack() as closing:
+            for region, _ in self._places(self.master_key_arn):
+                closing.push_async_callback(region.close)
+
+    @property
+    def decrypt_key_arns(self) -> Sequence[str]:
+        """The master key, then the former ones."""
+        return tuple(dict.fromkeys((self.master_key_arn, *self._former_key_arns)))
+
+    @property
+    def breakers(self) -> Mapping[str, State]:
+        """See KeyProvider."""
+        return {region.name: region.breaker.state for region, _ in self._places(self.master_key_arn)}
+
+    def is_current(self, arn: str) -> bool:
+        """See KeyProvider. A replica in any region counts, also one that is not configured."""
+        return arn == self.master_key_arn or are_replicas(arn, self.master_key_arn)
+
+    def decrypting(self, arn: str) -> str | None:
+        """See KeyProvider. A multi-Region key of another region is opened by its replica that is configured here."""
+        if self.is_current(arn):
+            return self.master_key_arn
+        if arn in self._former_key_arns:
+            return arn
+        return next((former for former in self._former_key_arns if are_replicas(arn, former)), None)
+
+    async def generate_data_key(self, number_of_bytes: int, context: Context) -> DataKey:
+        """See KeyProvider."""
+        answer = await self._ask(
+            "GenerateDataKey",
+            self.master_key_arn,
+            lambda kms, arn: kms.generate_data_key(
+                KeyId=arn, NumberOfBytes=number_of_bytes, EncryptionContext=dict(context)
+            ),
+        )
+        return DataKey(KeyMaterial(answer["Plaintext"]), WrappedKey(answer["CiphertextBlob"], answer["KeyId"]))
+
+    async def encrypt(self, key: KeyMaterial, context: Context) -> WrappedKey:
+        """See KeyProvider."""
+        answer = await self._ask(
+            "Encrypt",
+            self.master_key_arn,
+            lambda kms, arn: kms.encrypt(KeyId=arn, Plaintext=key.raw, EncryptionContext=dict(context)),
+        )
+        return WrappedKey(answer["CiphertextBlob"], answer["KeyId"])
+
+    async def decrypt(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
+        """See KeyProvider. KMS is always told which key to use, so a blob of a foreign account never opens."""
+        master_key_arn = self.decrypting(wrapped.master_key_arn)
+        if master_key_arn is None or not wrapped.blob:
+            raise DoesNotOpen
+        answer = await self._ask(
+            "Decrypt",
+            master_key_arn,
+            lambda kms, arn: kms.decrypt(KeyId=arn, CiphertextBlob=wrapped.blob, EncryptionContext=dict(context)),
+        )
+        return KeyMaterial(answer["Plaintext"])
+
+    async def check(self, arn: str | None = None) -> None:
+        """See KeyProvider. Also learns the ARN of a master key that was configured as an alias (emulators only).
+
+        It is never refused: if the breakers leave no region to ask, it asks the first one nevertheless.
+        """
+        answer = await self._ask(
+            "DescribeKey", arn or self.master_key_arn, lambda kms, arn: kms.describe_key(KeyId=arn), insist=True
+        )
+        self.clock_skew_seconds = _clock_skew(answer)
+        key = answer["KeyMetadata"]
+        if arn is None and not self._replicas:
+            self.master_key_arn = key["Arn"]
+        state, usage, spec = key.get("KeyState"), key.get("KeyUsage"), key.get("KeySpec")
+        if state not in _USABLE:
+            raise MasterKeyUnusable(f"the master key {key['Arn']} is {state}: enable it, or cancel its deletion")
+        if (usage, spec) != ("ENCRYPT_DECRYPT", "SYMMETRIC_DEFAULT"):
+            raise MasterKeyUnusable(
+                f"the master key {key['Arn']} is {spec} for {usage}: a symmetric key for encrypt and decrypt is needed"
+            )
+
+    async def _ask(self, action: str, arn: str, request: Request[A], *, insist: bool = False) -> A:
+        """Ask one region after the other, until one answers or all have failed."""
+        places = self._places(arn)
+        failure: KmsError | None = None
+        now = asyncio.get_running_loop().time
+        deadline = now() + self._call_seconds
+        for region, local_arn, permit, rest in _permitted(places, insist):
+            try:
+                answer = await region.ask(action, local_arn, request, permit, _share(deadline - now(), region, rest))
+            except TRANSIENT as error:
+                failure = error
+            else:
+                self.serving_region = region.name
+                return answer
+        if failure is None:
+            raise _left_alone(places)
+        try:
+            raise failure
+        finally:
+            del failure  # it leads to this frame, and the cycle would keep the request and its key for a while
+
+    def _places(self, arn: str) -> list[_Place]:
+        """Return where a master key can be asked. The former ones exist only in the region of the current one."""
+        first = (self._primary, arn)
+        return [first, *self._replicas] if arn == self.master_key_arn else [first]
+
+
+def _permitted(places: Sequence[_Place], insist: bool) -> Iterator[tuple[KmsRegion, str, Permit, Sequence[_Place]]]:
+    """Give the places that may be asked, one at a time and each with those behind it; the first if none may.
+
+    What comes of insisting is not counted: it would not be a call on trial.
+    """
+    asked = False
+    closed = [place for place in places if place[0].breaker.state != "open"]  # one that opens up later gets no time
+    for index, (region, arn) in enumerate(closed, 1):
+        if (permit := region.breaker.acquire()) is not None:
+            asked = True
+            yield region, arn, permit, closed[index:]
+    if insist and not asked:
+        region, arn = places[0]
+        yield region, arn, Permit(lambda outcome: None), ()
+
+
+def _share(seconds: float, region: KmsRegion, rest: Sequence[_Place]) -> float:
+    """Return how much of the time that is left a region gets, if the rest is to have as much each."""
+    others = sum(other.breaker.state != "open" for other, _ in rest)
+    share = seconds / (1 + others)
+    return min(share, TRIAL_SECONDS) if others and region.breaker.state == "half_open" else share
+
+
+def _left_alone(places: Sequence[_Place]) -> KmsUnreachable:
+    regions = " and ".join(region.name for region, _ in places)
+    return KmsUnreachable(f"KMS in {regions} failed too often and is left alone for a few seconds: try again then")
+
+
+def _clock_skew(answer: Mapping[str, Any]) -> float | None:
+    """Return how many seconds our clock is ahead of the `Date` of an answer (RFC 9110, section 6.6.1)."""
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    try:
+        return (datetime.now(UTC) - parsedate_to_datetime(headers["date"])).total_seconds()
+    except (KeyError, TypeError, ValueError):
+        return None

@@ -1,0 +1,1 @@
+"""Use cases of signing keys: sign, verify, rotate, revoke, wrap again."""

@@ -1,0 +1,125 @@
+"""What happens to signing keys after they were made: rotation, revocation, invalidation.
+
+A public key stays for ever, whatever happens to its private half. Every change is one transaction of the key store, and
+compares first: daemons that rotate a tenant at once make exactly one new key. What is cached is dropped here at once,
+and by the other daemons when they see the tenant's new generation.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from betrace_kms_server.core.errors import NoSigningKey, StoreUnavailable
+from betrace_kms_server.core.key_event import Recorder, ignore, part_of_current
+from betrace_kms_server.core.keys import StoredKey
+from betrace_kms_server.providers.protocol import KeyProvider
+from betrace_kms_server.signing_keys.seeds import new_key
+from betrace_kms_server.stores.protocol import KeyStore
+
+R = TypeVar("R")
+
+_ATTEMPTS = 5
+"""How often a revocation is tried that other daemons' changes get in the way of."""
+
+
+class Lifecycle:
+    """Changes keys of one store. `changed` is told of each tenant whose keys were changed, and returns what it dropped.
+
+    `now` is seconds since the Unix epoch.
+    """
+
+    def __init__(
+        self,
+        provider: KeyProvider,
+        store: KeyStore,
+        changed: Callable[[str], Awaitable[int]],
+        *,
+        now: Callable[[], float],
+        record: Recorder = ignore,
+    ) -> None:
+        self._provider = provider
+        self._store = store
+        self._changed = changed
+        self._now = now
+        self._record = record
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def rotate(self, tenant_id: str, *, if_older_than_ms: int | None = None) -> bool:
+        """Give a tenant a new signing key, unless its key is young enough. Returns whether this call made one.
+
+        Raises NoSigningKey if the tenant never had one. If another daemon is faster, its key is the tenant's.
+        """
+        return await self._whole(self._rotate(tenant_id, if_older_than_ms))
+
+    async def revoke(self, tenant_id: str, key_id: str) -> str:
+        """Revoke a key, and return the id of the tenant's active key: a new one if the revoked key was active.
+
+        A key that is revoked already stays as it is. Raises NoSigningKey for a key that the tenant never had.
+        """
+        return await self._whole(self._revoke(tenant_id, key_id))
+
+    async def invalidate(self, tenant_id: str) -> int:
+        """Drop what is cached for a tenant, here and in other daemons. Returns the number of entries dropped here."""
+        return await self._whole(self._invalidate(tenant_id))
+
+    async def close(self) -> None:
+        """Let what has begun come to its end."""
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _whole(self, change: Coroutine[Any, Any, R]) -> R:
+        """Make a change to its end, even if the caller leaves: caches and audit trail must hear of what was stored."""
+        task = asyncio.create_task(change)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
+
+    async def _rotate(self, tenant_id: str, if_older_than_ms: int | None) -> bool:
+        former = await self._store.active(tenant_id)
+        if former is None:
+            raise NoSigningKey("the tenant has no signing key to rotate: it gets its first one when it first signs")
+        try:
+            if if_older_than_ms is not None and former.create_time_ms >= if_older_than_ms:
+                return False
+            successor = await self._new_key(tenant_id)
+            rotated = await self._store.rotate(former, successor)
+            if rotated:
+                self._record(part_of_current("RotateKey", tenant_id, successor.key_id))
+            return rotated
+        finally:  # also after an error, which does not say that nothing was stored
+            await self._changed(tenant_id)
+
+    async def _revoke(self, tenant_id: str, key_id: str) -> str:
+        try:
+            for _ in range(_ATTEMPTS):
+                key = await self._store.get(tenant_id, key_id)
+                if key is None:
+                    raise NoSigningKey(f"the tenant has no signing key {key_id}: look at its keys by GetPublicKeys")
+                if key.status == "revoked" or await self._mark_revoked(key):
+                    active = await self._store.active(tenant_id)
+                    return active.key_id if active else ""
+            raise StoreUnavailable("the tenant's keys are changed by others all the time: try again in a moment")
+        finally:
+            await self._changed(tenant_id)
+
+    async def _invalidate(self, tenant_id: str) -> int:
+        try:
+            await self._store.raise_generation(tenant_id)
+        finally:
+            dropped = await self._changed(tenant_id)
+        return dropped
+
+    async def _mark_revoked(self, key: StoredKey) -> bool:
+        successor = await self._new_key(key.tenant_id) if key.status == "active" else None
+        if not await self._store.revoke(key, self._now_ms(), successor):
+            return False
+        self._record(part_of_current("RevokeKey", key.tenant_id, key.key_id))
+        if successor:
+            self._record(part_of_current("RotateKey", key.tenant_id, successor.key_id))
+        return True
+
+    async def _new_key(self, tenant_id: str) -> StoredKey:
+        key, _ = await new_key(self._provider, tenant_id, self._now_ms())
+        return key
+
+    def _now_ms(self) -> int:
+        return int(self._now() * 1000)

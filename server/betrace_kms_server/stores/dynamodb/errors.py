@@ -1,0 +1,143 @@
+"""What the AWS SDK raises for a call to DynamoDB, as StoreUnavailable with one sentence that says what to do."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from betrace_kms_server.aws import sdk_errors as aws_sdk
+from betrace_kms_server.core.errors import StoreUnavailable
+
+SDK_ERRORS = (BotoCoreError, ClientError, OSError)
+"""All that a call through the SDK may raise; TimeoutError is an OSError."""
+
+PERMISSIONS: Mapping[str, str] = {
+    "TransactGetItems": "dynamodb:GetItem",
+    "TransactWriteItems": "dynamodb:PutItem and dynamodb:UpdateItem",
+}
+"""What an action needs that has no permission of its own name (DynamoDB developer guide, transaction-apis-iam)."""
+
+_DENIED = re.compile(r"not authorized to perform: (dynamodb:[A-Za-z]{1,64})")
+_REASONS = re.compile(r"specific reasons \[([A-Za-z, ]*)\]")
+_CONDITION = "ConditionalCheckFailed"
+_CONTENTION = frozenset({"TransactionConflict", "ProvisionedThroughputExceeded", "ThrottlingError"})
+
+
+def _permission(cause: BaseException, action: str) -> str:
+    """Return the permission that is missing: the one that AWS names, which of a transaction is a part's."""
+    said = _DENIED.search(_message(cause))
+    return said[1] if said else PERMISSIONS.get(action, f"dynamodb:{action}")
+
+
+def _denied(cause: BaseException, action: str, table: str) -> StoreUnavailable:
+    permission = _permission(cause, action)
+    return StoreUnavailable(
+        f"DynamoDB denies {permission} on {table}: allow it to the daemon's role in its IAM policy, and in the policies"
+        " of the table and of the VPC endpoint if there are such",
+        metadata={"action": permission, "table": table},
+    )
+
+
+def _throttled(_cause: BaseException, action: str, table: str) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"DynamoDB throttles dynamodb:{action} on {table}: try again later; if it stays, raise the table's maximum"
+        " throughput, or ask AWS for a higher quota"
+    )
+
+
+def _contended(_cause: BaseException, action: str, table: str) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"too many write to the same tenant in {table} at once (dynamodb:{action}): try again later"
+    )
+
+
+def _missing(_cause: BaseException, _action: str, table: str) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"the DynamoDB table {table} is not there: check kms.store.table and kms.store.region; if it was deleted,"
+        " restore it from a backup"
+    )
+
+
+def _unreachable(_cause: BaseException, action: str, table: str) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"no answer from DynamoDB to dynamodb:{action} on {table}: check kms.store.region, the route to DynamoDB, and"
+        " kms.store.endpoint if it is set"
+    )
+
+
+def _credentials(_cause: BaseException, _action: str, _table: str) -> StoreUnavailable:
+    return StoreUnavailable(
+        "the daemon's own AWS credentials for the key store are missing, expired or refused: check its role, its"
+        " environment and the machine's clock"
+    )
+
+
+CODES: Mapping[str, Callable[[BaseException, str, str], StoreUnavailable]] = {
+    # Amazon DynamoDB API reference, "Errors" of the actions that we use
+    "InternalServerError": _unreachable,
+    "LimitExceededException": _throttled,
+    "ProvisionedThroughputExceededException": _throttled,
+    "ResourceNotFoundException": _missing,
+    "TableNotFoundException": _missing,
+    "TransactionConflictException": _contended,
+    "TransactionInProgressException": _contended,
+    **dict.fromkeys(aws_sdk.DENIED_CODES, _denied),
+    **dict.fromkeys(aws_sdk.THROTTLED_CODES, _throttled),
+    **dict.fromkeys(aws_sdk.UNREACHABLE_CODES, _unreachable),
+    **dict.fromkeys(aws_sdk.CREDENTIALS_CODES, _credentials),
+}
+
+
+def translated(cause: BaseException, action: str, table: str) -> StoreUnavailable | None:
+    """Return our error for an SDK's, or None where there is none: then it is a defect of ours, and INTERNAL.
+
+    `table` is the table's ARN, or its name as long as nothing else is known.
+    """
+    if isinstance(cause, aws_sdk.NETWORK):
+        return _unreachable(cause, action, table)
+    if not isinstance(cause, ClientError):
+        return _credentials(cause, action, table) if isinstance(cause, aws_sdk.CREDENTIALS) else None
+    if cause.operation_name != action:  # the SDK asked STS for credentials first, and STS refused
+        return _credentials(cause, action, table)
+    if is_contention(cause):
+        return _contended(cause, action, table)
+    known = CODES.get(code_of(cause))
+    if known is not None:
+        return known(cause, action, table)
+    status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if status == 403:
+        return _denied(cause, action, table)
+    return _unreachable(cause, action, table) if status >= 500 else None
+
+
+def is_refusal(cause: BaseException) -> bool:
+    """Tell whether a write was not done because one of its conditions does not hold."""
+    return code_of(cause) == "ConditionalCheckFailedException" or _CONDITION in _cancellation_reasons(cause)
+
+
+def is_contention(cause: BaseException) -> bool:
+    """Tell whether a write was not done because others were in its way, so that it may be tried again at once."""
+    if code_of(cause) == "TransactionConflictException":
+        return True
+    reasons = _cancellation_reasons(cause)
+    return _CONDITION not in reasons and not _CONTENTION.isdisjoint(reasons)
+
+
+def _cancellation_reasons(cause: BaseException) -> frozenset[str]:
+    if code_of(cause) != "TransactionCanceledException" or not isinstance(cause, ClientError):
+        return frozenset()
+    listed: Any = cause.response.get("CancellationReasons")
+    if listed:
+        return frozenset(reason.get("Code", "None") for reason in listed)
+    said = _REASONS.search(_message(cause))
+    return frozenset(said[1].replace(" ", "").split(",")) if said else frozenset()
+
+
+def code_of(cause: BaseException | None) -> str:
+    """Return AWS's code of an error; of one that AWS did not answer, nothing."""
+    return cause.response.get("Error", {}).get("Code", "") if isinstance(cause, ClientError) else ""
+
+
+def _message(cause: BaseException) -> str:
+    return cause.response.get("Error", {}).get("Message", "") if isinstance(cause, ClientError) else ""

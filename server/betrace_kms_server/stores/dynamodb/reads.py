@@ -1,0 +1,89 @@
+"""The reads of the DynamoDB store: one item, the keys of a tenant, the keys of all. Consistent, if not told else.
+
+Each page of many items is a call of its own, and bounded as such.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from betrace_kms_server.stores.dynamodb.client import asking, without_contention
+from betrace_kms_server.stores.dynamodb.items import KEY_PREFIX, PARTITION_KEY, SORT_KEY, can_exist
+
+if TYPE_CHECKING:
+    from types_aiobotocore_dynamodb import DynamoDBClient
+
+Found = Mapping[str, Any]
+"""An item, or what was asked for of it."""
+
+
+class Reads:
+    """The reads of one table."""
+
+    def __init__(self, client: "DynamoDBClient", table: str, table_arn: str) -> None:
+        self._client = client
+        self._table = table
+        self._arn = table_arn
+
+    async def item(self, key: Found, attribute: str | None = None) -> Found | None:
+        """Return an item by its primary key, or one attribute of it; None if there is none."""
+        if not can_exist(key):
+            return None
+        projection: dict[str, Any] = {"ProjectionExpression": attribute} if attribute else {}
+        async with asking("GetItem", self._arn):
+            answer = await self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True, **projection)
+        return answer.get("Item")
+
+    async def together(self, *keys: Found) -> list[Found | None]:
+        """Return items as they are between two transactions, never in the middle of one, as single reads may."""
+        if not all(map(can_exist, keys)):
+            return [None for _ in keys]
+        gets: Any = [{"Get": {"TableName": self._table, "Key": key}} for key in keys]
+        async with asking("TransactGetItems", self._arn):
+            answer = await without_contention(lambda: self._client.transact_get_items(TransactItems=gets))
+        return [each.get("Item") for each in answer["Responses"]]
+
+    async def keys_of(self, tenant_id: str) -> AsyncIterator[Found]:
+        """Yield every key's item of a tenant."""
+        query: dict[str, Any] = {
+            "TableName": self._table,
+            "ConsistentRead": True,
+            "KeyConditionExpression": "#tenant = :tenant AND begins_with(#item, :prefix)",
+            "ExpressionAttributeNames": {"#tenant": PARTITION_KEY, "#item": SORT_KEY},
+            "ExpressionAttributeValues": {":tenant": {"S": tenant_id}, ":prefix": {"S": KEY_PREFIX}},
+        }
+        while tenant_id:
+            async with asking("Query", self._arn):
+                page = await self._client.query(**query)
+            for item in page["Items"]:
+                yield item
+            if "LastEvaluatedKey" not in page:
+                return
+            query["ExclusiveStartKey"] = page["LastEvaluatedKey"]
+
+    async def keys(
+        self,
+        condition: str | None = None,
+        values: Mapping[str, Any] | None = None,
+        *,
+        names: Mapping[str, str] | None = None,
+        projection: str | None = None,
+        consistent: bool = True,
+    ) -> AsyncIterator[Found]:
+        """Yield every key's item of all tenants that meets a condition. `#item` names the sort key in expressions."""
+        scan: dict[str, Any] = {
+            "TableName": self._table,
+            "ConsistentRead": consistent,
+            "FilterExpression": "begins_with(#item, :prefix)" + (f" AND {condition}" if condition else ""),
+            "ExpressionAttributeNames": {"#item": SORT_KEY, **(names or {})},
+            "ExpressionAttributeValues": {":prefix": {"S": KEY_PREFIX}, **(values or {})},
+        }
+        if projection:
+            scan["ProjectionExpression"] = projection
+        while True:
+            async with asking("Scan", self._arn):
+                page = await self._client.scan(**scan)
+            for item in page["Items"]:
+                yield item
+            if "LastEvaluatedKey" not in page:
+                return
+            scan["ExclusiveStartKey"] = page["LastEvaluatedKey"]

@@ -1,0 +1,109 @@
+"""What a table must be before keys are kept in it: looked at when a daemon starts, and when a table is made ready.
+
+The daemon's role needs dynamodb:DescribeTable and dynamodb:DescribeContinuousBackups here.
+"""
+
+from typing import TYPE_CHECKING
+
+import structlog
+from botocore.exceptions import ClientError
+
+from betrace_kms_server.core.errors import StartRefused, StoreUnavailable
+from betrace_kms_server.stores.dynamodb.client import asking
+from betrace_kms_server.stores.dynamodb.errors import SDK_ERRORS, code_of
+from betrace_kms_server.stores.dynamodb.items import PARTITION_KEY, SORT_KEY
+
+if TYPE_CHECKING:
+    from types_aiobotocore_dynamodb import DynamoDBClient
+    from types_aiobotocore_dynamodb.literals import KeyTypeType, ScalarAttributeTypeType
+    from types_aiobotocore_dynamodb.type_defs import TableDescriptionTypeDef
+
+log = structlog.get_logger()
+
+KEY_SCHEMA: "tuple[tuple[str, KeyTypeType, ScalarAttributeTypeType], ...]" = (
+    (PARTITION_KEY, "HASH", "S"),
+    (SORT_KEY, "RANGE", "S"),
+)
+"""Name, role and type of the two parts of the primary key."""
+
+_USABLE = ("ACTIVE", "UPDATING")  # a table that is being updated is read and written as ever
+_LEGACY = "2017.11.29"
+
+
+async def inspect_table(client: "DynamoDBClient", table: str) -> str:
+    """Return a table's ARN. Raises StartRefused if it is missing or unfit; warns of what would not bring keys back."""
+    described = await describe_table(client, table)
+    if described is None:
+        raise StartRefused(
+            f"there is no DynamoDB table {table} in {client.meta.region_name}: check kms.store.table and"
+            " kms.store.region; for a new key store run betrace-kms keystore init; if it was deleted, restore it from a"
+            " backup"
+        )
+    refuse_unfit(described, table)
+    if described["TableStatus"] not in _USABLE:
+        raise StartRefused(
+            f"the DynamoDB table {table} is {described['TableStatus']}: wait until it is ACTIVE, and look at it in the"
+            " console if it does not become so"
+        )
+    arn = described["TableArn"]
+    if not described.get("DeletionProtectionEnabled"):
+        log.warning("Anybody who may delete the key store's table can: turn its deletion protection on", table=arn)
+    await _warn_without_recovery(client, table, arn)
+    return arn
+
+
+async def describe_table(client: "DynamoDBClient", table: str) -> "TableDescriptionTypeDef | None":
+    """Return what DynamoDB tells of a table, or None if there is none. Raises StartRefused if it cannot be asked."""
+    try:
+        async with asking("DescribeTable", table):
+            return (await client.describe_table(TableName=table))["Table"]
+    except StoreUnavailable as error:
+        if code_of(error.__cause__) == "ResourceNotFoundException":
+            return None
+        raise StartRefused(f"the DynamoDB table {table} cannot be looked at: {error.message}") from error
+    except SDK_ERRORS as cause:
+        raise StartRefused(
+            f"kms.store.table {table!r} is no name of a DynamoDB table: it takes 3 to 255 letters, digits, dots, dashes"
+            " and underscores"
+        ) from cause
+
+
+def refuse_unfit(described: "TableDescriptionTypeDef", table: str) -> None:
+    """Raise StartRefused for a table of another kind, and for one that would not keep what was written."""
+    types = {each["AttributeName"]: each["AttributeType"] for each in described["AttributeDefinitions"]}
+    schema = {(each["AttributeName"], each["KeyType"], types[each["AttributeName"]]) for each in described["KeySchema"]}
+    if schema != set(KEY_SCHEMA):
+        raise StartRefused(
+            f"the DynamoDB table {table} is no key store of betrace-kms, its primary key is another one: choose another"
+            " kms.store.table, and make it by betrace-kms keystore init"
+        )
+    replicated = described.get("Replicas") or described.get("GlobalTableVersion") == _LEGACY
+    if replicated and described.get("MultiRegionConsistency") == "STRONG":
+        raise StartRefused(
+            f"the DynamoDB table {table} is a global table with strong consistency, which takes no transactions: use a"
+            " table of one Region, see docs/dynamodb.md"
+        )
+    if replicated:
+        raise StartRefused(
+            f"the DynamoDB table {table} is a global table where the last writer wins: a revocation in one Region would"
+            " be undone by another, and a tenant have two active keys; use a table of one Region, see docs/dynamodb.md"
+        )
+
+
+async def has_recovery(client: "DynamoDBClient", table: str) -> bool:
+    """Tell whether point-in-time recovery is on."""
+    answer = await client.describe_continuous_backups(TableName=table)
+    recovery = answer["ContinuousBackupsDescription"].get("PointInTimeRecoveryDescription", {})
+    return recovery.get("PointInTimeRecoveryStatus") == "ENABLED"
+
+
+async def _warn_without_recovery(client: "DynamoDBClient", table: str, arn: str) -> None:
+    try:
+        async with asking("DescribeContinuousBackups", arn):
+            recoverable = await has_recovery(client, table)
+    except (StoreUnavailable, ClientError) as error:
+        problem = error.message if isinstance(error, StoreUnavailable) else code_of(error)
+        log.warning("Whether the key store's table can be recovered is not known", table=arn, problem=problem)
+        return
+    if not recoverable:
+        log.warning("Keys that are lost cannot be brought back: turn point-in-time recovery on", table=arn)

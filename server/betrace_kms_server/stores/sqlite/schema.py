@@ -1,0 +1,123 @@
+"""The tables of the SQLite store's file, how such a file is made, and how one of an older version becomes ours.
+
+A file is made whole or not at all, and brought to this version in one transaction: whatever happens meanwhile, it has
+one version or the other. The file holds only data. What succeeds a key is a trigger of the connection: one statement
+is one transaction, so whatever other statements the same connection runs, and wherever the caller is cancelled, all
+of it happens or nothing does.
+"""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import aiosqlite
+import structlog
+
+from betrace_kms_server.core.errors import StartRefused
+from betrace_kms_server.host.atomic_file import made_whole
+
+log = structlog.get_logger()
+
+SCHEMA_VERSION = 2
+"""1 had no generations."""
+_APPLICATION_ID = 0x42544B53  # "BTKS"
+_KEYS = """
+CREATE TABLE signing_keys (
+    tenant_id      TEXT    NOT NULL,
+    key_id         TEXT    NOT NULL,
+    provider       TEXT    NOT NULL,
+    master_key_arn TEXT    NOT NULL,
+    wrapped_seed   BLOB    NOT NULL,
+    public_key     BLOB    NOT NULL,
+    status         TEXT    NOT NULL CHECK (status IN ('active', 'rotated', 'revoked')),
+    create_time_ms INTEGER NOT NULL,
+    rotate_time_ms INTEGER,
+    revoke_time_ms INTEGER,
+    checksum       BLOB    NOT NULL,
+    PRIMARY KEY (tenant_id, key_id)
+) STRICT;
+CREATE UNIQUE INDEX one_active_key ON signing_keys (tenant_id) WHERE status = 'active';
+"""
+_TENANTS = """
+CREATE TABLE IF NOT EXISTS tenants (
+    tenant_id  TEXT    PRIMARY KEY,
+    generation INTEGER NOT NULL
+) STRICT;
+"""
+_SUCCESSION = """
+PRAGMA temp_store = MEMORY;
+CREATE TEMP VIEW succession (
+    tenant_id, former_key_id, former_status, new_status, rotate_time_ms, revoke_time_ms,
+    key_id, provider, master_key_arn, wrapped_seed, public_key, create_time_ms, checksum
+) AS SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL;
+CREATE TEMP TRIGGER succeed INSTEAD OF INSERT ON succession
+WHEN EXISTS (
+        SELECT 1 FROM signing_keys
+        WHERE tenant_id = NEW.tenant_id AND key_id = NEW.former_key_id AND status = NEW.former_status
+    )
+    AND NOT EXISTS (SELECT 1 FROM signing_keys WHERE tenant_id = NEW.tenant_id AND key_id = NEW.key_id)
+BEGIN
+    UPDATE signing_keys SET
+        status = NEW.new_status,
+        rotate_time_ms = coalesce(NEW.rotate_time_ms, rotate_time_ms),
+        revoke_time_ms = coalesce(NEW.revoke_time_ms, revoke_time_ms)
+    WHERE tenant_id = NEW.tenant_id AND key_id = NEW.former_key_id;
+    INSERT INTO signing_keys (
+        tenant_id, key_id, provider, master_key_arn, wrapped_seed, public_key, status, create_time_ms, checksum
+    )
+    SELECT
+        NEW.tenant_id, NEW.key_id, NEW.provider, NEW.master_key_arn, NEW.wrapped_seed, NEW.public_key, 'active',
+        NEW.create_time_ms, NEW.checksum
+    WHERE NEW.key_id IS NOT NULL;
+    INSERT INTO tenants (tenant_id, generation) VALUES (NEW.tenant_id, 1)
+        ON CONFLICT (tenant_id) DO UPDATE SET generation = generation + 1;
+END;
+"""
+"""INSERT INTO succession retires a key, makes its successor active if there is one, and raises the generation. Nothing
+happens if the former key is not there in the status that it had, or if a key of the successor's id is there already.
+"""
+
+
+def create_file(path: Path) -> None:
+    """Make an empty store, whole or not at all: so a file without a schema is always a damaged one."""
+    with made_whole(path) as new, closing(sqlite3.connect(new, isolation_level=None)) as database:
+        database.executescript(
+            f"PRAGMA synchronous=EXTRA; BEGIN; {_KEYS} {_TENANTS} PRAGMA application_id={_APPLICATION_ID};"
+            f" PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
+        )
+
+
+async def prepare(database: aiosqlite.Connection, path: Path) -> None:
+    """Make a connection ready for a SqliteStore. Raises StartRefused for a file that is damaged, foreign or newer."""
+
+    async def pragma(name: str) -> int | str:
+        async with database.execute(f"PRAGMA {name}") as cursor:
+            row = await cursor.fetchone()
+        return row[0] if row else ""
+
+    if await pragma("integrity_check") != "ok":
+        raise StartRefused(f"the key store {path} is damaged: restore it from a backup; nothing was changed")
+    if await pragma("application_id") != _APPLICATION_ID:
+        raise StartRefused(
+            f"{path} is empty, or no key store of betrace-kms: restore it from a backup, or choose another kms.data-dir"
+        )
+    version = await pragma("user_version")
+    if version not in (1, SCHEMA_VERSION):
+        raise StartRefused(f"{path} has schema version {version}, this betrace-kms knows {SCHEMA_VERSION}: upgrade it")
+    await pragma("journal_mode=DELETE")
+    await pragma("synchronous=EXTRA")
+    if version == 1:
+        await _migrate(database, path)
+    await database.executescript(_SUCCESSION)
+
+
+async def _migrate(database: aiosqlite.Connection, path: Path) -> None:
+    """Bring a file from version 1 to 2. If another process was faster, this changes nothing."""
+    try:
+        await database.executescript(f"BEGIN IMMEDIATE; {_TENANTS} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+    except sqlite3.Error as cause:
+        raise StartRefused(
+            f"the key store {path} cannot be brought to schema version {SCHEMA_VERSION} ({cause}): check that its"
+            " volume is writable and not full; nothing was changed"
+        ) from cause
+    log.info("The key store was brought to a new schema version", path=str(path), version=SCHEMA_VERSION)
