@@ -82,14 +82,14 @@ def library(rounds: int) -> None:
 
     def each() -> pb.SignSpansResponse:
         fresh = pb.SignSpansRequest.FromString(wire)
-        made = batches.payloads_of(TENANT, KEY_ID, fresh.spans, known=not has_unknown_fields(fresh))
+        made = batches.payloads_of(TENANT, KEY_ID, fresh.spans, unknown_fields_checked=not has_unknown_fields(fresh))
         return batches.each_response(KEY_ID, made, batches.signatures_of(key, made), return_payload=False)
 
     def proofs() -> pb.SignSpansResponse:
         fresh = pb.SignSpansRequest.FromString(wire)
         now = Timestamp()
         now.GetCurrentTime()
-        made = batches.payloads_of(TENANT, KEY_ID, fresh.spans, known=not has_unknown_fields(fresh))
+        made = batches.payloads_of(TENANT, KEY_ID, fresh.spans, unknown_fields_checked=not has_unknown_fields(fresh))
         return batches.proof_response(key, TENANT, made, now, return_payload=False)
 
     signing = measured(

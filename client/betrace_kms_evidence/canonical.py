@@ -60,14 +60,16 @@ class InvalidSpan(ValueError):
     """The span has no canonical form. The message says which field to mend, and never quotes a value."""
 
 
-def canonical_span(tenant_id: str, key_id: str, span: pb.ComplianceSpan, *, known: bool = False) -> bytes:
+def canonical_span(
+    tenant_id: str, key_id: str, span: pb.ComplianceSpan, *, unknown_fields_checked: bool = False
+) -> bytes:
     """Return the canonical JSON (UTF-8) of a span as signed by one key of one tenant.
 
-    `known` spares the search for unknown fields, where `has_unknown_fields` said of the whole request that there are
-    none. Raises InvalidSpan for a span that has no canonical form; see the module's description.
+    `unknown_fields_checked` skips the search for unknown fields, because `has_unknown_fields` found none in the whole
+    request. Raises InvalidSpan for a span that has no canonical form; see the module's description.
     """
     try:
-        if not known and has_unknown_fields(span):
+        if not unknown_fields_checked and has_unknown_fields(span):
             raise InvalidSpan(
                 "span holds fields that this version does not know and could not sign; upgrade betrace-kms"
             )

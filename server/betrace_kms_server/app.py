@@ -28,7 +28,7 @@ from betrace_kms_server.config.sources import described
 from betrace_kms_server.core.key_event import KeyEvent, ignore, recorded
 from betrace_kms_server.data_keys.keyring import KeyRing
 from betrace_kms_server.host.sockets import admin_socket, claimed
-from betrace_kms_server.jobs import background, leave_former_keys, rotate_on_schedule, sweep, told_of_state
+from betrace_kms_server.jobs import background, leave_former_keys, on_kms_state, rotate_on_schedule, sweep
 from betrace_kms_server.operations.http import build_app, serving_ops
 from betrace_kms_server.operations.monitor import KmsMonitor
 from betrace_kms_server.operations.validation import Validation, Validator
@@ -94,12 +94,19 @@ async def running(settings: Settings) -> AsyncIterator[Daemon]:
         rpcs, kms_calls = CallStats(), CallStats()
         provider = await open_provider(settings, store, KmsCallObserver(kms_calls, tracing), resources)
         health, caches = HealthService(), list[KeyCache]()
-        monitor = KmsMonitor(provider, told_of_state(health, provider, caches))
+        monitor = KmsMonitor(provider, on_kms_state(health, provider, caches))
         generations = Generations(store, max_age=settings.version_check_seconds, limit=10 * settings.cache_max_size)
         resources.push_async_callback(generations.close)
         gate = generations if store.shared else OPEN
         caches += (
-            KeyCache(kind, ttl=ttl, max_size=settings.cache_max_size, record=record, doubt=monitor.doubt, gate=gate)
+            KeyCache(
+                kind,
+                ttl=ttl,
+                max_size=settings.cache_max_size,
+                record=record,
+                request_check=monitor.request_check,
+                gate=gate,
+            )
             for kind, ttl in (
                 ("encryption", settings.encryption_key_ttl_minutes * 60.0),
                 ("signing", settings.private_key_ttl_minutes * 60.0),

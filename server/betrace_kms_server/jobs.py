@@ -24,7 +24,7 @@ SWEEP_SECONDS = 60.0
 """How often expired keys that nobody asks for are dropped from memory."""
 
 
-def told_of_state(
+def on_kms_state(
     health: HealthService, provider: KeyProvider, caches: Sequence[KeyCache]
 ) -> Callable[[KmsState], None]:
     """Return what is to be done when the master key was looked at.

@@ -34,17 +34,17 @@ class CountedLocalProvider(LocalProvider):
         """Count one GenerateDataKey."""
         self.calls["GenerateDataKey"] += 1
         material = KeyMaterial(os.urandom(number_of_bytes))
-        return DataKey(material, await super().encrypt(material, context))
+        return DataKey(material, await super().wrap(material, context))
 
-    async def encrypt(self, key: KeyMaterial, context: Mapping[str, str]) -> WrappedKey:
+    async def wrap(self, key: KeyMaterial, context: Mapping[str, str]) -> WrappedKey:
         """Count one Encrypt."""
         self.calls["Encrypt"] += 1
-        return await super().encrypt(key, context)
+        return await super().wrap(key, context)
 
-    async def decrypt(self, wrapped: WrappedKey, context: Mapping[str, str]) -> KeyMaterial:
+    async def unwrap(self, wrapped: WrappedKey, context: Mapping[str, str]) -> KeyMaterial:
         """Count one Decrypt."""
         self.calls["Decrypt"] += 1
-        return await super().decrypt(wrapped, context)
+        return await super().unwrap(wrapped, context)
 
 
 @dataclass(frozen=True, slots=True)

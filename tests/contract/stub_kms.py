@@ -18,8 +18,8 @@ Answer = Callable[[str, Mapping[str, Any]], Awaitable[Any]]
 
 ACTIONS: Mapping[str, Callable[[KeyProvider], Awaitable[object]]] = {
     "GenerateDataKey": lambda provider: provider.generate_data_key(32, {}),
-    "Encrypt": lambda provider: provider.encrypt(KeyMaterial(bytes(32)), {}),
-    "Decrypt": lambda provider: provider.decrypt(WrappedKey(b"blob", ARN), {}),
+    "Encrypt": lambda provider: provider.wrap(KeyMaterial(bytes(32)), {}),
+    "Decrypt": lambda provider: provider.unwrap(WrappedKey(b"blob", ARN), {}),
     "DescribeKey": lambda provider: provider.check(),
 }
 """How to bring a provider to call each action."""

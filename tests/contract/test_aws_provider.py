@@ -200,7 +200,7 @@ async def test_blob_of_aws_passes_through_unread() -> None:
         return {"Plaintext": bytes(32), "KeyId": ARN}
 
     async with provider(stubbed(answer)) as aws:
-        await aws.decrypt(WRAPPED, CONTEXT)
+        await aws.unwrap(WRAPPED, CONTEXT)
     assert {"Decrypt": {"KeyId": ARN, "CiphertextBlob": WRAPPED.blob, "EncryptionContext": CONTEXT}} == asked
 
 
@@ -213,7 +213,7 @@ async def test_kms_is_not_asked_about_a_foreign_master_key() -> None:
 
     async with provider(stubbed(answer)) as aws:
         with pytest.raises(DoesNotOpen):
-            await aws.decrypt(WrappedKey(WRAPPED.blob, ARN.replace("123456789012", "999999999999")), CONTEXT)
+            await aws.unwrap(WrappedKey(WRAPPED.blob, ARN.replace("123456789012", "999999999999")), CONTEXT)
     assert {} == asked
 
 
@@ -235,12 +235,12 @@ async def test_disabled_master_key_is_unusable_until_it_is_enabled(moto: MotoSer
         with pytest.raises(MasterKeyUnusable):
             await aws.generate_data_key(32, CONTEXT)
         with pytest.raises(MasterKeyUnusable):
-            await aws.encrypt(made.material, CONTEXT)
+            await aws.wrap(made.material, CONTEXT)
         with pytest.raises(MasterKeyUnusable):
-            await aws.decrypt(made.wrapped, CONTEXT)
+            await aws.unwrap(made.wrapped, CONTEXT)
         moto.kms().enable_key(kms_key)
         await aws.check()
-        assert made.material.raw == (await aws.decrypt(made.wrapped, CONTEXT)).raw
+        assert made.material.raw == (await aws.unwrap(made.wrapped, CONTEXT)).raw
 
 
 async def test_master_key_that_waits_for_its_deletion_is_unusable(moto: MotoServer, kms_key: str) -> None:

@@ -120,15 +120,15 @@ async def generate(provider: KeyProvider) -> str:
 
 async def encrypt(provider: KeyProvider) -> str:
     """Wrap a key, and return the ARN of what wrapped it."""
-    return (await provider.encrypt(KeyMaterial(os.urandom(32)), CONTEXT)).master_key_arn
+    return (await provider.wrap(KeyMaterial(os.urandom(32)), CONTEXT)).master_key_arn
 
 
 async def test_replica_is_left_alone_while_the_primary_answers(regions: Regions) -> None:
     """No call, and not even a client, goes to another region while the first one works."""
     async with regions.provider() as aws:
         made = await aws.generate_data_key(32, CONTEXT)
-        await aws.encrypt(made.material, CONTEXT)
-        await aws.decrypt(made.wrapped, CONTEXT)
+        await aws.wrap(made.material, CONTEXT)
+        await aws.unwrap(made.wrapped, CONTEXT)
         await aws.check()
         assert ((4, 0), 1, REGION) == (regions.calls, regions.clients.opened, aws.serving_region)
         assert {REGION: "closed", ELSEWHERE: "closed"} == aws.breakers
@@ -141,7 +141,7 @@ async def test_call_goes_on_to_the_replica(regions: Regions, verdict: Verdict) -
         made = await aws.generate_data_key(32, CONTEXT)
         regions.primary.always(verdict)
         generated, encrypted, opened, _ = await asyncio.gather(
-            generate(aws), encrypt(aws), aws.decrypt(made.wrapped, CONTEXT), aws.check()
+            generate(aws), encrypt(aws), aws.unwrap(made.wrapped, CONTEXT), aws.check()
         )
         assert (regions.replica_arn, regions.replica_arn, made.material.raw) == (generated, encrypted, opened.raw)
         assert ((5, 4), ELSEWHERE) == (regions.calls, aws.serving_region)
@@ -181,7 +181,7 @@ async def test_what_one_region_wrote_opens_in_the_other(regions: Regions, new_ca
         writing.always("drop")
         opened = await KeyRing(aws, new_cache()).open("acme", sealed.ciphertext, {})
         unwrapped = await KeyRing(aws, new_cache()).open("acme", bare.wrapped.blob, {})
-        direct = await aws.decrypt(bare.wrapped, CONTEXT)
+        direct = await aws.unwrap(bare.wrapped, CONTEXT)
     assert ({written_in}, b"payload", regions.arn) == (
         {arn.split(":")[3] for arn in (sealed.master_key_arn, bare.wrapped.master_key_arn)},
         opened.plaintext,
@@ -202,7 +202,7 @@ async def test_answers_are_final(regions: Regions, moto: MotoServer) -> None:
         regions.primary.always("deny")
         await refused(AccessDenied, partial(generate, aws), 4)
         regions.primary.always("pass")
-        await refused(DoesNotOpen, lambda: aws.decrypt(WrappedKey(b"rubbish", regions.arn), CONTEXT), 4)
+        await refused(DoesNotOpen, lambda: aws.unwrap(WrappedKey(b"rubbish", regions.arn), CONTEXT), 4)
         moto.kms().disable_key(regions.arn)
         await refused(MasterKeyUnusable, partial(encrypt, aws), 4)
         await refused(MasterKeyUnusable, aws.check, 4)
@@ -238,9 +238,9 @@ async def test_former_keys_are_asked_for_in_the_first_region_only(regions: Regio
     former = moto.create_key()
     async with regions.provider(former) as aws, AwsProvider(former, region=REGION, endpoint=moto.url) as old:
         made = await old.generate_data_key(32, CONTEXT)
-        assert made.material.raw == (await aws.decrypt(made.wrapped, CONTEXT)).raw
+        assert made.material.raw == (await aws.unwrap(made.wrapped, CONTEXT)).raw
         regions.primary.always("drop")
-        for call in (aws.decrypt(made.wrapped, CONTEXT), aws.check(former)):
+        for call in (aws.unwrap(made.wrapped, CONTEXT), aws.check(former)):
             with pytest.raises(KmsUnreachable):
                 await call
         assert (3, 0) == regions.calls
@@ -394,7 +394,7 @@ async def test_no_call_fails_when_the_primary_dies(regions: Regions) -> None:
     async def caller(aws: AwsProvider) -> bool:
         made = await aws.generate_data_key(32, CONTEXT)
         again = await aws.generate_data_key(32, CONTEXT)
-        opened = [await aws.decrypt(key.wrapped, CONTEXT) for key in (made, again)]
+        opened = [await aws.unwrap(key.wrapped, CONTEXT) for key in (made, again)]
         return [key.raw for key in opened] == [made.material.raw, again.material.raw]
 
     async with regions.provider(call_seconds=6.0, client_factory=SdkClients()) as aws:
@@ -439,7 +439,7 @@ async def test_signing_key_moves_while_a_replica_serves(regions: Regions, moto: 
     former = moto.create_key()
     seed, context = KeyMaterial(os.urandom(32)), signing_context("acme", "kid")
     async with regions.provider(former) as aws, AwsProvider(former, region=REGION, endpoint=moto.url) as old:
-        wrapped, public_key = await old.encrypt(seed, context), private_key_of(seed).public_key().public_bytes_raw()
+        wrapped, public_key = await old.wrap(seed, context), private_key_of(seed).public_key().public_bytes_raw()
         stored = await store.create(stored_key("acme", key_id="kid", wrapped_seed=wrapped, public_key=public_key))
         regions.primary.always("drop")
         await rewrap_seed(aws, store, stored, seed)
@@ -495,8 +495,8 @@ async def test_each_region_is_told_its_own_arn() -> None:
     async with scripted(answer, ELSEWHERE) as aws:
         for arn in (ARN, REPLICA_ARN, ARN.replace(REGION, "ap-south-1")):
             with pytest.raises(KmsUnreachable):
-                await aws.decrypt(WrappedKey(b"blob", arn), CONTEXT)
-            assert (ARN, True) == (aws.decrypting(arn), aws.is_current(arn))
+                await aws.unwrap(WrappedKey(b"blob", arn), CONTEXT)
+            assert (ARN, True) == (aws.unwrapping_key_for(arn), aws.is_current(arn))
     assert [(REGION, ARN), (ELSEWHERE, REPLICA_ARN)] * 3 == asked
 
 
@@ -528,7 +528,7 @@ async def test_key_is_zeroed_when_its_call_has_failed() -> None:
         gc.disable()
         try:
             with suppress(KmsUnreachable):
-                await aws.encrypt(key, CONTEXT)
+                await aws.wrap(key, CONTEXT)
             del key
             assert bytearray(32) == raw
         finally:

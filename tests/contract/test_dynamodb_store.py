@@ -366,7 +366,7 @@ CALLS: Mapping[str, tuple[str, Callable[[DynamoStore], Awaitable[object]]]] = {
     "rows": ("Scan", lambda store: consume(store.rows())),
     "add": ("TransactWriteItems", lambda store: store.add(stored_key())),
     "replace": ("UpdateItem", lambda store: store.replace(stored_key(), stored_key())),
-    "not_wrapped_by": ("Scan", lambda store: store.not_wrapped_by(ARN)),
+    "wrapped_by_other_keys": ("Scan", lambda store: store.wrapped_by_other_keys(ARN)),
     "wrapped_by": ("Scan", lambda store: store.wrapped_by()),
     "check": ("TransactWriteItems", lambda store: store.check()),
 }
@@ -520,14 +520,14 @@ async def test_key_that_is_rotated_between_two_reads_is_found(store: DynamoStore
     key, following = stored_key(), successor()
     await store.create(key)
     async with open_dynamodb(table, region=REGION, endpoint=moto.url) as other:
-        together, rotations = store._reads.together, [True]
+        together, rotations = store._reads.transact_get, [True]
 
         async def late(*keys: Any) -> list[Any]:
             if rotations:
                 assert await other.rotate(key, following) is rotations.pop()
             return await together(*keys)
 
-        store._reads.together = late  # type: ignore[method-assign]
+        store._reads.transact_get = late  # type: ignore[method-assign]
         assert following == await store.active("acme")
 
 
@@ -579,7 +579,7 @@ async def test_reads_are_consistent(store: DynamoStore) -> None:
 
     for action in ("GetItem", "Query", "Scan"):
         store._client.meta.events.register(f"provide-client-params.dynamodb.{action}", note)
-    for name in ("active", "get", "all", "generation", "rows", "not_wrapped_by", "wrapped_by"):
+    for name in ("active", "get", "all", "generation", "rows", "wrapped_by_other_keys", "wrapped_by"):
         await CALLS[name][1](store)
     assert {("GetItem", True), ("Query", True), ("Scan", True)} == set(asked)
     asked.clear()
@@ -606,7 +606,7 @@ async def test_every_page_is_read(store: DynamoStore, aws: Any, table: str) -> N
     assert keys[:200] == await store.all("acme")
     assert set(keys) == {key async for key in store.rows()}
     assert {f"tenant-{number}" for number in range(200, 290)} == {one async for one in store.created_before(290)}
-    assert [("tenant-299", keys[299].key_id)] == await store.not_wrapped_by(ARN)
+    assert [("tenant-299", keys[299].key_id)] == await store.wrapped_by_other_keys(ARN)
     assert {("aws", ARN), ("aws", OTHER_ARN)} == await store.wrapped_by()
 
 

@@ -75,7 +75,7 @@ class Pod:
                 clock=clock,
                 jitter=lambda: 0.0,
                 gate=self.generations,
-                doubt=lambda: self.doubts.append(None),
+                request_check=lambda: self.doubts.append(None),
             )
             for kind in ("signing", "public", "encryption")
         ]
@@ -224,7 +224,7 @@ class Outage:
 
     def __init__(self, provider: CountedLocalProvider, monkeypatch: pytest.MonkeyPatch) -> None:
         self.error: KmsError | None = None
-        for name in ("generate_data_key", "encrypt", "decrypt"):
+        for name in ("generate_data_key", "wrap", "unwrap"):
             monkeypatch.setattr(provider, name, self._failing(getattr(provider, name)))
 
     def _failing(self, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -107,7 +107,7 @@ async def test_keys_that_cannot_move_stay_as_they_are(
         await rewrapping.rewrap_signing_keys(both, store)
         assert await store.active("foreign") == foreign
         assert await store.wrapped_by() == {("aws", new_key), ("aws", kms_key), ("aws", unknown)}
-        assert {tenant for tenant, _ in await store.not_wrapped_by(new_key)} == {"damaged", "foreign"}
+        assert {tenant for tenant, _ in await store.wrapped_by_other_keys(new_key)} == {"damaged", "foreign"}
 
 
 async def test_one_former_key_that_is_disabled_does_not_hold_up_the_others(
@@ -120,7 +120,7 @@ async def test_one_former_key_that_is_disabled_does_not_hold_up_the_others(
         await signer(old, store, new_cache).sign("b-moves", span())
         moto.kms().disable_key(disabled)
         await rewrapping.rewrap_signing_keys(now, store)
-    assert [tenant for tenant, _ in await store.not_wrapped_by(new_key)] == ["a-stays"]
+    assert [tenant for tenant, _ in await store.wrapped_by_other_keys(new_key)] == ["a-stays"]
 
 
 async def test_what_does_not_unwrap_again_replaces_nothing(
@@ -136,7 +136,7 @@ async def test_what_does_not_unwrap_again_replaces_nothing(
         async def encrypt_something_else(key: KeyMaterial, context: dict[str, str]) -> WrappedKey:
             return (await now.generate_data_key(32, context)).wrapped
 
-        monkeypatch.setattr(now, "encrypt", encrypt_something_else)
+        monkeypatch.setattr(now, "wrap", encrypt_something_else)
         with pytest.raises(KeyDamaged):
             await rewrap_seed(now, store, before, seed)
     assert await store.active("acme") == before
@@ -200,14 +200,14 @@ def test_only_the_same_key_of_another_region_is_a_replica(arn: str) -> None:
     """Another id, account, partition or kind of resource is another key."""
     ours = "arn:aws:kms:us-east-1:123456789012:key/mrk-00001111222233334444555566667777"
     provider = AwsProvider(ours, region=REGION)
-    assert provider.decrypting(ours.replace("us-east-1", "ap-south-1")) == ours
-    assert provider.decrypting(arn) is None
+    assert provider.unwrapping_key_for(ours.replace("us-east-1", "ap-south-1")) == ours
+    assert provider.unwrapping_key_for(arn) is None
 
 
 async def test_single_region_keys_have_no_replicas() -> None:
     """Two single-Region keys of one id in two Regions are two keys."""
     ours = "arn:aws:kms:us-east-1:123456789012:key/00000000-1111-2222-3333-444444444444"
-    assert AwsProvider(ours, region=REGION).decrypting(ours.replace("us-east-1", "eu-west-1")) is None
+    assert AwsProvider(ours, region=REGION).unwrapping_key_for(ours.replace("us-east-1", "eu-west-1")) is None
 
 
 async def test_a_former_key_that_is_disabled_is_told(moto: MotoServer, kms_key: str, new_cache: NewCache) -> None:

@@ -25,7 +25,7 @@ async def test_data_key_has_the_size_that_was_asked_for(kms: Kms, size: int) -> 
 async def test_wrapped_key_opens_to_the_same_key(kms: Kms, size: int) -> None:
     """What was wrapped unwraps to the same bytes."""
     made = await kms.provider.generate_data_key(size, CONTEXT)
-    opened = await kms.provider.decrypt(made.wrapped, CONTEXT)
+    opened = await kms.provider.unwrap(made.wrapped, CONTEXT)
     assert made.material.raw == opened.raw
 
 
@@ -65,13 +65,13 @@ async def test_another_context_does_not_open(kms: Kms, other: Context) -> None:
     """A key opens only under the very pairs that it was wrapped with."""
     made = await kms.provider.generate_data_key(32, CONTEXT)
     with pytest.raises(DoesNotOpen):
-        await kms.provider.decrypt(made.wrapped, other)
+        await kms.provider.unwrap(made.wrapped, other)
 
 
 async def test_order_of_the_context_does_not_matter(kms: Kms) -> None:
     """Encryption contexts are unordered: the same pairs in another order open."""
     made = await kms.provider.generate_data_key(32, CONTEXT)
-    opened = await kms.provider.decrypt(made.wrapped, dict(reversed(CONTEXT.items())))
+    opened = await kms.provider.unwrap(made.wrapped, dict(reversed(CONTEXT.items())))
     assert made.material.raw == opened.raw
 
 
@@ -79,7 +79,7 @@ async def test_context_may_hold_any_text(kms: Kms) -> None:
     """Names and values of a context are Unicode, also beyond the basic plane, and empty values are fine."""
     context = {"tenantId": "acme", "Straße": "Ærøskøbing", "鍵": "🗝️ café", "empty": ""}
     made = await kms.provider.generate_data_key(32, context)
-    opened = await kms.provider.decrypt(made.wrapped, context)
+    opened = await kms.provider.unwrap(made.wrapped, context)
     assert made.material.raw == opened.raw
 
 
@@ -101,52 +101,52 @@ async def test_damaged_blob_does_not_open(kms: Kms, damage: Callable[[bytes], by
     made = await kms.provider.generate_data_key(32, CONTEXT)
     damaged = WrappedKey(damage(made.wrapped.blob), made.wrapped.master_key_arn)
     with pytest.raises(DoesNotOpen):
-        await kms.provider.decrypt(damaged, CONTEXT)
+        await kms.provider.unwrap(damaged, CONTEXT)
 
 
 async def test_key_of_a_foreign_master_key_does_not_open(kms: Kms) -> None:
     """A key whose row names a master key that is not ours does not open, though its context is right."""
     made = await kms.foreign.generate_data_key(32, CONTEXT)
     with pytest.raises(DoesNotOpen):
-        await kms.provider.decrypt(made.wrapped, CONTEXT)
+        await kms.provider.unwrap(made.wrapped, CONTEXT)
 
 
 async def test_key_that_claims_our_master_key_does_not_open(kms: Kms) -> None:
     """A key that a foreign master key wrapped does not open under the ARN of ours either."""
     made = await kms.foreign.generate_data_key(32, CONTEXT)
     with pytest.raises(DoesNotOpen):
-        await kms.provider.decrypt(WrappedKey(made.wrapped.blob, kms.provider.master_key_arn), CONTEXT)
+        await kms.provider.unwrap(WrappedKey(made.wrapped.blob, kms.provider.master_key_arn), CONTEXT)
 
 
 async def test_our_key_under_a_foreign_arn_does_not_open(kms: Kms) -> None:
     """The ARN beside a wrapped key is believed: under another one, even a key of ours does not open."""
     made = await kms.provider.generate_data_key(32, CONTEXT)
     with pytest.raises(DoesNotOpen):
-        await kms.provider.decrypt(WrappedKey(made.wrapped.blob, kms.foreign.master_key_arn), CONTEXT)
+        await kms.provider.unwrap(WrappedKey(made.wrapped.blob, kms.foreign.master_key_arn), CONTEXT)
 
 
 @pytest.mark.parametrize("size", [1, 32, 4096])
 async def test_key_that_is_there_already_is_wrapped(kms: Kms, size: int) -> None:
     """A key that was not made here is wrapped under the master key and the context, and opens to the same bytes."""
     key = KeyMaterial(os.urandom(size))
-    wrapped = await kms.provider.encrypt(key, CONTEXT)
-    opened = await kms.provider.decrypt(wrapped, CONTEXT)
+    wrapped = await kms.provider.wrap(key, CONTEXT)
+    opened = await kms.provider.unwrap(wrapped, CONTEXT)
     assert (key.raw, kms.provider.master_key_arn) == (opened.raw, wrapped.master_key_arn)
 
 
 async def test_key_that_is_wrapped_again_opens_under_the_new_context_only(kms: Kms) -> None:
     """Wrapping a key under another context gives a blob of its own."""
     made = await kms.provider.generate_data_key(32, CONTEXT)
-    again = await kms.provider.encrypt(made.material, {"tenantId": "acme", "keyType": "encryption"})
+    again = await kms.provider.wrap(made.material, {"tenantId": "acme", "keyType": "encryption"})
     assert made.wrapped.blob != again.blob
     with pytest.raises(DoesNotOpen):
-        await kms.provider.decrypt(again, CONTEXT)
+        await kms.provider.unwrap(again, CONTEXT)
 
 
 async def test_provider_tells_which_master_key_unwraps(kms: Kms) -> None:
     """What our master key wrapped is for our master key, and what a foreign one wrapped is for none."""
     ours, foreign = kms.provider.master_key_arn, kms.foreign.master_key_arn
-    assert (ours, None) == (kms.provider.decrypting(ours), kms.provider.decrypting(foreign))
+    assert (ours, None) == (kms.provider.unwrapping_key_for(ours), kms.provider.unwrapping_key_for(foreign))
 
 
 async def test_usable_master_key_passes_the_check(kms: Kms) -> None:

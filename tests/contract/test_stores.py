@@ -196,7 +196,7 @@ async def test_store_tells_which_keys_another_master_key_wrapped(open_store: Ope
     async with open_store() as store:
         for key in (mine, *others):
             await store.create(key)
-        assert {(key.tenant_id, key.key_id) for key in others} == set(await store.not_wrapped_by(ARN))
+        assert {(key.tenant_id, key.key_id) for key in others} == set(await store.wrapped_by_other_keys(ARN))
 
 
 async def test_check_passes_and_changes_nothing(open_store: Open) -> None:

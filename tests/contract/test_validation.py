@@ -242,7 +242,7 @@ async def test_principal_of_a_denial_is_for_operators_only(said: str, principal:
     kms = SmallKms({"Decrypt": answer("AccessDeniedException", "Decrypt", said)})
     async with provider(stubbed(kms)) as aws:
         with pytest.raises(AccessDenied) as raised:
-            await aws.decrypt(WrappedKey(b"blob", ARN), CONTEXT)
+            await aws.unwrap(WrappedKey(b"blob", ARN), CONTEXT)
     error = raised.value
     assert principal == error.principal
     assert ROLE not in f"{error} {error!r} {error.message} {error.metadata}"
@@ -300,35 +300,35 @@ async def test_key_that_waits_for_its_deletion_is_to_be_kept(
 class Careless(LocalProvider):
     """A provider that does not look at the encryption context."""
 
-    async def encrypt(self, key: KeyMaterial, context: Mapping[str, str]) -> WrappedKey:
-        return await super().encrypt(key, {})
+    async def wrap(self, key: KeyMaterial, context: Mapping[str, str]) -> WrappedKey:
+        return await super().wrap(key, {})
 
     async def generate_data_key(self, number_of_bytes: int, context: Mapping[str, str]) -> Any:
         return await super().generate_data_key(number_of_bytes, {})
 
-    async def decrypt(self, wrapped: WrappedKey, context: Mapping[str, str]) -> KeyMaterial:
-        return await super().decrypt(wrapped, {})
+    async def unwrap(self, wrapped: WrappedKey, context: Mapping[str, str]) -> KeyMaterial:
+        return await super().unwrap(wrapped, {})
 
 
 class Forgetful(LocalProvider):
     """A provider that unwraps another key than it wrapped."""
 
-    async def decrypt(self, wrapped: WrappedKey, context: Mapping[str, str]) -> KeyMaterial:
-        await super().decrypt(wrapped, context)
+    async def unwrap(self, wrapped: WrappedKey, context: Mapping[str, str]) -> KeyMaterial:
+        await super().unwrap(wrapped, context)
         return KeyMaterial(os.urandom(32))
 
 
 class Losing(LocalProvider):
     """A provider that opens nothing."""
 
-    async def decrypt(self, wrapped: WrappedKey, context: Mapping[str, str]) -> KeyMaterial:
+    async def unwrap(self, wrapped: WrappedKey, context: Mapping[str, str]) -> KeyMaterial:
         raise errors.DoesNotOpen
 
 
 class Defective(LocalProvider):
     """A provider with a defect."""
 
-    async def encrypt(self, key: KeyMaterial, context: Mapping[str, str]) -> WrappedKey:
+    async def wrap(self, key: KeyMaterial, context: Mapping[str, str]) -> WrappedKey:
         raise RuntimeError("secret detail")
 
 

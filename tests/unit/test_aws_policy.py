@@ -15,7 +15,7 @@ from botocore.session import get_session
 
 ROOT = Path(__file__).parents[2]
 SERVER = Path(betrace_kms_server.__file__).parent
-OPERATORS = "dynamodb_creation.py"
+OPERATORS = "creation.py"
 """The module that makes tables; the daemon never imports it."""
 CLIENTS = ("client", "kms", "_client")
 """What a client of AWS is called where it is called."""
@@ -24,8 +24,8 @@ CLIENTS = ("client", "kms", "_client")
 def modules(service: str) -> Sequence[Path]:
     """Return the modules of the daemon that call a service."""
     if service == "kms":
-        return [SERVER / "providers/aws.py"]
-    return [path for path in sorted((SERVER / "stores").glob("dynamodb*.py")) if path.name != OPERATORS]
+        return [SERVER / "providers/aws/provider.py"]
+    return [path for path in sorted((SERVER / "stores/dynamodb").glob("*.py")) if path.name != OPERATORS]
 
 
 def calls(file: Path, service: str) -> Iterator[str]:
@@ -138,5 +138,5 @@ def test_documents_name_the_same_actions() -> None:
 
 def test_store_says_which_permissions_it_needs() -> None:
     """So does the docstring of the store."""
-    docstring = ast.get_docstring(ast.parse((SERVER / "stores/dynamodb.py").read_text("utf-8"))) or ""
+    docstring = ast.get_docstring(ast.parse((SERVER / "stores/dynamodb/store.py").read_text("utf-8"))) or ""
     assert needed("dynamodb") == set(re.findall(r"dynamodb:\w+", docstring))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import betrace_kms_server
 import pytest
 import yaml  # type: ignore[import-untyped]
 from betrace_kms_client.cli import main
@@ -281,8 +282,8 @@ def refusals() -> Iterator[tuple[str, Sequence[str]]]:
     Those are the texts of StartRefused, of a lock that is held, and of the settings' validators; the fixed parts are
     those of the condition, which ends at the first colon, or else those of what to do.
     """
-    for file in sorted(Path(config.__file__).parent.rglob("*.py")):
-        validators = ["ValueError"] if file.name in ("settings.py", "listen.py") else []
+    for file in sorted(Path(betrace_kms_server.__file__).parent.rglob("*.py")):
+        validators = ["ValueError"] if file.name in ("settings.py", "sockets.py") else []
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("StartRefused", "exclusive", *validators):
                 condition, _, rest = fixed_text(node.args[-1]).partition(":")

@@ -76,7 +76,7 @@ async def test_however_many_doubt_kms_is_asked_no_more_often(provider: Any, monk
         nonlocal pauses
         pauses += seconds > 0
         for _ in range(20):
-            watched.doubt()
+            watched.request_check()
             await sleep(0)
 
     watched = KmsMonitor(provider, lambda state: None)
@@ -96,7 +96,7 @@ async def test_a_doubt_leads_to_a_look_before_its_time(provider: Any, monkeypatc
     watching = asyncio.create_task(watched.watch(3600.0))
     await provider.looked.wait()
     provider.looked.clear()
-    watched.doubt()
+    watched.request_check()
     await asyncio.wait_for(provider.looked.wait(), 20)
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)

@@ -9,7 +9,7 @@ class Gate(Protocol):
     def is_open(self, tenant: str) -> bool:
         """Tell, at once, whether the entries may be used."""
 
-    async def look(self, tenant: str) -> None:
+    async def revalidate(self, tenant: str) -> None:
         """Find out, and drop the tenant's entries if they are out of date. What is left may be used then."""
 
 
@@ -17,7 +17,7 @@ class _OpenGate:
     def is_open(self, tenant: str) -> bool:
         return True
 
-    async def look(self, tenant: str) -> None: ...
+    async def revalidate(self, tenant: str) -> None: ...
 
 
 OPEN = _OpenGate()

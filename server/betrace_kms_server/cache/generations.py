@@ -46,7 +46,7 @@ class Generations:
         self._limit = limit
         self._clock = clock
         self._known: OrderedDict[str, _Known] = OrderedDict()
-        self._looks: dict[str, asyncio.Task[None]] = {}
+        self._checks: dict[str, asyncio.Task[None]] = {}
         self._failing = False
         self.caches: Sequence[KeyCache] = ()
         """What is dropped from; set once the caches are made, which need this gate."""
@@ -56,14 +56,14 @@ class Generations:
         known = self._known.get(tenant)
         return known is not None and self._clock() < known.good_until
 
-    async def look(self, tenant: str) -> None:
+    async def revalidate(self, tenant: str) -> None:
         """See gate.Gate. Callers that come at once share one look, which a caller that leaves does not end."""
-        look = self._looks.get(tenant)
-        if look is None:
-            look = self._looks[tenant] = asyncio.create_task(self._look(tenant), name="read generation")
-            look.add_done_callback(lambda _: self._looks.pop(tenant, None))
+        check = self._checks.get(tenant)
+        if check is None:
+            check = self._checks[tenant] = asyncio.create_task(self._check(tenant), name="read generation")
+            check.add_done_callback(lambda _: self._checks.pop(tenant, None))
         # While the store is away, nobody waits for it to run out of time.
-        await asyncio.wait([look], timeout=_PATIENCE_SECONDS if self._failing else None)
+        await asyncio.wait([check], timeout=_PATIENCE_SECONDS if self._failing else None)
 
     async def changed(self, tenant: str) -> int:
         """Drop what is cached for a tenant whose keys this daemon has just changed. Returns the number of entries."""
@@ -76,12 +76,12 @@ class Generations:
 
     async def close(self) -> None:
         """End the looks that run."""
-        looks = list(self._looks.values())
-        for look in looks:
+        checks = list(self._checks.values())
+        for look in checks:
             look.cancel()
-        await asyncio.gather(*looks, return_exceptions=True)
+        await asyncio.gather(*checks, return_exceptions=True)
 
-    async def _look(self, tenant: str) -> None:
+    async def _check(self, tenant: str) -> None:
         before = self._known.get(tenant)
         after = await self._read(tenant)
         if before is not None and after is not None and before.generation != after:

@@ -70,9 +70,9 @@ class _Flight:
 class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
     """A bounded cache of one kind of key.
 
-    `ttl` is in seconds of `clock`, which is monotonic; `jitter` returns a number in [0, 1). `record` is told of every
-    refresh, `doubt` of every load that says that the master key is unusable. `hits`, `misses` and `evictions` (by
-    cause) count since the start.
+    `ttl` is in seconds of `clock`, which is monotonic; `jitter` returns a number in [0, 1). `record` gets every
+    refresh; `request_check` is called for every load that finds the master key unusable. `hits`, `misses` and
+    `evictions` (by cause) count since the start.
     """
 
     NAME = "keys"
@@ -86,7 +86,7 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
         record: Recorder = ignore,
-        doubt: Callable[[], None] = lambda: None,
+        request_check: Callable[[], None] = lambda: None,
         gate: Gate = OPEN,
     ) -> None:
         super().__init__(serializer=NullSerializer(), key_builder=lambda key, namespace=None: key, timeout=0, ttl=ttl)
@@ -96,7 +96,7 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         self.evictions = dict.fromkeys(("expired", "size", "invalidated", "used_up", "denied", "purged"), 0)
         self.max_size = max_size
         self._record = record
-        self._doubt = doubt
+        self._request_check = request_check
         self._gate = gate
         self._clock = clock
         self._jitter = jitter
@@ -132,7 +132,7 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         """Return the cached value, or load it once for all who ask. Raises what `load` raises."""
         while True:
             if not self._gate.is_open(key[_TENANT]):
-                await self._gate.look(key[_TENANT])
+                await self._gate.revalidate(key[_TENANT])
             if (value := self._hit(key, load)) is not None:
                 return value
             self.misses += 1
@@ -224,7 +224,7 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         self._tasks.discard(task)
         # Whoever waits gets the exception; if nobody does any more, asyncio must not report it as unseen.
         if not task.cancelled() and isinstance(task.exception(), MasterKeyUnusable):
-            self._doubt()
+            self._request_check()
 
     def _evict(self, key: Key, cause: str) -> None:
         del self._entries[key]

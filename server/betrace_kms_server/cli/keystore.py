@@ -17,11 +17,11 @@ from typing import IO
 import click
 
 from betrace_kms_server.cli.keystore_init import init
-from betrace_kms_server.cli.settings_options import Refusal, SettingsOptions, settings_options, told
+from betrace_kms_server.cli.settings_options import Refusal, SettingsOptions, cli_errors, settings_options
 from betrace_kms_server.config.sources import Settings
 from betrace_kms_server.core.errors import KeyDamaged
 from betrace_kms_server.core.keys import StoredKey
-from betrace_kms_server.host.atomic_file import made_whole
+from betrace_kms_server.host.atomic_file import atomic_create
 from betrace_kms_server.startup import open_data_dir, open_store
 from betrace_kms_server.stores.export import key_of, line_of
 from betrace_kms_server.stores.protocol import KeyStore
@@ -67,7 +67,7 @@ def export(output: Path | None, options: SettingsOptions) -> None:
 
     With --output the file is there whole, or not at all.
     """
-    with told():
+    with cli_errors():
         settings, _ = options.resolve()
         logs.configure(settings.log_format, settings.log_level)
         if settings.store == "sqlite" and not (settings.data_dir / DATABASE_FILE).exists():
@@ -100,7 +100,7 @@ def import_(file: str, options: SettingsOptions) -> None:
     Never overwrites, and may be repeated. A key that was active goes in as rotated, and is named, if its tenant has
     another active key.
     """
-    with told():
+    with cli_errors():
         settings, _ = options.resolve()
         logs.configure(settings.log_format, settings.log_level)
         try:
@@ -123,7 +123,7 @@ def _export_to_file(settings: Settings, output: Path) -> int:
     """Write an export whole or not at all, and never over a file that is there."""
     if os.path.lexists(output):
         raise Refusal(f"{output} exists, and an export replaces no file")
-    with made_whole(output) as new:
+    with atomic_create(output) as new:
         with new.open("wb") as lines:
             count = asyncio.run(_export(settings, lines))
         made = new.stat()

@@ -7,7 +7,7 @@ import click
 import uvloop
 
 from betrace_kms_server import app
-from betrace_kms_server.cli.settings_options import SettingsOptions, settings_options, told
+from betrace_kms_server.cli.settings_options import SettingsOptions, cli_errors, settings_options
 from betrace_kms_server.telemetry import logs
 
 
@@ -28,7 +28,7 @@ def serve(listen: str | None, options: SettingsOptions) -> None:
     """Run the daemon until SIGTERM or Ctrl-C."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold the keys
     os.umask(0o077)  # sockets, key store and master key are the daemon's own
-    with told():
+    with cli_errors():
         settings, origins = options.resolve(listen=listen)
         logs.configure(settings.log_format, settings.log_level)
         uvloop.run(app.serve(settings, origins))

@@ -104,7 +104,7 @@ def settings_options(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def cli_errors() -> Iterator[None]:
     """Turn a refusal or a failure that has words for the operator into a Refusal of the verb."""
     try:
         yield

@@ -153,7 +153,7 @@ class KeyRing:
             return await self.seal(tenant_id, opened.plaintext, destination)
         found = await self._unwrap_bare(tenant_id, ciphertext, caller)
         note_cache(hit=False)
-        wrapped = await self._provider.encrypt(found.material, encryption_context(tenant_id, destination))
+        wrapped = await self._provider.wrap(found.material, encryption_context(tenant_id, destination))
         return Sealed(wrapped.blob, wrapped.master_key_arn)
 
     async def _spend(self, key: Key, load: Load[B]) -> B:
@@ -171,7 +171,7 @@ class KeyRing:
         candidates = []
         for encrypted in message.encrypted_data_keys:
             if encrypted.provider_id == self._provider.message_provider_id:
-                arn = self._provider.decrypting(encrypted.provider_info)
+                arn = self._provider.unwrapping_key_for(encrypted.provider_info)
                 if arn is not None and 1 <= len(encrypted.ciphertext) <= MAX_WRAPPED_KEY_BYTES:
                     candidates.append(WrappedKey(encrypted.ciphertext, arn))
         return candidates
@@ -207,7 +207,7 @@ class KeyRing:
                 raise failure
             for wrapped in candidates():
                 try:
-                    return _OpeningKey(await self._provider.decrypt(wrapped, context), wrapped.master_key_arn)
+                    return _OpeningKey(await self._provider.unwrap(wrapped, context), wrapped.master_key_arn)
                 except DoesNotOpen:
                     continue
                 except KmsError as error:

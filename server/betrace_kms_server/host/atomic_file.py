@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @contextmanager
-def made_whole(path: Path) -> Iterator[Path]:
+def atomic_create(path: Path) -> Iterator[Path]:
     """Give a new file (0600) beside `path` to fill; on leaving it becomes `path`, durably, unless that exists by then.
 
     Raises OSError as the file system does; then `path` is as it was.

@@ -50,7 +50,7 @@ class KmsMonitor:
         self._changed = changed
         self._clock = clock
         self._looking = asyncio.Lock()
-        self._doubted = asyncio.Event()
+        self._check_requested = asyncio.Event()
 
     async def watch(self, interval: float) -> None:
         """Look every `interval` seconds, and more often while the master key cannot be used."""
@@ -59,22 +59,22 @@ class KmsMonitor:
             await asyncio.sleep(min(interval, RETRY_SECONDS))  # however many doubt, KMS is asked at most this often
             if state.usable:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._doubted.wait(), interval - RETRY_SECONDS)
-            self._doubted.clear()
+                    await asyncio.wait_for(self._check_requested.wait(), interval - RETRY_SECONDS)
+            self._check_requested.clear()
 
-    def doubt(self) -> None:
+    def request_check(self) -> None:
         """Let `watch` look soon, because a call said that the master key cannot be used."""
-        self._doubted.set()
+        self._check_requested.set()
 
     async def fresh(self, max_age: float) -> KmsState:
         """Return a state that is at most `max_age` seconds old; callers that ask at once share one look."""
         asked_at = self._clock()
         async with self._looking:
             if self.state.checked_at is None or self.state.checked_at < asked_at - max_age:
-                await self._look()
+                await self._check()
             return self.state
 
-    async def _look(self) -> None:
+    async def _check(self) -> None:
         """Look once. Says what is wrong when it changes, not every time."""
         before, began = self.state, self._clock()
         problem, reason, cause = "", "", None

@@ -29,7 +29,7 @@ def remedy(error: KmsError, master_key_arn: str, endpoint: str | None) -> str:
     return known(error, master_key_arn, endpoint) if known else f"see docs/troubleshooting.md#{error.reason.lower()}"
 
 
-def told_to_operator(error: KmsError) -> str:
+def operator_message(error: KmsError) -> str:
     """Return the error's message, and whom KMS takes the daemon for where it said so."""
     principal = error.principal if isinstance(error, AccessDenied) else None
     return f"{error.message}; the daemon is {principal}" if principal else error.message

@@ -18,7 +18,7 @@ from betrace_kms_server.cache.key_cache import KeyCache
 from betrace_kms_server.core.errors import DoesNotOpen, KmsError
 from betrace_kms_server.core.keys import DataKey, KeyMaterial
 from betrace_kms_server.core.tenancy import encryption_context
-from betrace_kms_server.operations.remedies import region_of, remedy, told_to_operator
+from betrace_kms_server.operations.remedies import operator_message, region_of, remedy
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.stores.protocol import KeyStore
 
@@ -180,7 +180,7 @@ class _Run:
             result = await action()
         except KmsError as error:
             step = remedy(error, self._provider.master_key_arn, self._endpoint)
-            self._fail(name, told_to_operator(error), step, error.metadata.get("action", error.reason))
+            self._fail(name, operator_message(error), step, error.metadata.get("action", error.reason))
             return None
         except _ContractBroken as error:
             self._fail(name, str(error), "keep no keys behind this KMS: look at what answers there", name)
@@ -218,17 +218,17 @@ class _Run:
 
     async def _encrypt(self) -> DataKey:
         key = KeyMaterial(os.urandom(_KEY_BYTES))
-        return DataKey(key, await self._provider.encrypt(key, _CONTEXT))
+        return DataKey(key, await self._provider.wrap(key, _CONTEXT))
 
     async def _decrypt(self, sample: DataKey) -> KeyMaterial:
-        opened = await self._provider.decrypt(sample.wrapped, _CONTEXT)
+        opened = await self._provider.unwrap(sample.wrapped, _CONTEXT)
         if opened.raw != sample.material.raw:
             raise _ContractBroken("KMS gave back another key than it had wrapped")
         return opened
 
     async def _refuse_other_context(self, sample: DataKey) -> None:
         try:
-            await self._provider.decrypt(sample.wrapped, _OTHER_CONTEXT)
+            await self._provider.unwrap(sample.wrapped, _OTHER_CONTEXT)
         except DoesNotOpen:
             return
         raise _ContractBroken("KMS opened a key under another encryption context: it would not keep tenants apart")

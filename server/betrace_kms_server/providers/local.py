@@ -24,7 +24,7 @@ from betrace_kms_server.core.errors import DoesNotOpen, StartRefused
 from betrace_kms_server.core.key_event import KmsObserver, unobserved
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.core.tenancy import Context
-from betrace_kms_server.host.atomic_file import made_whole
+from betrace_kms_server.host.atomic_file import atomic_create
 from betrace_kms_server.providers.breaker import State
 
 MASTER_KEY_FILE = "local-master.key"
@@ -62,7 +62,7 @@ class LocalProvider:
         """See KeyProvider."""
         return arn == self.master_key_arn
 
-    def decrypting(self, arn: str) -> str | None:
+    def unwrapping_key_for(self, arn: str) -> str | None:
         """See KeyProvider."""
         return arn if self.is_current(arn) else None
 
@@ -72,12 +72,12 @@ class LocalProvider:
             material = KeyMaterial(os.urandom(number_of_bytes))
             return DataKey(material, self._wrapped(material, context))
 
-    async def encrypt(self, key: KeyMaterial, context: Context) -> WrappedKey:
+    async def wrap(self, key: KeyMaterial, context: Context) -> WrappedKey:
         """See KeyProvider."""
         with self._observe("Encrypt", _REGION):
             return self._wrapped(key, context)
 
-    async def decrypt(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
+    async def unwrap(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
         """See KeyProvider."""
         sealed = wrapped.blob.removeprefix(_MAGIC)
         if wrapped.master_key_arn != self.master_key_arn or len(sealed) == len(wrapped.blob):
@@ -125,7 +125,7 @@ def load_master_key(path: Path, *, create: bool) -> bytes:
 def _create(path: Path) -> None:
     """Write a new master key durably, and never over a file that is there."""
     key = os.urandom(32).hex().encode()
-    with made_whole(path) as new:
+    with atomic_create(path) as new:
         new.write_bytes(b" ".join((_HEADING, key, _checksum(key))) + b"\n")
 
 

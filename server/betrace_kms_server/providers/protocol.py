@@ -38,16 +38,16 @@ class KeyProvider(Protocol):
     def is_current(self, arn: str) -> bool:
         """Tell whether an ARN is the current master key's or that of one of its replicas."""
 
-    def decrypting(self, arn: str) -> str | None:
+    def unwrapping_key_for(self, arn: str) -> str | None:
         """Return which of `decrypt_key_arns` unwraps what `arn` wrapped, or None if none does."""
 
     async def generate_data_key(self, number_of_bytes: int, context: Context) -> DataKey:
         """Return a new random key of 1 to 1,024 bytes, in plaintext and wrapped under the master key and context."""
 
-    async def encrypt(self, key: KeyMaterial, context: Context) -> WrappedKey:
+    async def wrap(self, key: KeyMaterial, context: Context) -> WrappedKey:
         """Wrap a key that is there already, of at most 4,096 bytes, under the master key and context."""
 
-    async def decrypt(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
+    async def unwrap(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
         """Return the key that was wrapped under that master key and context.
 
         Raises DoesNotOpen if it was not, or if none of `decrypt_key_arns` unwraps what that master key wrapped.

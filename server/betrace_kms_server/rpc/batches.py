@@ -34,13 +34,13 @@ class Refusal:
 
 
 def payloads_of(
-    tenant_id: str, key_id: str, spans: Sequence[span_pb2.ComplianceSpan], *, known: bool = False
+    tenant_id: str, key_id: str, spans: Sequence[span_pb2.ComplianceSpan], *, unknown_fields_checked: bool = False
 ) -> list[bytes | Refusal]:
     """Return the canonical span of each, or why there is none; `known` as in `canonical_span`."""
     payloads: list[bytes | Refusal] = []
     for span in spans:
         try:
-            payloads.append(canonical_span(tenant_id, key_id, span, known=known))
+            payloads.append(canonical_span(tenant_id, key_id, span, unknown_fields_checked=unknown_fields_checked))
         except InvalidSpan as error:
             payloads.append(Refusal(str(error)))
     return payloads

@@ -103,9 +103,11 @@ class SpanCalls:
 
     async def _payloads(self, tenant_id: str, key_id: str, request: pb.SignSpansRequest) -> list[bytes | Refusal]:
         payloads: list[bytes | Refusal] = []
-        known = not has_unknown_fields(request)
+        checked = not has_unknown_fields(request)
         for start in range(0, len(request.spans), _SLICE):
-            payloads += batches.payloads_of(tenant_id, key_id, request.spans[start : start + _SLICE], known=known)
+            payloads += batches.payloads_of(
+                tenant_id, key_id, request.spans[start : start + _SLICE], unknown_fields_checked=checked
+            )
             await asyncio.sleep(0)
         return payloads
 

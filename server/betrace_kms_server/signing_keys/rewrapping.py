@@ -32,7 +32,7 @@ async def rewrap_signing_keys(
     """
     while True:
         try:
-            left = await store.not_wrapped_by(provider.master_key_arn)
+            left = await store.wrapped_by_other_keys(provider.master_key_arn)
             if not left:
                 return
             done, stuck = await _rewrap(provider, store, left, record)
@@ -59,7 +59,7 @@ async def _rewrap(
             arn = stored.wrapped_seed.master_key_arn
             if provider.is_current(arn):
                 continue  # a replica wrapped it, when its region served
-            if provider.decrypting(arn) is None:
+            if provider.unwrapping_key_for(arn) is None:
                 stuck[f"they were wrapped by {arn}: list it in aws.kms.decrypt-key-ids"] += 1
                 continue
             seed = await recorded(KeyEvent("UnwrapKey", tenant_id, key_id), record, unwrap_seed(provider, stored))

@@ -39,7 +39,7 @@ async def unwrap_seed(provider: KeyProvider, stored: StoredKey) -> KeyMaterial:
 
     Raises MasterKeyUnusable if its master key is not configured, and KeyDamaged if it is not what was stored.
     """
-    arn = provider.decrypting(stored.wrapped_seed.master_key_arn)
+    arn = provider.unwrapping_key_for(stored.wrapped_seed.master_key_arn)
     if arn is None:
         raise MasterKeyUnusable(
             f"signing key {stored.key_id} was wrapped by {stored.wrapped_seed.master_key_arn}, which is not configured:"
@@ -47,7 +47,7 @@ async def unwrap_seed(provider: KeyProvider, stored: StoredKey) -> KeyMaterial:
         )
     context = signing_context(stored.tenant_id, stored.key_id)
     try:
-        seed = await provider.decrypt(WrappedKey(stored.wrapped_seed.blob, arn), context)
+        seed = await provider.unwrap(WrappedKey(stored.wrapped_seed.blob, arn), context)
     except DoesNotOpen as cause:
         raise _damaged(stored) from cause
     if len(seed) != SEED_BYTES or private_key_of(seed).public_key().public_bytes_raw() != stored.public_key:
@@ -58,8 +58,8 @@ async def unwrap_seed(provider: KeyProvider, stored: StoredKey) -> KeyMaterial:
 async def rewrap_seed(provider: KeyProvider, store: KeyStore, stored: StoredKey, seed: KeyMaterial) -> None:
     """Wrap a stored key's seed under today's master key. If anything fails, the row is as it was."""
     context = signing_context(stored.tenant_id, stored.key_id)
-    wrapped = await provider.encrypt(seed, context)
-    again = await provider.decrypt(wrapped, context)
+    wrapped = await provider.wrap(seed, context)
+    again = await provider.unwrap(wrapped, context)
     if not bytes_eq(bytes(again.raw), bytes(seed.raw)):
         raise _damaged(stored)
     await store.replace(stored, replace(stored, wrapped_seed=wrapped))

@@ -68,7 +68,7 @@ class KeyStore(Protocol):
     async def replace(self, stored: StoredKey, replacement: StoredKey) -> None:
         """Put the same key, wrapped anew, into a row; a row that is not `stored` any more is left alone."""
 
-    async def not_wrapped_by(self, master_key_arn: str) -> Sequence[tuple[str, str]]:
+    async def wrapped_by_other_keys(self, master_key_arn: str) -> Sequence[tuple[str, str]]:
         """Return (tenant id, key id) of every key that another master key wrapped."""
 
     async def wrapped_by(self) -> AbstractSet[tuple[str, str]]:

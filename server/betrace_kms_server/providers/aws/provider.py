@@ -101,7 +101,7 @@ class AwsProvider:
         """See KeyProvider. A replica in any region counts, also one that is not configured."""
         return arn == self.master_key_arn or are_replicas(arn, self.master_key_arn)
 
-    def decrypting(self, arn: str) -> str | None:
+    def unwrapping_key_for(self, arn: str) -> str | None:
         """See KeyProvider. A multi-Region key of another region is opened by its replica that is configured here."""
         if self.is_current(arn):
             return self.master_key_arn
@@ -120,7 +120,7 @@ class AwsProvider:
         )
         return DataKey(KeyMaterial(answer["Plaintext"]), WrappedKey(answer["CiphertextBlob"], answer["KeyId"]))
 
-    async def encrypt(self, key: KeyMaterial, context: Context) -> WrappedKey:
+    async def wrap(self, key: KeyMaterial, context: Context) -> WrappedKey:
         """See KeyProvider."""
         answer = await self._ask(
             "Encrypt",
@@ -129,9 +129,9 @@ class AwsProvider:
         )
         return WrappedKey(answer["CiphertextBlob"], answer["KeyId"])
 
-    async def decrypt(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
+    async def unwrap(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
         """See KeyProvider. KMS is always told which key to use, so a blob of a foreign account never opens."""
-        master_key_arn = self.decrypting(wrapped.master_key_arn)
+        master_key_arn = self.unwrapping_key_for(wrapped.master_key_arn)
         if master_key_arn is None or not wrapped.blob:
             raise DoesNotOpen
         answer = await self._ask(
@@ -176,7 +176,7 @@ class AwsProvider:
                 self.serving_region = region.name
                 return answer
         if failure is None:
-            raise _left_alone(places)
+            raise _circuit_open(places)
         try:
             raise failure
         finally:
@@ -211,7 +211,7 @@ def _share(seconds: float, region: KmsRegion, rest: Sequence[_Place]) -> float:
     return min(share, TRIAL_SECONDS) if others and region.breaker.state == "half_open" else share
 
 
-def _left_alone(places: Sequence[_Place]) -> KmsUnreachable:
+def _circuit_open(places: Sequence[_Place]) -> KmsUnreachable:
     regions = " and ".join(region.name for region, _ in places)
     return KmsUnreachable(f"KMS in {regions} failed too often and is left alone for a few seconds: try again then")
 

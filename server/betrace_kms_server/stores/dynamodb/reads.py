@@ -33,7 +33,7 @@ class Reads:
             answer = await self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True, **projection)
         return answer.get("Item")
 
-    async def together(self, *keys: Found) -> list[Found | None]:
+    async def transact_get(self, *keys: Found) -> list[Found | None]:
         """Return items as they are between two transactions, never in the middle of one, as single reads may."""
         if not all(map(can_exist, keys)):
             return [None for _ in keys]

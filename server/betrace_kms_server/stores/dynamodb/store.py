@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from types_aiobotocore_dynamodb import DynamoDBClient
     from types_aiobotocore_dynamodb.type_defs import TransactWriteItemTypeDef
 
-_NOBODY = "#probe"
+_PROBE_TENANT = "#probe"
 """A partition that no tenant can have, because no tenant id may hold a `#`."""
 _READS = 20
 """How often an active key is looked for again that was rotated between two reads."""
@@ -64,7 +64,7 @@ class DynamoStore:
             if not told:
                 return None
             key_id = told["active_key_id"]["S"]
-            head, item = await self._reads.together(head_of(tenant_id), row_of(tenant_id, key_id))
+            head, item = await self._reads.transact_get(head_of(tenant_id), row_of(tenant_id, key_id))
             if not head or head["active_key_id"]["S"] != key_id:
                 continue  # it was rotated meanwhile
             key = None if item is None else stored_key(item)
@@ -75,7 +75,7 @@ class DynamoStore:
 
     async def get(self, tenant_id: str, key_id: str) -> StoredKey | None:
         """See KeyStore."""
-        [item] = await self._reads.together(row_of(tenant_id, key_id))
+        [item] = await self._reads.transact_get(row_of(tenant_id, key_id))
         return None if item is None else stored_key(item)
 
     async def all(self, tenant_id: str) -> Sequence[StoredKey]:
@@ -186,7 +186,7 @@ class DynamoStore:
                 if not is_refusal(cause):
                     raise
 
-    async def not_wrapped_by(self, master_key_arn: str) -> Sequence[tuple[str, str]]:
+    async def wrapped_by_other_keys(self, master_key_arn: str) -> Sequence[tuple[str, str]]:
         """See KeyStore."""
         found = self._reads.keys(
             "master_key_arn <> :arn", {":arn": {"S": master_key_arn}}, projection=f"{PARTITION_KEY}, #item"
@@ -210,7 +210,7 @@ class DynamoStore:
             try:
                 await without_contention(
                     lambda: self._client.transact_write_items(
-                        TransactItems=self._writes.impossible(_NOBODY, secrets.token_hex(16))
+                        TransactItems=self._writes.impossible(_PROBE_TENANT, secrets.token_hex(16))
                     )
                 )
             except ClientError as cause:

@@ -75,11 +75,11 @@ class Writes:
 
     def rotated(self, key: StoredKey, time_ms: int) -> "TransactWriteItemTypeDef":
         """Mark a key as rotated. Refused if its status is not what `key` tells."""
-        return self._ended(key, "rotated", "rotate_time_ms", time_ms)
+        return self._retire(key, "rotated", "rotate_time_ms", time_ms)
 
     def revoked(self, key: StoredKey, time_ms: int) -> "TransactWriteItemTypeDef":
         """Mark a key as revoked. Refused if its status is not what `key` tells."""
-        return self._ended(key, "revoked", "revoke_time_ms", time_ms)
+        return self._retire(key, "revoked", "revoke_time_ms", time_ms)
 
     def wrapped_anew(self, stored: StoredKey, replacement: StoredKey) -> "UpdateTypeDef":
         """Put another wrapped seed into a key's item. Refused if its present one is not that of `stored`."""
@@ -117,7 +117,7 @@ class Writes:
             },
         ]
 
-    def _ended(self, key: StoredKey, status: str, time: str, time_ms: int) -> "TransactWriteItemTypeDef":
+    def _retire(self, key: StoredKey, status: str, time: str, time_ms: int) -> "TransactWriteItemTypeDef":
         return {
             "Update": {
                 "TableName": self._table,

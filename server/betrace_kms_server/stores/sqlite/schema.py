@@ -14,7 +14,7 @@ import aiosqlite
 import structlog
 
 from betrace_kms_server.core.errors import StartRefused
-from betrace_kms_server.host.atomic_file import made_whole
+from betrace_kms_server.host.atomic_file import atomic_create
 
 log = structlog.get_logger()
 
@@ -80,7 +80,7 @@ happens if the former key is not there in the status that it had, or if a key of
 
 def create_file(path: Path) -> None:
     """Make an empty store, whole or not at all: so a file without a schema is always a damaged one."""
-    with made_whole(path) as new, closing(sqlite3.connect(new, isolation_level=None)) as database:
+    with atomic_create(path) as new, closing(sqlite3.connect(new, isolation_level=None)) as database:
         database.executescript(
             f"PRAGMA synchronous=EXTRA; BEGIN; {_KEYS} {_TENANTS} PRAGMA application_id={_APPLICATION_ID};"
             f" PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"

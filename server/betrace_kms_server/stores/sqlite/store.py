@@ -138,7 +138,7 @@ class SqliteStore:
             stored.checksum(),
         )
 
-    async def not_wrapped_by(self, master_key_arn: str) -> Sequence[tuple[str, str]]:
+    async def wrapped_by_other_keys(self, master_key_arn: str) -> Sequence[tuple[str, str]]:
         """See KeyStore."""
         rows = await self._fetch("SELECT tenant_id, key_id FROM signing_keys WHERE master_key_arn <> ?", master_key_arn)
         return [(tenant_id, key_id) for tenant_id, key_id in rows]
