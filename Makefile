@@ -4,20 +4,22 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TOOLS := $(CURDIR)/.tools
+TOOLS := .tools
 GRPCURL := github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
 HEALTH_PROBE := github.com/grpc-ecosystem/grpc-health-probe@v0.4.61
+PROTOC_GEN_DOC := github.com/pseudomuto/protoc-gen-doc/cmd/protoc-gen-doc@v1.5.1
+GO_INSTALL = GOBIN='$(CURDIR)/$(TOOLS)' GOFLAGS=-modcacherw go install
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-emit-index-url --no-emit-find-links --no-header
 TESTS := $(BIN)/python -m pytest -n 2
 # apt keeps its state in a folder of ours: no root, and the machine's own lists stay as they are. Debian's signatures
 # are checked as always.
 APT := $(TOOLS)/apt
-APT_GET := apt-get -q -o Dir::State=$(APT) -o Dir::State::status=/var/lib/dpkg/status -o Dir::Cache=$(APT) \
+APT_GET = apt-get -q -o Dir::State='$(CURDIR)/$(APT)' -o Dir::State::status=/var/lib/dpkg/status -o Dir::Cache='$(CURDIR)/$(APT)' \
   -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
-export PATH := $(TOOLS):$(CURDIR)/$(BIN):$(PATH)
+export PATH := $(CURDIR)/$(TOOLS):$(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test coverage lint types imports protos protos-check tools prometheus node-modules bench-envelope bench-sign bench-telemetry bench-rotation drill-race drill-kill ci requirements clean
+.PHONY: help run test test-install coverage lint format types imports protos protos-check docs release tools prometheus node-modules bench-envelope bench-sign bench-telemetry bench-rotation drill-race drill-kill ci requirements clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +42,10 @@ lint: $(VENV)/dev.stamp ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+format: $(VENV)/dev.stamp ## format the code, and fix what ruff can fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
 types: $(VENV)/dev.stamp ## check types
 	$(BIN)/mypy
 
@@ -51,12 +57,15 @@ protos: $(VENV)/dev.stamp ## regenerate the stubs from protos/
 	cd protos && ../$(BIN)/python -m grpc_tools.protoc -I . --grpc_python_out=. --mypy_grpc_out=quiet:. \
 	  betrace/kms/v1/admin.proto betrace/kms/v1/key_management.proto
 
+test-install: ## install the pins and the declared ranges into empty environments of each Python that is here, and run the daemon
+	$(PYTHON) -m tests.install
+
 protos-check: protos ## check that the stubs are what protos/ says
 	@test -z "$$(git status --porcelain -- protos)" || { git status --short -- protos; git diff --stat -- protos; echo 'protos/ differs from its stubs: commit what make protos wrote'; exit 1; }
 
 tools: ## build grpcurl and grpc_health_probe into .tools (needs Go)
-	GOBIN=$(TOOLS) GOFLAGS=-modcacherw go install $(GRPCURL)
-	GOBIN=$(TOOLS) GOFLAGS=-modcacherw go install $(HEALTH_PROBE)
+	$(GO_INSTALL) $(GRPCURL)
+	$(GO_INSTALL) $(HEALTH_PROBE)
 	mv -f $(TOOLS)/grpc-health-probe $(TOOLS)/grpc_health_probe
 
 prometheus: $(TOOLS)/prometheus ## unpack Debian's prometheus and promtool into .tools (needs apt-get, not root)
@@ -71,6 +80,19 @@ $(TOOLS)/prometheus:
 
 node-modules: ## install the AWS Encryption SDK for JavaScript for tests/interop (needs Node.js and npm)
 	npm install --no-package-lock --no-audit --no-fund --ignore-scripts --prefix tests/interop/node
+
+docs: $(VENV)/dev.stamp $(VENV)/tools.stamp ## write API documents of the Python packages and of the protos into dist/docs (needs Go)
+	$(GO_INSTALL) $(PROTOC_GEN_DOC)
+	mkdir -p dist/docs
+	$(BIN)/pdoc --docformat markdown --output-directory dist/docs/python betrace_kms_client betrace_kms_evidence betrace_kms_server
+	cd protos && ../$(BIN)/python -m grpc_tools.protoc -I . --doc_out=../dist/docs --doc_opt=html,protos.html betrace/kms/v1/*.proto
+
+release: $(VENV)/dev.stamp $(VENV)/tools.stamp ## make release VERSION=1.2.3: set the version, close the changelog's section, commit, tag, build dist/
+	@test -n '$(VERSION)' || { echo 'Say which: make release VERSION=1.2.3'; exit 1; }
+	$(MAKE) lint types imports protos-check
+	$(BIN)/bump-my-version bump --new-version '$(VERSION)'
+	$(BIN)/hatchling build
+	@echo 'Made the tag v$(VERSION) and dist/. Push both: git push origin HEAD v$(VERSION)'
 
 bench-envelope: $(VENV)/dev.stamp ## compare seal and open with the official AWS Encryption SDK
 	$(BIN)/python -m bench.envelope
@@ -96,6 +118,7 @@ ci: ## everything that CI runs (needs Go, Node.js and Debian's apt-get)
 requirements: $(VENV)/dev.stamp ## pin the newest versions that pyproject.toml allows
 	$(COMPILE) pyproject.toml requirements/build.in --extra server --extra otel --group dev -o requirements/dev.txt
 	$(COMPILE) pyproject.toml requirements/build.in --extra server -c requirements/dev.txt -o requirements/server.txt
+	$(COMPILE) --group tools -c requirements/dev.txt -o requirements/tools.txt
 
 clean: ## remove what the other targets made, but not ./data
 	rm -rf $(VENV) .tools .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist
@@ -106,6 +129,8 @@ $(BIN)/python:
 
 # A stamp stands for "what this requirements file pins, and the package itself, are installed". The pins are complete, so
 # --no-deps leaves pip nothing to resolve: what the registry published since does not matter.
+$(VENV)/tools.stamp: $(VENV)/dev.stamp
+
 $(VENV)/%.stamp: requirements/%.txt pyproject.toml | $(BIN)/python
 	@echo 'Installing what requirements/$*.txt pins into $(VENV) ...'
 	$(PIP) --no-deps --require-hashes -r requirements/$*.txt
