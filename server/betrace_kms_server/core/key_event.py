@@ -63,7 +63,12 @@ def note_cache(*, hit: bool) -> None:
 
 def part_of_current(operation: str, tenant_id: str, key_id: str) -> KeyEvent:
     """Return an event of its own for something that was done within the current one."""
-    whole = current_event.get() or KeyEvent(operation, tenant_id)
+    return part_of(current_event.get(), operation, tenant_id, key_id)
+
+
+def part_of(whole: KeyEvent | None, operation: str, tenant_id: str, key_id: str) -> KeyEvent:
+    """Return an event of its own for something that is done within another, if there is one."""
+    whole = whole or KeyEvent(operation, tenant_id)
     calls = list(whole.kms_request_ids)
     return replace(
         whole, operation=operation, tenant_id=tenant_id, key_id=key_id, result="OK", items=1, kms_request_ids=calls

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from betrace_kms_server.core.errors import KmsError
-from betrace_kms_server.core.key_event import Recorder, current_event, ignore, part_of_current
+from betrace_kms_server.core.key_event import Recorder, current_event, ignore, part_of
 from betrace_kms_server.core.schedule import Schedule
 from betrace_kms_server.signing_keys.lifecycle import Lifecycle
 from betrace_kms_server.stores.protocol import KeyStore
@@ -77,13 +77,16 @@ class Rotation:
             due = schedule.next_after(self._time())
             if due is None:
                 log.warning(
-                    "kms.rotation.check-cron has no further instant: keys are not rotated by themselves any more"
+                    "kms.rotation.check-cron has no further instant: keys are not rotated automatically any more"
                 )
                 return
             pause = JITTER_SECONDS * self._jitter()
-            while (left := due.timestamp() + pause - self._now()) > 0:
+            seen = self._now()
+            while (left := due.timestamp() + pause - seen) > 0:
                 await self._sleep(min(left, _NAP_SECONDS))
-                due = min(due, schedule.next_after(self._time()) or due)  # the clock may have been set back
+                before, seen = seen, self._now()
+                if seen < before:  # the clock was set back
+                    due = min(due, schedule.next_after(self._time()) or due)
 
     async def run_for_all(self) -> Outcome:
         """Rotate every tenant's key, however young. A caller that leaves does not end it; others who come join it."""
@@ -100,13 +103,14 @@ class Rotation:
     async def run(self, before_ms: int) -> Outcome:
         """Rotate every key that was made before a time. One tenant's failure is not another's."""
         rotated = failed = 0
+        whole = current_event.get()
         async for batch in _batches(self._store.created_before(before_ms), self._batch_size):
             queue = iter(batch)
 
             async def work() -> None:
                 nonlocal rotated, failed
                 for tenant_id in queue:  # noqa: B023  # the workers are over before the next batch
-                    asked = part_of_current("RotateKey", tenant_id, "")
+                    asked = part_of(whole, "RotateKey", tenant_id, "")
                     current_event.set(asked)
                     try:
                         made = await self._lifecycle.rotate(tenant_id, if_older_than_ms=before_ms)

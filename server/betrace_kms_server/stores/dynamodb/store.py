@@ -23,7 +23,7 @@ from botocore.exceptions import ClientError
 from betrace_kms_server.core.errors import StoreUnavailable
 from betrace_kms_server.core.keys import StoredKey
 from betrace_kms_server.stores.dynamodb.client import ClientFactory, asking, dynamodb_client, without_contention
-from betrace_kms_server.stores.dynamodb.errors import SDK_ERRORS, is_refusal
+from betrace_kms_server.stores.dynamodb.errors import is_refusal
 from betrace_kms_server.stores.dynamodb.items import (
     PARTITION_KEY,
     damaged,
@@ -227,7 +227,7 @@ class DynamoStore:
         async with asking("TransactWriteItems", self._arn):
             try:
                 await without_contention(lambda: self._client.transact_write_items(TransactItems=writes))
-            except SDK_ERRORS as cause:
+            except Exception as cause:
                 if await landed():
                     return True
                 if is_refusal(cause):
