@@ -3,9 +3,12 @@
 Each key has ``kty`` OKP, ``crv`` Ed25519, ``x``, ``kid``, ``use`` sig and ``alg`` EdDSA, and members of ours that other
 readers ignore (RFC 7517, section 4): ``status`` (ACTIVE, ROTATED or REVOKED), ``create_time``, ``rotate_time`` and
 ``revoke_time`` (RFC 3339, in UTC). The set names its tenant in ``tenant_id``.
+
+A set may hold keys of others (RFC 7517, section 5): what is no public Ed25519 key for verification is skipped, and its
+id is unknown. A key of small order, under which one signature fits many messages, is none.
 """
 
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +16,13 @@ from typing import Any
 import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from betrace_kms_evidence.strict_json import strict_json
+from betrace_kms_evidence.strict_json import base64url_bytes, strict_json
 
 _TRUSTED = ("ACTIVE", "ROTATED")
+_PRIME = 2**255 - 19
+_Y8 = 2707385501144840649318225287225658788936804267575313519463743609750303021
+SMALL_ORDER = frozenset({0, 1, _PRIME - 1, _Y8, _PRIME - _Y8})
+"""y-coordinates of the points of order 1, 2, 4 and 8 of Curve25519 (RFC 7748, RFC 8032): no key pair has one."""
 
 
 class InvalidKeySet(ValueError):
@@ -69,11 +76,11 @@ def read_jwks(text: bytes | str, tenant_id: str = "") -> KeySet:
     try:
         document = strict_json(text)
         tenant = tenant_id or document["tenant_id"]
-        keys = [_public_key(jwk) for jwk in document["keys"] if jwk.get("crv") == "Ed25519"]
+        keys = [key for key in map(_public_key, document["keys"]) if key is not None]
         verifiers = {key.key_id: Ed25519PublicKey.from_public_bytes(key.raw) for key in keys}
     except (AttributeError, KeyError, TypeError, ValueError) as cause:
         raise InvalidKeySet("this is no key set as `betrace-kms keys --jwks` writes it") from cause
-    if not isinstance(tenant, str) or not tenant:
+    if not isinstance(tenant, str) or not tenant or not isinstance(document["keys"], list):
         raise InvalidKeySet("the key set names no tenant")
     if tenant_id and document.get("tenant_id", tenant_id) != tenant_id:
         raise InvalidKeySet("the key set belongs to another tenant")
@@ -82,15 +89,27 @@ def read_jwks(text: bytes | str, tenant_id: str = "") -> KeySet:
     return KeySet(tenant, {key.key_id: key for key in keys}, verifiers)
 
 
-def _public_key(jwk: Mapping[str, Any]) -> PublicKey:
-    encoded, key_id, status = jwk["x"], jwk["kid"], jwk.get("status", "ACTIVE")
-    if jwk.get("kty") != "OKP" or jwk.get("use", "sig") != "sig" or not isinstance(key_id, str):
-        raise ValueError
+def _public_key(jwk: Mapping[str, Any]) -> PublicKey | None:
+    """Return a key, or None for one that is of no use here. Raises AttributeError for what is no object."""
+    key_id, status, operations = jwk.get("kid"), jwk.get("status", "ACTIVE"), jwk.get("key_ops", ["verify"])
+    if (jwk.get("kty"), jwk.get("crv"), jwk.get("use", "sig"), jwk.get("alg", "EdDSA")) != _EXPECTED or "d" in jwk:
+        return None
+    if not isinstance(key_id, str) or not key_id or not isinstance(operations, list) or "verify" not in operations:
+        return None
+    try:
+        raw = base64url_bytes(jwk.get("x"), "x", size=32)
+    except ValueError:
+        return None
+    y = int.from_bytes(raw, "little") % 2**255
+    if y in SMALL_ORDER or y >= _PRIME:
+        return None
+    times = (jwk.get(name, "") for name in ("create_time", "rotate_time", "revoke_time"))
     return PublicKey(
-        key_id=key_id,
-        raw=urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)),
-        status=status if status in _TRUSTED else "REVOKED",  # a status that is not known is no reason to trust
-        create_time=jwk.get("create_time", ""),
-        rotate_time=jwk.get("rotate_time", ""),
-        revoke_time=jwk.get("revoke_time", ""),
+        key_id,
+        raw,
+        status if isinstance(status, str) and status in _TRUSTED else "REVOKED",  # unknown is no reason to trust
+        *(time if isinstance(time, str) else "" for time in times),
     )
+
+
+_EXPECTED = ("OKP", "Ed25519", "sig", "EdDSA")

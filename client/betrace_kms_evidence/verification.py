@@ -25,15 +25,14 @@ class SpanVerifier:
     def verify(
         self, span: pb.ComplianceSpan, signature: bytes, key_id: str, proof: pb.InclusionProof | None = None
     ) -> Reason:
-        """Tell whether the key signed this span, alone or with a proof in a batch.
+        """Return whether the key signed this span, alone or with a proof in a batch.
 
-        Raises InvalidSpan for a span that has no canonical form.
+        Raises InvalidSpan for a span that has no canonical form, whichever key is named.
         """
-        tenant_id = self._keys.tenant_id
+        payload = canonical_span(self._keys.tenant_id, key_id, span)
         key = self._keys.keys.get(key_id)
         if key is None:
             return "UNKNOWN_KEY"
-        payload = canonical_span(tenant_id, key_id, span)
         if key.status == "REVOKED":
             return "KEY_REVOKED"
         if proof is None:

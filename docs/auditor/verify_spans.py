@@ -10,10 +10,10 @@ import json
 import math
 import re
 import sys
-from base64 import b64decode, urlsafe_b64decode
+from base64 import b64decode, b64encode, urlsafe_b64decode, urlsafe_b64encode
 from datetime import datetime
 from decimal import Decimal
-from functools import lru_cache, partial
+from functools import lru_cache
 from hashlib import sha256
 from operator import methodcaller
 from pathlib import Path
@@ -23,19 +23,76 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 SPAN, TREE_HEAD = "application/vnd.betrace.span.v1+json", "application/vnd.betrace.tree-head.v1+json"
-MEMBERS = {"attributes", "control", "durationNano", "error", "evidenceType", "framework", "name", "parentSpanId"}
-MEMBERS |= {"result", "spanId", "startTimeUnixNano", "traceId"}
+LONGEST = 315_576_000_000 * 10**9 + 10**9
+TIMES = {
+    "startTimeUnixNano": (-62_135_596_800 * 10**9, 253_402_300_800 * 10**9),
+    "durationNano": (1 - LONGEST, LONGEST),
+}
+IDS = {"parentSpanId": 16, "spanId": 16, "traceId": 32}
+MEMBERS = {"attributes", "control", "error", "evidenceType", "framework", "name", "result", *IDS, *TIMES}
+SIGNED = {"span", "signature", "keyId", "algorithm", "payloadType", "payload", "proof"}
+PROOF = {"leafIndex", "treeSize", "rootHash", "hashes", "signTime"}
+PRIME, Y8 = 2**255 - 19, 2707385501144840649318225287225658788936804267575313519463743609750303021
 MALFORMED = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
+Proof = tuple[int, int, bytes, list[bytes], int]
+
+
+def check(condition: object, problem: str) -> None:
+    """Refuse a document that is not in the form of this format."""
+    if not condition:
+        raise ValueError(problem)
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Refuse a JSON object that has a member twice (section 1.5)."""
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("an object has a member twice")
+    check(len(dict(pairs)) == len(pairs), "an object has a member twice")
     return dict(pairs)
 
 
-parse = partial(json.loads, object_pairs_hook=unique, parse_int=float)  # every number of JSON is a double
+def parse(text: bytes) -> Any:
+    """Parse JSON in UTF-8 as section 1.5 asks; every number of it is a double."""
+    document = json.loads(text.decode(), object_pairs_hook=unique, parse_int=float)
+    json.dumps(document, ensure_ascii=False, allow_nan=False).encode()  # nor is half a surrogate pair a character
+    return document
+
+
+def integer(text: Any, low: int = 0, beyond: int = 2**64) -> int:
+    """Read an integer: a decimal string in its shortest form (section 5.4)."""
+    check(re.fullmatch("0|-?[1-9][0-9]{0,29}", text, re.ASCII) and low <= int(text) < beyond, "not such an integer")
+    return int(text)
+
+
+def raw_bytes(text: str, *, url: bool = False) -> bytes:
+    """Read base64 with padding, or base64url without, that has zeros in the bits that are left (section 5.4)."""
+    raw = urlsafe_b64decode(text + "=" * (-len(text) % 4)) if url else b64decode(text, validate=True)
+    check(text == (urlsafe_b64encode(raw).decode().rstrip("=") if url else b64encode(raw).decode()), "not base64")
+    return raw
+
+
+def check_value(value: Any, depth: int = 0) -> None:
+    """Check a typed value (section 1.3), and order the pairs of each key-value list in it."""
+    check(isinstance(value, dict) and len(value) < 2 and depth < 33, "not a typed value")
+    for kind, content in value.items():
+        match kind, content:
+            case ("stringValue", str()) | ("boolValue", bool()) | ("doubleValue", float()):
+                pass
+            case "intValue", str():
+                integer(content, -(2**63), 2**63)
+            case "bytesValue", str():
+                raw_bytes(content)
+            case "arrayValue", {"values": list(items), **rest} if not rest:
+                for item in items:
+                    check_value(item, depth + 1)
+            case "kvlistValue", {"values": list(items), **rest} if not rest:
+                for pair in items:
+                    check(isinstance(pair, dict) and pair.keys() == {"key", "value"}, "not a pair")
+                    check_value(pair["value"], depth + 1)
+                items.sort(key=lambda pair: in_utf16(pair["key"]))
+                unique([(pair["key"], None) for pair in items])
+            case _:
+                raise ValueError("not a typed value")
+
+
 in_utf16 = methodcaller("encode", "utf-16-be")
 
 
@@ -58,44 +115,49 @@ def canonical(value: Any) -> str:
     return number(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
 
 
-def order_pairs(value: dict[str, Any]) -> None:
-    """Order the pairs of each key-value list in a typed value (section 1.3)."""
-    for kind in value.keys() & {"arrayValue", "kvlistValue"}:
-        items = value[kind]["values"]
-        for item in items:
-            order_pairs(item["value"] if kind == "kvlistValue" else item)
-        if kind == "kvlistValue":
-            items.sort(key=lambda pair: in_utf16(pair["key"]))
-            unique([(pair["key"], None) for pair in items])
-
-
 def canonical_span(tenant_id: str, key_id: str, span: dict[str, Any]) -> bytes:
     """Return the bytes that stand for a span (section 1)."""
-    if unknown := span.keys() - MEMBERS:
-        raise ValueError(f"the span has the unknown member {min(unknown)}")
-    whole = {**dict.fromkeys(MEMBERS), "attributes": {}, **span, "tenantId": tenant_id, "keyId": key_id}
+    check(not span.keys() - MEMBERS, "the span has an unknown member")
+    for name, member in ((name, member) for name, member in span.items() if member is not None):
+        if name in IDS:
+            check(re.fullmatch(f"[0-9a-f]{{{IDS[name]}}}", member) and int(member, 16), f"{name} is no id")
+        elif name in TIMES:
+            integer(member, *TIMES[name])
+        else:
+            check(isinstance(member, dict if name == "attributes" else str), f"{name} is of another type")
+    check(span["traceId"] and span["spanId"], "a span has ids")
+    whole = {**dict.fromkeys(MEMBERS), **span, "tenantId": tenant_id, "keyId": key_id}
+    whole["attributes"] = whole["attributes"] or {}
     for value in whole["attributes"].values():
-        order_pairs(value)
+        check_value(value)
     return canonical(whole).encode()
 
 
-def tree_head(tenant_id: str, key_id: str, leaf: bytes, proof: dict[str, Any]) -> bytes:
+def read_proof(proof: dict[str, Any]) -> Proof:
+    """Return leaf index, tree size, root, siblings, and the time in nanoseconds (section 5.1)."""
+    check(not proof.keys() - PROOF and isinstance(proof.get("hashes", []), list), "the proof has other members")
+    root, siblings = raw_bytes(proof["rootHash"]), [raw_bytes(text) for text in proof.get("hashes", [])]
+    check({len(each) for each in (root, *siblings)} == {32} and len(siblings) < 65, "a hash has 32 bytes")
+    time = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z", proof["signTime"], re.ASCII)
+    since = datetime.fromisoformat(time[1] if time else "") - datetime(1970, 1, 1)
+    nanos = (since.days * 86_400 + since.seconds) * 10**9 + int(((time and time[2]) or "").ljust(9, "0"))
+    return integer(proof.get("leafIndex", "0")), integer(proof["treeSize"]), root, siblings, nanos
+
+
+def tree_head(tenant_id: str, key_id: str, leaf: bytes, proof: Proof) -> bytes:
     """Return the tree head that a span and its proof lead to (section 3)."""
-    index, size = int(proof.get("leafIndex", "0")), int(proof["treeSize"])
+    index, size, expected, siblings, nanos = proof
     node, last, root = index, size - 1, sha256(b"\0" + leaf).digest()
-    for sibling in (b64decode(text, validate=True) for text in proof.get("hashes", [])):
-        if last <= 0 or len(sibling) != 32:
+    for sibling in siblings:
+        if last <= 0:
             raise InvalidSignature
         left = node % 2 == 1 or node == last
         while left and node % 2 == 0 and node > 0:
             node, last = node >> 1, last >> 1
         root = sha256(b"\1" + sibling + root if left else b"\1" + root + sibling).digest()
         node, last = node >> 1, last >> 1
-    if not 0 <= index < size or last != 0 or root != b64decode(proof["rootHash"], validate=True):
+    if not 0 <= index < size or last != 0 or root != expected:
         raise InvalidSignature
-    time = re.fullmatch(r"([0-9-]{10}T[0-9:]{8})(?:\.([0-9]{1,9}))?Z", proof["signTime"]) or ["", "", ""]
-    since = datetime.fromisoformat(time[1]) - datetime(1970, 1, 1)
-    nanos = (since.days * 86_400 + since.seconds) * 10**9 + int((time[2] or "").ljust(9, "0"))
     head = {"keyId": key_id, "rootHash": root.hex(), "signTimeUnixNano": str(nanos), "treeSize": str(size)}
     return canonical({**head, "tenantId": tenant_id}).encode()
 
@@ -103,7 +165,7 @@ def tree_head(tenant_id: str, key_id: str, leaf: bytes, proof: dict[str, Any]) -
 @lru_cache(maxsize=1024)  # the spans of a batch share one signature
 def verify(x: str, signature: bytes, kind: bytes, payload: bytes) -> None:
     """Verify a DSSE signature (section 2) with a key of a key set, or raise InvalidSignature."""
-    key = Ed25519PublicKey.from_public_bytes(urlsafe_b64decode(x + "=" * (-len(x) % 4)))
+    key = Ed25519PublicKey.from_public_bytes(raw_bytes(x, url=True))
     key.verify(signature, b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload))
 
 
@@ -111,16 +173,20 @@ def verdict(tenant_id: str, keys: dict[str, Any], text: bytes) -> str:
     """Judge one signed span (section 5)."""
     try:
         signed = parse(text)
-        if (key := keys.get(key_id := signed["keyId"])) is None:
+        check(not signed.keys() - SIGNED and isinstance(signed["keyId"], str), "the document has other members")
+        signature, key_id, proof = raw_bytes(signed["signature"]), signed["keyId"], signed.get("proof")
+        raw_bytes(signed.get("payload", ""))
+        check(len(signature) == 64, "a signature has 64 bytes")
+        payload, kind = canonical_span(tenant_id, key_id, signed["span"]), TREE_HEAD if "proof" in signed else SPAN
+        read = read_proof(proof) if kind == TREE_HEAD else None
+        named = signed.get("payloadType", kind), signed.get("algorithm", "Ed25519")
+        check(named == (kind, "Ed25519"), "this type or algorithm is none of version 1")
+        if (key := keys.get(key_id)) is None:
             return "UNKNOWN_KEY"
-        payload, kind = canonical_span(tenant_id, key_id, signed["span"]), SPAN
         if key.get("status", "ACTIVE") not in ("ACTIVE", "ROTATED"):
             return "KEY_REVOKED"
-        if (proof := signed.get("proof")) is not None:
-            payload, kind = tree_head(tenant_id, key_id, payload, proof), TREE_HEAD
-        if signed.get("payloadType", kind) != kind:
-            raise ValueError("this payload type is none of version 1")
-        verify(key["x"], b64decode(signed["signature"], validate=True), kind.encode(), payload)
+        payload = tree_head(tenant_id, key_id, payload, read) if read else payload
+        verify(key["x"], signature, kind.encode(), payload)
         return "VALID"
     except InvalidSignature:
         return "BAD_SIGNATURE"
@@ -128,11 +194,28 @@ def verdict(tenant_id: str, keys: dict[str, Any], text: bytes) -> str:
         return f"MALFORMED {error!a}"
 
 
+def is_ours(jwk: dict[str, Any]) -> bool:
+    """Tell whether this is a public Ed25519 key for verification, which no key of small order is (section 4)."""
+    named = jwk.get("kty"), jwk.get("crv"), jwk.get("use", "sig"), jwk.get("alg", "EdDSA")
+    kid, operations = jwk.get("kid"), jwk.get("key_ops", ["verify"])
+    if named != ("OKP", "Ed25519", "sig", "EdDSA") or "d" in jwk or not (isinstance(kid, str) and kid):
+        return False
+    try:
+        raw = raw_bytes(jwk["x"], url=True)
+    except MALFORMED:
+        return False
+    y = int.from_bytes(raw, "little") % 2**255
+    good = len(raw) == 32 and y < PRIME and y not in (0, 1, PRIME - 1, Y8, PRIME - Y8)
+    return good and isinstance(operations, list) and "verify" in operations
+
+
 def main(keys_file: str, spans_file: str) -> int:
     """Print the verdict on each span of a file; return 0 if all are valid."""
     key_set = parse(Path(keys_file).read_bytes())
-    ours = [jwk for jwk in key_set["keys"] if (jwk["kty"], jwk.get("crv")) == ("OKP", "Ed25519")]
-    keys = unique([(jwk["kid"], jwk) for jwk in ours])
+    check(
+        isinstance(key_set["keys"], list) and isinstance(key_set["tenant_id"], str) and key_set["tenant_id"], "no set"
+    )
+    keys = unique([(jwk["kid"], jwk) for jwk in key_set["keys"] if is_ours(jwk)])
     text = Path(spans_file).read_bytes().strip()
     lines = text.split(b"\n") if text.partition(b"\n")[0].rstrip().endswith(b"}") else [text]
     verdicts = [verdict(key_set["tenant_id"], keys, line) for line in lines]

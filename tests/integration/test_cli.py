@@ -20,7 +20,8 @@ SPAN = {
     "name": "user.login",
     "attributes": {"user": {"stringValue": "alice"}},
 }
-PROOF = b'{"span": {}, "signature": "", "keyId": "", "proof": {"leaf": 1}}'
+SIGNATURE = b"A" * 86 + b"=="
+PROOF = b'{"span": {}, "signature": "%b", "keyId": "", "proof": {"leaf": 1}}' % SIGNATURE
 
 
 def test_bytes_go_through_encrypt_and_decrypt_by_pipe(run: Run) -> None:
@@ -128,16 +129,21 @@ def test_health_says_not_serving_with_exit_code_one(run: Run, tmp_path: Path) ->
         (["encrypt", "--tenant", "a b"], b"", 3, "tenant_id must be"),
         (["sign", "--tenant", "acme"], b"{", 2, "the input is not JSON"),
         (["sign", "--tenant", "acme"], b"[]", 2, "must be one JSON object"),
-        (["sign", "--tenant", "acme"], b'{"traceId": "xyz"}', 2, "traceId must be hexadecimal"),
+        (["sign", "--tenant", "acme"], b'{"traceId": "xyz"}', 2, "traceId must be lower-case hexadecimal"),
         (["sign", "--tenant", "acme"], b'{"trace": "00"}', 2, "span has no member 'trace'"),
         (["sign", "--tenant", "acme"], b'{"traceId": "00"}', 3, "span.span_id must be 8 bytes"),
-        (["verify", "--tenant", "acme"], b"{}", 2, "the input has no 'span'"),
+        (["verify", "--tenant", "acme"], b"{}", 2, "signature is missing"),
         (["verify", "--tenant", "acme"], b'{"span": {}, "signature": "!", "keyId": ""}', 2, "must be base64"),
-        (["verify", "--tenant", "acme"], b'{"span": {"x": 1}, "signature": "", "keyId": ""}', 2, "no member 'x'"),
+        (
+            ["verify", "--tenant", "acme"],
+            b'{"span": {"x": 1}, "signature": "%b", "keyId": ""}' % SIGNATURE,
+            2,
+            "no member 'x'",
+        ),
         (["verify"], b"{}", 2, "give --tenant to ask the daemon, or --jwks"),
         (["verify", "--jwks", "absent"], b"{}", 2, "No such file"),
         (["verify", "--jwks", "-"], b"{}", 2, "no key set"),
-        (["verify", "--tenant", "acme"], PROOF, 2, "no InclusionProof"),
+        (["verify", "--tenant", "acme"], PROOF, 2, "proof has no member 'leaf'"),
         (["sign", "--tenant", "acme", "--proofs"], b'{"traceId": "00"}', 3, "span.span_id must be 8 bytes"),
         (["sign", "--tenant", "acme", "--proofs", "--raw"], b"{}", 2, "--raw writes no proof"),
         (["sign", "--tenant", "acme", "--raw"], b'{"resourceSpans": []}', 2, "are for a single span"),

@@ -1,7 +1,7 @@
 """Key sets: written and read again, as RFC 8037 has them, and refused where they are none of ours."""
 
 import json
-from base64 import urlsafe_b64decode
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -86,10 +86,10 @@ def test_key_of_rfc_8037() -> None:
     read_jwks(document(JWK)).verifiers["a"].verify(decoded(SIGNATURE), SIGNED)
 
 
-@pytest.mark.parametrize("x", [X, X + "="])
-def test_padding(x: str) -> None:
-    """Padding may be missing, as RFC 7515 wants it, or there."""
-    assert decoded(X) == read_jwks(document({**JWK, "x": x})).keys["a"].raw
+def test_no_padding() -> None:
+    """The key is base64url without padding, as RFC 7515 wants it; with padding it has a second spelling."""
+    assert decoded(X) == read_jwks(document(JWK)).keys["a"].raw
+    assert {} == read_jwks(document({**JWK, "x": X + "="})).keys
 
 
 def test_a_plain_key_set() -> None:
@@ -126,6 +126,55 @@ def test_another_tenants_set() -> None:
     assert "acme" == read_jwks(document(JWK), "acme").tenant_id
 
 
+Y8 = 2707385501144840649318225287225658788936804267575313519463743609750303021
+PRIME = 2**255 - 19
+SMALL = [y + sign for y in (0, 1, PRIME - 1, Y8, PRIME - Y8, PRIME, PRIME + 1) for sign in (0, 2**255)]
+
+
+def encoded(raw: bytes) -> str:
+    return urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"x": value} for value in (X[:-2], X + "AAAA", "!", "", None, 7, X + "=", " " + X, X[:-1] + "!")),
+        {"x": encoded(bytes(31))},
+        {"x": encoded(bytes(33))},
+        {"x": X.translate(str.maketrans("-_", "+/"))} if set(X) & {"-", "_"} else {"x": "+" + X[1:]},
+        {"kty": "EC"},
+        {"kty": None},
+        {"crv": "X25519"},
+        {"use": "enc"},
+        {"use": None},
+        {"key_ops": ["encrypt"]},
+        {"key_ops": "verify"},
+        {"alg": "HS256"},
+        {"alg": "RS256"},
+        {"alg": None},
+        {"d": X},
+        {"d": None},
+        {"kid": ""},
+        {"kid": None},
+        {"kid": 7},
+        {"kid": ["a"]},
+        *({"x": encoded(number.to_bytes(32, "little"))} for number in SMALL),
+    ],
+    ids=str,
+)
+def test_key_of_no_use_is_skipped_and_the_others_are_read(change: dict[str, Any]) -> None:
+    """A foreign key, a private one, one of small order and junk are not taken, and make no other key unreadable."""
+    key_set = read_jwks(document({**JWK, "kid": "other", **change}, JWK))
+    assert (["a"], ["a"]) == (list(key_set.keys), list(key_set.verifiers))
+
+
+def test_key_without_x_or_kid_is_skipped() -> None:
+    """So is one that lacks what a key needs."""
+    for missing in ("x", "kid", "kty", "crv"):
+        other = {name: JWK[name] for name in JWK if name != missing}
+        assert ["a"] == list(read_jwks(document({**other, "kid": "b"} if missing != "kid" else other, JWK)).keys)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -143,15 +192,6 @@ def test_another_tenants_set() -> None:
         '{"tenant_id": "acme", "keys": null}',
         '{"tenant_id": "acme", "keys": 7}',
         '{"tenant_id": "acme", "keys": {"a": 1}}',
-        document({**JWK, "x": X[:-2]}),
-        document({**JWK, "x": X + "AAAA"}),
-        document({**JWK, "x": "!"}),
-        document({**JWK, "x": ""}),
-        document({**JWK, "x": None}),
-        document({**JWK, "x": 7}),
-        document({name: JWK[name] for name in JWK if name != "x"}),
-        document({name: JWK[name] for name in JWK if name != "kid"}),
-        document({**JWK, "kid": ["a"]}),
         b"\xff",
     ],
 )
@@ -195,14 +235,11 @@ def test_a_status_that_is_not_known_is_not_trusted(status: object) -> None:
     "change",
     [
         lambda text: text.replace('"status": "ACTIVE"', '"status": "REVOKED", "status": "ACTIVE"'),
-        lambda text: text.replace('"kty": "OKP"', '"kty": "EC"'),
-        lambda text: text.replace('"use": "sig"', '"use": "enc"'),
-        lambda text: text.replace('"kid": "kid"', '"kid": 5'),
         lambda text: text.replace('"tenant_id": "acme"', '"tenant_id": 5'),
         lambda text: text.replace('"tenant_id": "acme"', '"tenant_id": ""'),
         lambda text: json.dumps({**json.loads(text), "keys": json.loads(text)["keys"] * 2}),
     ],
-    ids=["name twice", "kty", "use", "kid", "tenant", "no tenant", "kid twice"],
+    ids=["name twice", "tenant", "no tenant", "kid twice"],
 )
 def test_an_ambiguous_key_set_is_refused(change: Callable[[str], str]) -> None:
     """Readers that take one of two for granted could be shown another key than the one that verifies."""

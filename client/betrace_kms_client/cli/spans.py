@@ -1,6 +1,5 @@
 """sign, verify."""
 
-import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -9,12 +8,12 @@ import click
 import orjson
 from betrace.kms.v1.span_pb2 import ComplianceSpan
 from betrace_kms_evidence import (
-    PAYLOAD_TYPE,
-    TREE_HEAD_TYPE,
+    InvalidDocument,
     InvalidKeySet,
     InvalidSpan,
     SpanVerifier,
     read_jwks,
+    read_signed_span,
     span_from_json,
     span_to_json,
     strict_json,
@@ -32,7 +31,7 @@ from betrace_kms_client.cli.options import (
 from betrace_kms_client.cli.traces import sign_traces, verify_traces
 from betrace_kms_client.errors import InvalidRequest
 from betrace_kms_client.otlp import judge_offline, read_first
-from betrace_kms_client.otlp.signature import proof_text, read_proof
+from betrace_kms_client.otlp.signature import proof_text
 from betrace_kms_client.otlp.verifying import Judge
 from betrace_kms_client.results import SignedSpan, SpanRefusal, SpanSignature
 from betrace_kms_client.sync_client import KmsClient
@@ -170,18 +169,10 @@ def _verified(source: BinaryIO, judge: Judge) -> bool:
 
 def _signed_span(document: dict[str, Any]) -> SignedSpan:
     try:
-        span = span_from_json(_member(document, "span", dict))
-        signature = base64.b64decode(_member(document, "signature", str), validate=True)
-        key_id = _member(document, "keyId", str)
-        proof = read_proof(orjson.dumps(_member(document, "proof", dict)).decode()) if "proof" in document else None
-        expected = PAYLOAD_TYPE if proof is None else TREE_HEAD_TYPE
-        if document.get("payloadType", expected) != expected:
-            raise click.UsageError(f"payloadType must be {expected}: this version knows no other")
-    except ValueError as error:
-        if isinstance(error, InvalidSpan):
-            raise click.UsageError(str(error)) from None
-        raise click.UsageError("signature must be base64, as sign writes it") from None
-    return SignedSpan(span, signature, key_id, proof)
+        signed = read_signed_span(document)
+    except (InvalidDocument, InvalidSpan) as error:
+        raise click.UsageError(f"{error}; give verify what sign wrote") from None
+    return SignedSpan(signed.span, signed.signature, signed.key_id, signed.proof)
 
 
 def _object(text: bytes, rest: BinaryIO) -> dict[str, Any]:
@@ -189,16 +180,9 @@ def _object(text: bytes, rest: BinaryIO) -> dict[str, Any]:
     try:
         document = strict_json(text)
     except ValueError as error:
-        raise click.UsageError(f"the input is not JSON: {error}") from None
+        raise click.UsageError(f"the input is not JSON as evidence has it: {error}") from None
     if not isinstance(document, dict):
         raise click.UsageError("the input must be one JSON object")
     if rest.read().strip():
         raise click.UsageError("the input goes on after its first document: give one span, or a trace file")
     return document
-
-
-def _member(document: dict[str, Any], name: str, kind: type) -> Any:
-    value = document.get(name)
-    if not isinstance(value, kind):
-        raise click.UsageError(f"the input has no {name!r}: give verify what sign wrote")
-    return value

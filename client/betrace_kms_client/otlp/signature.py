@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from betrace.kms.v1 import span_pb2 as pb
-from betrace_kms_evidence import ALGORITHM, InvalidSpan
+from betrace_kms_evidence import ALGORITHM, InvalidSpan, proof_from_text
 from google.protobuf import json_format
 
 from betrace_kms_client.otlp.values import bytes_of, items_of, members_of
@@ -40,16 +40,8 @@ class ReadSignature:
 
 
 def proof_text(proof: pb.InclusionProof) -> str:
-    """Return protobuf's JSON text of a proof, on one line."""
+    """Return the JSON text of a proof, on one line: the one that protobuf's JSON mapping gives."""
     return json_format.MessageToJson(proof, indent=None)
-
-
-def read_proof(text: str) -> pb.InclusionProof:
-    """Read protobuf's JSON text of a proof. Raises InvalidSpan."""
-    try:
-        return json_format.Parse(text, pb.InclusionProof())
-    except (json_format.ParseError, RecursionError, ValueError) as cause:
-        raise InvalidSpan("the proof is no InclusionProof in protobuf's JSON") from cause
 
 
 def attach_signature(members: dict[str, Any], signed: SpanSignature, time: str) -> None:
@@ -103,5 +95,5 @@ def signature_of(members: Mapping[str, Any]) -> ReadSignature | None:
     signature = bytes_of(found[SIGNATURE], SIGNATURE)
     if len(signature) != SIGNATURE_BYTES:
         raise InvalidSpan(f"{SIGNATURE} must be {SIGNATURE_BYTES} bytes, not {len(signature)}")
-    proof = read_proof(found[_PROOF]) if _PROOF in found else None
+    proof = proof_from_text(found[_PROOF]) if _PROOF in found else None
     return ReadSignature(signature, found.get(_KEY_ID, ""), proof)
