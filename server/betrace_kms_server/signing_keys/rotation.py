@@ -77,13 +77,16 @@ class Rotation:
             due = schedule.next_after(self._time())
             if due is None:
                 log.warning(
-                    "kms.rotation.check-cron has no further instant: keys are not rotated by themselves any more"
+                    "kms.rotation.check-cron has no further instant: keys are not rotated automatically any more"
                 )
                 return
             pause = JITTER_SECONDS * self._jitter()
+            earliest = self._now()
             while (left := due.timestamp() + pause - self._now()) > 0:
                 await self._sleep(min(left, _NAP_SECONDS))
-                due = min(due, schedule.next_after(self._time()) or due)  # the clock may have been set back
+                if self._now() < earliest:  # the clock was set back: an instant may come before the one we wait for
+                    earliest = self._now()
+                    due = min(due, schedule.next_after(self._time()) or due)
 
     async def run_for_all(self) -> Outcome:
         """Rotate every tenant's key, however young. A caller that leaves does not end it; others who come join it."""
@@ -100,12 +103,14 @@ class Rotation:
     async def run(self, before_ms: int) -> Outcome:
         """Rotate every key that was made before a time. One tenant's failure is not another's."""
         rotated = failed = 0
+        run = current_event.get()
         async for batch in _batches(self._store.created_before(before_ms), self._batch_size):
             queue = iter(batch)
 
             async def work() -> None:
                 nonlocal rotated, failed
                 for tenant_id in queue:  # noqa: B023  # the workers are over before the next batch
+                    current_event.set(run)  # not the tenant before: its KMS calls are not this one's
                     asked = part_of_current("RotateKey", tenant_id, "")
                     current_event.set(asked)
                     try:
