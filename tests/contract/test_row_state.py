@@ -1,4 +1,4 @@
-"""What stands for a row's status: a status that was edited, an active key that was lost, rows of version 0.2."""
+"""What stands for a row's status: a status that was edited, an active key that was lost, rows of an earlier version."""
 
 import hashlib
 import sqlite3
@@ -48,11 +48,11 @@ CREATE TABLE IF NOT EXISTS tenants (
 PRAGMA application_id=0x42544B53;
 PRAGMA user_version=2;
 """
-"""The file as version 0.2 made it."""
+"""The file as an earlier version made it."""
 
 
 def checksum_of_version_0_2(row: sqlite3.Row) -> bytes:
-    """Return the checksum that version 0.2 expects of a row: recorded from its code, on names of columns."""
+    """Return the checksum that an earlier version expects of a row: recorded from its code, on names of columns."""
     digest = hashlib.sha256()
     for part in (
         row["tenant_id"].encode(),
@@ -81,7 +81,7 @@ def execute(database: Path, statement: str, *parameters: object) -> None:
 
 
 def write_status(database: Path, key: StoredKey) -> None:
-    """Write a key's status and times as version 0.2 does, which leaves the state checksum as it was."""
+    """Write a key's status and times as an earlier version does, which leaves the state checksum as it was."""
     execute(
         database,
         "UPDATE signing_keys SET status = ?, rotate_time_ms = ?, revoke_time_ms = ? WHERE key_id = ?",
@@ -95,7 +95,7 @@ def write_status(database: Path, key: StoredKey) -> None:
 @pytest.mark.parametrize("before", STATES)
 @pytest.mark.parametrize("after", STATES)
 async def test_status_goes_only_forward(database: Path, before: str, after: str) -> None:
-    """A status that is written without its checksum is accepted where version 0.2 could have written it."""
+    """A status that is written without its checksum is accepted where an earlier version could have written it."""
     key = in_state(stored_key(create_time_ms=CREATED), before)
     async with open_sqlite(database) as store:
         await store.add(key)
@@ -119,7 +119,7 @@ async def test_status_goes_only_forward(database: Path, before: str, after: str)
     ["status = 'rotated'", "status = 'active'", "revoke_time_ms = NULL", "status = 'active', rotate_time_ms = NULL"],
 )
 async def test_revoked_key_does_not_come_back(database: Path, change: str, has_state_checksum: bool) -> None:
-    """A revoked key whose status alone was edited is damaged, also where version 0.2 wrote the row."""
+    """A revoked key whose status alone was edited is damaged, also where an earlier version wrote the row."""
     key = in_state(stored_key(create_time_ms=CREATED), "rotated, then revoked")
     async with open_sqlite(database) as store:
         await store.add(key)
@@ -146,7 +146,7 @@ async def test_times_and_state_checksum_are_covered(database: Path, change: str)
 @pytest.mark.parametrize("before", STATES)
 @pytest.mark.parametrize("after", STATES)
 def test_item_of_dynamodb_is_checked_likewise(before: str, after: str) -> None:
-    """An item keeps to the same rule, and one without a state checksum is that of version 0.2."""
+    """An item keeps to the same rule, and one without a state checksum is that of an earlier version."""
     key = in_state(stored_key(create_time_ms=CREATED), before)
     item = item_of(in_state(key, after))
     assert in_state(key, after) == key_of_item({name: item[name] for name in item if name != "state_checksum"})
@@ -160,7 +160,7 @@ def test_item_of_dynamodb_is_checked_likewise(before: str, after: str) -> None:
 
 
 async def test_version_0_2_reads_every_row(database: Path) -> None:
-    """After every kind of write, the first checksum is the one that version 0.2 computes, in a file that it opens."""
+    """After every kind of write, the first checksum is the one that an earlier version computes, in a file that it opens."""
     first, second, third = (stored_key(create_time_ms=CREATED + number) for number in range(3))
     anew = replace(second, wrapped_seed=WrappedKey(b"wrapped anew", ARN))
     async with open_sqlite(database) as store:
@@ -182,7 +182,7 @@ async def test_version_0_2_reads_every_row(database: Path) -> None:
 
 
 async def test_rows_of_version_0_2_are_read_and_get_their_state_checksum(database: Path) -> None:
-    """A file of version 0.2 keeps its rows; a row whose state is written next gets the checksum of its state."""
+    """A file of an earlier version keeps its rows; a row whose state is written next gets the checksum of its state."""
     keys = [in_state(stored_key(f"tenant-{number}", create_time_ms=CREATED), "active") for number in range(3)]
     with closing(sqlite3.connect(database)) as connection:
         connection.executescript(VERSION_0_2)

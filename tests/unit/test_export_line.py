@@ -26,7 +26,7 @@ RECORDED = (
     b'e":1700000000001,"revokeTime":1700000000002,"checksum":"fdb4b00b0dae6f36ad886fbb611f19d013'
     b'ba0b82f1102fc8392aed336ea5d72c"}\n'
 )
-"""The line of this key as version 0.2 wrote it."""
+"""The line of this key as an earlier version wrote it."""
 
 
 def test_line_is_byte_for_byte_what_it_was() -> None:

@@ -107,7 +107,7 @@ class StoredKey:
     def state_checksum(self) -> bytes:
         """Return the SHA-256 over the key, its status and its times, to detect a damaged row (32 bytes).
 
-        It leaves out the wrapping, which `checksum` covers: a daemon of version 0.2 or older that moves a key to
+        It leaves out the wrapping, which `checksum` covers: a daemon of an earlier version that moves a key to
         another master key keeps `checksum` right and does not know this one.
         """
         return _sha256(
@@ -125,7 +125,7 @@ class StoredKey:
     def is_intact(self, checksum: bytes, state_checksum: bytes | None) -> bool:
         """Check a row as it was read against the checksums that it was stored with.
 
-        A row of version 0.2 or older has no state checksum. Where such a daemon retires a key that has one, it leaves
+        A row of an earlier version has no state checksum. Where such a daemon retires a key that has one, it leaves
         that of the earlier state: so the checksum of an earlier state is accepted, that of a later one never.
         """
         if not self.times_fit_status() or self.checksum() != checksum:

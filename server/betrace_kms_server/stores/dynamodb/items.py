@@ -7,7 +7,7 @@ A tenant is one partition, so that its items are read and written together:
 | the tenant    | `tenant`       | the head: active_key_id (S), if it has one; generation (N), once it was raised    |
 | the tenant    | `key#<key id>` | a key: provider, master_key_arn, status (S), wrapped_seed, public_key, checksum   |
 |               |                | (B), create_time_ms, rotate_time_ms, revoke_time_ms (N), import_id (S),           |
-|               |                | state_checksum (B; not in items of version 0.2 and older)                         |
+|               |                | state_checksum (B; not in items of earlier versions)                         |
 
 Times are milliseconds and no attribute is in seconds, so that no time to live (TTL) that somebody sets on the table by
 mistake finds an item of ours to be old: read as seconds they are tens of thousands of years away.

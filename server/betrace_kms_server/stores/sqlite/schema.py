@@ -20,7 +20,7 @@ from betrace_kms_server.stores.sqlite.errors import explained, is_damage
 log = structlog.get_logger()
 
 SCHEMA_VERSION = 2
-"""1 had no generations. Version 0.2 of betrace-kms opens files of schema version 2 alone and names the columns that it
+"""1 had no generations. An earlier betrace-kms opens files of schema version 2 alone and names the columns that it
 uses, so columns that it can do without are added without a new version number: `_ADDED`."""
 _APPLICATION_ID = 0x42544B53  # "BTKS"
 _KEYS = """
@@ -50,7 +50,7 @@ _ADDED = """
 ALTER TABLE signing_keys ADD COLUMN state_checksum BLOB;
 ALTER TABLE tenants ADD COLUMN had_key INTEGER;
 """
-"""NULL where a row was last written by version 0.2 or older. `had_key` is 1 once the tenant had an active key."""
+"""NULL where a row was last written by an earlier version. `had_key` is 1 once the tenant had an active key."""
 _MARKER = """
 INSERT INTO tenants (tenant_id, generation, had_key) SELECT DISTINCT tenant_id, 0, 1 FROM signing_keys WHERE TRUE
     ON CONFLICT (tenant_id) DO UPDATE SET had_key = 1;
