@@ -160,7 +160,7 @@ def test_item_of_dynamodb_is_checked_likewise(before: str, after: str) -> None:
 
 
 async def test_version_0_2_reads_every_row(database: Path) -> None:
-    """After every kind of write, the first checksum is the one that an earlier version computes, in a file that it opens."""
+    """After every kind of write, the first checksum is the one that an earlier version computes of the row."""
     first, second, third = (stored_key(create_time_ms=CREATED + number) for number in range(3))
     anew = replace(second, wrapped_seed=WrappedKey(b"wrapped anew", ARN))
     async with open_sqlite(database) as store:
