@@ -594,6 +594,7 @@ async def test_every_page_is_read(store: DynamoStore, aws: Any, table: str) -> N
         stored_key(
             "acme" if number < 200 else f"tenant-{number}",
             status="active" if number >= 200 else "rotated",
+            rotate_time_ms=None if number >= 200 else number + 1,
             wrapped_seed=WrappedKey(blob, ARN if number < 299 else OTHER_ARN),
             create_time_ms=number,
         )

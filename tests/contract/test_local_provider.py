@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from betrace_kms_server.core.errors import StartRefused
+from betrace_kms_server.core.keys import KeyMaterial
 from betrace_kms_server.providers.local import MASTER_KEY_FILE, LocalProvider, load_master_key
 
 
@@ -156,3 +157,23 @@ def test_creator_that_died_halfway_is_no_hindrance(path: Path) -> None:
     """What a killed daemon left behind does not stop the next one, which in a container has the same process id."""
     path.with_suffix(f".{os.getpid()}.tmp").write_bytes(b"betrace-kms-local-v1 0123")
     assert load_master_key(path, create=True) == load_master_key(path, create=False)
+
+
+async def test_nonces_are_drawn_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrapped key carries the 12 bytes that were drawn for it; a nonce that comes twice would break AES-GCM."""
+    provider, drawn = LocalProvider(bytes(32)), list[bytes]()
+    urandom = os.urandom
+
+    def recorded(size: int) -> bytes:
+        drawn.append(urandom(size))
+        return drawn[-1]
+
+    monkeypatch.setattr(os, "urandom", recorded)
+    material = KeyMaterial(bytes(32))
+    blobs = [(await provider.wrap(material, {})).blob for _ in range(100)]
+    assert [12] * 100 == [len(nonce) for nonce in drawn]
+    assert 100 == len(set(drawn))
+    assert all(nonce in blob for nonce, blob in zip(drawn, blobs, strict=True))
+    made = (await provider.generate_data_key(32, {})).wrapped.blob
+    assert drawn[-1] in made
+    assert len(drawn[-1]) == 12

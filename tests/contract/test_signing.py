@@ -226,7 +226,7 @@ async def test_revoked_key_is_told(new_signer: NewSigner, database: Path) -> Non
     """A good signature of a key that was revoked is answered by that fact."""
     signed = await new_signer().sign("acme", span())
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        connection.execute("UPDATE signing_keys SET status = 'revoked'")
+        connection.execute("UPDATE signing_keys SET status = 'revoked', revoke_time_ms = 1700000000000")
     assert "KEY_REVOKED" == await verdict(new_signer(), "acme", signed.key_id, span(), signed.signature)
 
 

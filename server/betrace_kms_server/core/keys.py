@@ -6,7 +6,8 @@ Copies that OpenSSL, botocore or a protobuf message made are beyond our reach; S
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -15,6 +16,13 @@ SEED_BYTES = 32
 """Size of an Ed25519 seed (RFC 8032, section 5.1.5)."""
 
 KeyStatus = Literal["active", "rotated", "revoked"]
+
+_TIMES: Mapping[str, tuple[frozenset[bool], bool]] = {
+    "active": (frozenset({False}), False),
+    "rotated": (frozenset({True}), False),
+    "revoked": (frozenset({True, False}), True),
+}
+"""For each status, whether a key may have a rotate time, and whether it has a revoke time."""
 
 
 class KeyMaterial:
@@ -85,17 +93,63 @@ class StoredKey:
     """When it was revoked, if it was."""
 
     def checksum(self) -> bytes:
-        """Return the SHA-256 over everything that never changes in a row, to tell a damaged one (32 bytes)."""
-        digest = hashlib.sha256()
-        for part in (
-            self.tenant_id.encode(),
-            self.key_id.encode(),
-            self.provider.encode(),
-            self.wrapped_seed.master_key_arn.encode(),
+        """Return the SHA-256 over the key and its wrapping, to detect a damaged row (32 bytes)."""
+        return _sha256(
+            self.tenant_id,
+            self.key_id,
+            self.provider,
+            self.wrapped_seed.master_key_arn,
             self.wrapped_seed.blob,
             self.public_key,
-            str(self.create_time_ms).encode(),
-        ):
-            digest.update(len(part).to_bytes(4, "big"))
-            digest.update(part)
-        return digest.digest()
+            str(self.create_time_ms),
+        )
+
+    def state_checksum(self) -> bytes:
+        """Return the SHA-256 over the key, its status and its times, to detect a damaged row (32 bytes).
+
+        It leaves out the wrapping, which `checksum` covers: a daemon of an earlier version that moves a key to
+        another master key keeps `checksum` right and does not know this one.
+        """
+        return _sha256(
+            self.tenant_id,
+            self.key_id,
+            self.provider,
+            self.public_key,
+            self.status,
+            *(
+                "" if time is None else str(time)
+                for time in (self.create_time_ms, self.rotate_time_ms, self.revoke_time_ms)
+            ),
+        )
+
+    def is_intact(self, checksum: bytes, state_checksum: bytes | None) -> bool:
+        """Check a row as it was read against the checksums that it was stored with.
+
+        A row of an earlier version has no state checksum. Where such a daemon retires a key that has one, it leaves
+        that of the earlier state: so the checksum of an earlier state is accepted, that of a later one never.
+        """
+        if not self.times_fit_status() or self.checksum() != checksum:
+            return False
+        return state_checksum is None or state_checksum in (each.state_checksum() for each in self._states())
+
+    def times_fit_status(self) -> bool:
+        """Check that the key has the times that its status needs, and no others."""
+        rotated, revoked = _TIMES.get(self.status, (frozenset(), False))
+        return (self.rotate_time_ms is not None) in rotated and (self.revoke_time_ms is not None) == revoked
+
+    def _states(self) -> "Iterator[StoredKey]":
+        """Yield this key in its present state and in every earlier one, backwards."""
+        yield self
+        if self.status == "revoked" and self.rotate_time_ms is not None:
+            yield replace(self, status="rotated", revoke_time_ms=None)
+        if self.status != "active":
+            yield replace(self, status="active", rotate_time_ms=None, revoke_time_ms=None)
+
+
+def _sha256(*parts: str | bytes) -> bytes:
+    digest = hashlib.sha256()
+    for part in parts:
+        raw = part.encode() if isinstance(part, str) else part
+        digest.update(len(raw).to_bytes(4, "big"))
+        digest.update(raw)
+    return digest.digest()

@@ -23,7 +23,7 @@ _ATTEMPTS = 5
 
 
 class Lifecycle:
-    """Changes keys of one store. `changed` gets each tenant whose keys were changed, and returns what it dropped.
+    """Changes keys of one store. `changed` is told of each tenant whose keys were changed, and returns what it dropped.
 
     `now` is seconds since the Unix epoch.
     """
@@ -80,8 +80,7 @@ class Lifecycle:
         try:
             if if_older_than_ms is not None and former.create_time_ms >= if_older_than_ms:
                 return False
-            # Not made before the time that the run is about, whatever the clock says: it would be due again.
-            successor = await self._new_key(tenant_id, max(self._now_ms(), if_older_than_ms or 0))
+            successor = await self._new_key(former, not_before_ms=if_older_than_ms or 0)
             rotated = await self._store.rotate(former, successor)
             if rotated:
                 self._record(part_of_current("RotateKey", tenant_id, successor.key_id))
@@ -94,7 +93,7 @@ class Lifecycle:
             for _ in range(_ATTEMPTS):
                 key = await self._store.get(tenant_id, key_id)
                 if key is None:
-                    raise NoSigningKey(f"the tenant has no signing key {key_id}: GetPublicKeys lists its keys")
+                    raise NoSigningKey(f"the tenant has no signing key {key_id}: look at its keys by GetPublicKeys")
                 if key.status == "revoked" or await self._mark_revoked(key):
                     active = await self._store.active(tenant_id)
                     return active.key_id if active else ""
@@ -110,7 +109,7 @@ class Lifecycle:
         return dropped
 
     async def _mark_revoked(self, key: StoredKey) -> bool:
-        successor = await self._new_key(key.tenant_id, self._now_ms()) if key.status == "active" else None
+        successor = await self._new_key(key) if key.status == "active" else None
         if not await self._store.revoke(key, self._now_ms(), successor):
             return False
         self._record(part_of_current("RevokeKey", key.tenant_id, key.key_id))
@@ -118,8 +117,13 @@ class Lifecycle:
             self._record(part_of_current("RotateKey", key.tenant_id, successor.key_id))
         return True
 
-    async def _new_key(self, tenant_id: str, create_time_ms: int) -> StoredKey:
-        key, _ = await new_key(self._provider, tenant_id, create_time_ms)
+    async def _new_key(self, former: StoredKey, *, not_before_ms: int = 0) -> StoredKey:
+        """Return a successor. Its create time is later than the former key's, also where the clock was set back.
+
+        So a run of the rotation never finds its own key too old, and a tenant's keys have an order.
+        """
+        create_time_ms = max(self._now_ms(), former.create_time_ms + 1, not_before_ms)
+        key, _ = await new_key(self._provider, former.tenant_id, create_time_ms)
         return key
 
     def _now_ms(self) -> int:

@@ -5,6 +5,7 @@ encryption context; its seed is the plaintext of a KMS data key; and nobody lear
 durable. Whatever unwraps from the store must have the public key that the store tells, or it is not used at all.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +15,13 @@ from betrace.kms.v1 import span_pb2
 from betrace_kms_evidence import InvalidSpan, KeySet, PublicKey, SpanVerifier, canonical_span, sign
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from betrace_kms_server.cache.key_cache import KeyCache
+from betrace_kms_server.cache.key_cache import KeyCache, Load
 from betrace_kms_server.core.errors import InvalidRequest, KeyDamaged, NoSigningKey
 from betrace_kms_server.core.histogram import Histogram
 from betrace_kms_server.core.key_event import Recorder, ignore, part_of_current
 from betrace_kms_server.core.keys import SigningKey, StoredKey
 from betrace_kms_server.providers.protocol import KeyProvider
+from betrace_kms_server.signing_keys.batched_reads import BatchedReads
 from betrace_kms_server.signing_keys.seeds import new_key, private_key_of, unwrap_seed
 from betrace_kms_server.stores.protocol import KeyStore
 
@@ -95,8 +97,22 @@ class Signer:
 
     async def verifier(self, tenant_id: str, key_ids: Iterable[str]) -> SpanVerifier:
         """Return what verifies signatures of these keys of a tenant; other ids are unknown to it."""
-        found = [await self._verification_key(tenant_id, key_id) for key_id in set(key_ids)]
-        keys = [key for key in found if key is not None]
+        reads = BatchedReads(self._store, tenant_id)
+        keys: list[_VerificationKey] = []
+        cold = []
+        for key_id in set(key_ids):
+            load = self._load(reads, key_id)
+            key = ("public key", self._provider.master_key_arn, tenant_id, key_id)
+            found = self._public_keys.get_nowait(key, load)
+            if found is None:
+                cold.append(self._public_keys.get_or_load(key, load))
+            else:
+                keys.append(found)
+        for outcome in await asyncio.gather(*cold, return_exceptions=True):
+            if isinstance(outcome, _VerificationKey):
+                keys.append(outcome)
+            elif not isinstance(outcome, NoSigningKey):
+                raise outcome
         return SpanVerifier(
             KeySet(
                 tenant_id,
@@ -109,9 +125,9 @@ class Signer:
         """Return every key that a tenant ever had, oldest first."""
         return await self._store.all(tenant_id)
 
-    async def _verification_key(self, tenant_id: str, key_id: str) -> _VerificationKey | None:
+    def _load(self, reads: BatchedReads, key_id: str) -> Load[_VerificationKey]:
         async def load() -> _VerificationKey:
-            stored = await self._store.get(tenant_id, key_id)
+            stored = await reads.get(key_id)
             if stored is None:
                 raise NoSigningKey(f"the tenant has no signing key {key_id}")
             try:
@@ -120,12 +136,7 @@ class Signer:
                 raise KeyDamaged(f"public key {key_id} is damaged in the key store: restore the store") from cause
             return _VerificationKey(public_key_of(stored), verifier)
 
-        try:
-            return await self._public_keys.get_or_load(
-                ("public key", self._provider.master_key_arn, tenant_id, key_id), load
-            )
-        except NoSigningKey:
-            return None
+        return load
 
     async def _active_key(self, tenant_id: str) -> SigningKey:
         stored = await self._store.active(tenant_id)

@@ -3,7 +3,7 @@
 A store keeps signing keys for ever. It never overwrites a key and never hands out one that is not what was written.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 
@@ -22,10 +22,16 @@ class KeyStore(Protocol):
         """Tell whether other daemons may write to this store while this one runs."""
 
     async def active(self, tenant_id: str) -> StoredKey | None:
-        """Return the key that a tenant signs with, or None if it has none yet."""
+        """Return the key that a tenant signs with, or None if it has none yet.
+
+        Raises KeyDamaged if the tenant has had an active key and has none any more: it must not get a new one.
+        """
 
     async def get(self, tenant_id: str, key_id: str) -> StoredKey | None:
         """Return one key of a tenant, whatever its status, or None if the tenant never had it."""
+
+    async def get_many(self, tenant_id: str, key_ids: AbstractSet[str]) -> Mapping[str, StoredKey]:
+        """Return those of some keys of a tenant that the store has, in a few reads however many are asked for."""
 
     async def all(self, tenant_id: str) -> Sequence[StoredKey]:
         """Return every key that a tenant ever had, oldest first."""

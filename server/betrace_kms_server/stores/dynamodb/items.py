@@ -6,17 +6,18 @@ A tenant is one partition, so that its items are read and written together:
 |---------------|----------------|----------------------------------------------------------------------------------|
 | the tenant    | `tenant`       | the head: active_key_id (S), if it has one; generation (N), once it was raised    |
 | the tenant    | `key#<key id>` | a key: provider, master_key_arn, status (S), wrapped_seed, public_key, checksum   |
-|               |                | (B), create_time_ms, rotate_time_ms, revoke_time_ms (N), import_id (S)            |
+|               |                | (B), create_time_ms, rotate_time_ms, revoke_time_ms (N), import_id (S),           |
+|               |                | state_checksum (B; not in items of earlier versions)                         |
 
 Times are milliseconds and no attribute is in seconds, so that no time to live (TTL) that somebody sets on the table by
 mistake finds an item of ours to be old: read as seconds they are tens of thousands of years away.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast
 
-from betrace_kms_server.core.errors import KeyDamaged
 from betrace_kms_server.core.keys import KeyStatus, StoredKey, WrappedKey
+from betrace_kms_server.stores.damage import damaged_key
 
 if TYPE_CHECKING:
     from types_aiobotocore_dynamodb.type_defs import UniversalAttributeValueTypeDef
@@ -57,6 +58,7 @@ def item_of(key: StoredKey) -> "dict[str, UniversalAttributeValueTypeDef]":
         "status": {"S": key.status},
         "create_time_ms": {"N": str(key.create_time_ms)},
         "checksum": {"B": key.checksum()},
+        "state_checksum": {"B": key.state_checksum()},
     }
     if key.rotate_time_ms is not None:
         item["rotate_time_ms"] = {"N": str(key.rotate_time_ms)}
@@ -80,11 +82,12 @@ def stored_key(item: Mapping[str, Any]) -> StoredKey:
             rotate_time_ms=_time(item, "rotate_time_ms"),
             revoke_time_ms=_time(item, "revoke_time_ms"),
         )
-        intact = key.status in get_args(KeyStatus) and key.checksum() == item["checksum"]["B"]
+        state_checksum = item["state_checksum"]["B"] if "state_checksum" in item else None
+        intact = key.is_intact(item["checksum"]["B"], state_checksum)
     except (KeyError, ValueError) as cause:
-        raise damaged(key_id) from cause
+        raise damaged_key(key_id) from cause
     if not intact:
-        raise damaged(key_id)
+        raise damaged_key(key_id)
     return key
 
 
@@ -92,14 +95,6 @@ def key_id_of(item: Mapping[str, Any]) -> str:
     """Return the id of the key that an item is about."""
     name: str = item[SORT_KEY]["S"]
     return name.removeprefix(KEY_PREFIX)
-
-
-def damaged(key_id: str) -> KeyDamaged:
-    """Return the error for a key that is not what was written."""
-    return KeyDamaged(
-        f"signing key {key_id} is damaged in the key store: restore the store from a backup; the key was neither"
-        " used nor replaced"
-    )
 
 
 def _time(item: Mapping[str, Any], name: str) -> int | None:

@@ -12,6 +12,9 @@ from betrace_kms_server.stores.dynamodb.items import KEY_PREFIX, PARTITION_KEY, 
 if TYPE_CHECKING:
     from types_aiobotocore_dynamodb import DynamoDBClient
 
+TRANSACTION_ITEMS = 100
+"""Amazon DynamoDB API reference, TransactGetItems: the most that one transaction reads."""
+
 Found = Mapping[str, Any]
 """An item, or what was asked for of it."""
 
@@ -42,14 +45,24 @@ class Reads:
             answer = await without_contention(lambda: self._client.transact_get_items(TransactItems=gets))
         return [each.get("Item") for each in answer["Responses"]]
 
-    async def keys_of(self, tenant_id: str) -> AsyncIterator[Found]:
-        """Yield every key's item of a tenant."""
+    async def has_keys(self, tenant_id: str) -> bool:
+        """Return whether the tenant has at least one key's item."""
+        async for _ in self.keys_of(tenant_id, "#item", page_items=1):
+            return True
+        return False
+
+    async def keys_of(
+        self, tenant_id: str, attribute: str | None = None, *, page_items: int | None = None
+    ) -> AsyncIterator[Found]:
+        """Yield every key's item of a tenant, or one attribute of it."""
         query: dict[str, Any] = {
             "TableName": self._table,
             "ConsistentRead": True,
             "KeyConditionExpression": "#tenant = :tenant AND begins_with(#item, :prefix)",
             "ExpressionAttributeNames": {"#tenant": PARTITION_KEY, "#item": SORT_KEY},
             "ExpressionAttributeValues": {":tenant": {"S": tenant_id}, ":prefix": {"S": KEY_PREFIX}},
+            **({"ProjectionExpression": attribute} if attribute else {}),
+            **({"Limit": page_items} if page_items else {}),
         }
         while tenant_id:
             async with asking("Query", self._arn):

@@ -13,7 +13,7 @@ dynamodb:Scan to read; dynamodb:PutItem and dynamodb:UpdateItem to write, most o
 """
 
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -22,17 +22,17 @@ from botocore.exceptions import ClientError
 
 from betrace_kms_server.core.errors import StoreUnavailable
 from betrace_kms_server.core.keys import StoredKey
+from betrace_kms_server.stores.damage import damaged_key, no_active_key
 from betrace_kms_server.stores.dynamodb.client import ClientFactory, asking, dynamodb_client, without_contention
 from betrace_kms_server.stores.dynamodb.errors import is_refusal
 from betrace_kms_server.stores.dynamodb.items import (
     PARTITION_KEY,
-    damaged,
     head_of,
     key_id_of,
     row_of,
     stored_key,
 )
-from betrace_kms_server.stores.dynamodb.reads import Reads
+from betrace_kms_server.stores.dynamodb.reads import TRANSACTION_ITEMS, Reads
 from betrace_kms_server.stores.dynamodb.table import inspect_table
 from betrace_kms_server.stores.dynamodb.writes import Writes, may_follow
 
@@ -62,14 +62,19 @@ class DynamoStore:
         for _ in range(_READS):
             told = await self._reads.item(head_of(tenant_id), "active_key_id")
             if not told:
-                return None
+                if not await self._reads.has_keys(tenant_id):
+                    return None
+                [head] = await self._reads.transact_get(head_of(tenant_id))
+                if head and "active_key_id" in head:
+                    continue  # it was made meanwhile
+                raise no_active_key(tenant_id)
             key_id = told["active_key_id"]["S"]
             head, item = await self._reads.transact_get(head_of(tenant_id), row_of(tenant_id, key_id))
-            if not head or head["active_key_id"]["S"] != key_id:
+            if not head or head.get("active_key_id") != told["active_key_id"]:
                 continue  # it was rotated meanwhile
             key = None if item is None else stored_key(item)
             if key is None or key.status != "active":
-                raise damaged(key_id)
+                raise damaged_key(key_id)
             return key
         raise StoreUnavailable("the tenant's key is being rotated without end: try again later")
 
@@ -78,6 +83,19 @@ class DynamoStore:
         [item] = await self._reads.transact_get(row_of(tenant_id, key_id))
         return None if item is None else stored_key(item)
 
+    async def get_many(self, tenant_id: str, key_ids: AbstractSet[str]) -> Mapping[str, StoredKey]:
+        """See KeyStore. One query finds the ids that are there; a status is read only between two transactions."""
+        there = key_ids
+        if len(key_ids) > 1:
+            there = {key_id_of(item) async for item in self._reads.keys_of(tenant_id, "#item")} & key_ids
+        found: dict[str, StoredKey] = {}
+        ordered = sorted(there)
+        for start in range(0, len(ordered), TRANSACTION_ITEMS):
+            some = ordered[start : start + TRANSACTION_ITEMS]
+            items = await self._reads.transact_get(*(row_of(tenant_id, key_id) for key_id in some))
+            found |= {key_id_of(item): stored_key(item) for item in items if item}
+        return found
+
     async def all(self, tenant_id: str) -> Sequence[StoredKey]:
         """See KeyStore."""
         keys = [stored_key(item) async for item in self._reads.keys_of(tenant_id)]
@@ -85,7 +103,9 @@ class DynamoStore:
 
     async def create(self, key: StoredKey) -> StoredKey:
         """See KeyStore."""
-        winner: StoredKey | None = None
+        winner = await self.active(key.tenant_id)
+        if winner is not None:
+            return winner
 
         async def there_is_one() -> bool:
             nonlocal winner

@@ -3,6 +3,7 @@
 Names are given by placeholders where DynamoDB reserves the word (`status`).
 """
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from betrace_kms_server.core.keys import StoredKey
@@ -75,11 +76,11 @@ class Writes:
 
     def rotated(self, key: StoredKey, time_ms: int) -> "TransactWriteItemTypeDef":
         """Mark a key as rotated. Refused if its status is not what `key` tells."""
-        return self._retire(key, "rotated", "rotate_time_ms", time_ms)
+        return self._retire(key, replace(key, status="rotated", rotate_time_ms=time_ms), "rotate_time_ms", time_ms)
 
     def revoked(self, key: StoredKey, time_ms: int) -> "TransactWriteItemTypeDef":
         """Mark a key as revoked. Refused if its status is not what `key` tells."""
-        return self._retire(key, "revoked", "revoke_time_ms", time_ms)
+        return self._retire(key, replace(key, status="revoked", revoke_time_ms=time_ms), "revoke_time_ms", time_ms)
 
     def wrapped_anew(self, stored: StoredKey, replacement: StoredKey) -> "UpdateTypeDef":
         """Put another wrapped seed into a key's item. Refused if its present one is not that of `stored`."""
@@ -117,16 +118,17 @@ class Writes:
             },
         ]
 
-    def _retire(self, key: StoredKey, status: str, time: str, time_ms: int) -> "TransactWriteItemTypeDef":
+    def _retire(self, key: StoredKey, retired: StoredKey, time: str, time_ms: int) -> "TransactWriteItemTypeDef":
         return {
             "Update": {
                 "TableName": self._table,
                 "Key": row_of(key.tenant_id, key.key_id),
-                "UpdateExpression": f"SET #status = :status, {time} = :time",
+                "UpdateExpression": f"SET #status = :status, {time} = :time, state_checksum = :state",
                 "ConditionExpression": "#status = :former",
                 "ExpressionAttributeNames": {"#status": "status"},
                 "ExpressionAttributeValues": {
-                    ":status": {"S": status},
+                    ":status": {"S": retired.status},
+                    ":state": {"B": retired.state_checksum()},
                     ":time": {"N": str(time_ms)},
                     ":former": {"S": key.status},
                 },

@@ -15,11 +15,13 @@ import structlog
 
 from betrace_kms_server.core.errors import StartRefused
 from betrace_kms_server.host.atomic_file import atomic_create
+from betrace_kms_server.stores.sqlite.errors import explained, is_damage
 
 log = structlog.get_logger()
 
 SCHEMA_VERSION = 2
-"""1 had no generations."""
+"""1 had no generations. An earlier betrace-kms opens files of schema version 2 alone and names the columns that it
+uses, so columns that it can do without are added without a new version number: `_ADDED`."""
 _APPLICATION_ID = 0x42544B53  # "BTKS"
 _KEYS = """
 CREATE TABLE signing_keys (
@@ -44,12 +46,22 @@ CREATE TABLE IF NOT EXISTS tenants (
     generation INTEGER NOT NULL
 ) STRICT;
 """
-_SUCCESSION = """
+_ADDED = """
+ALTER TABLE signing_keys ADD COLUMN state_checksum BLOB;
+ALTER TABLE tenants ADD COLUMN had_key INTEGER;
+"""
+"""NULL where a row was last written by an earlier version. `had_key` is 1 once the tenant had an active key."""
+_MARKER = """
+INSERT INTO tenants (tenant_id, generation, had_key) SELECT DISTINCT tenant_id, 0, 1 FROM signing_keys WHERE TRUE
+    ON CONFLICT (tenant_id) DO UPDATE SET had_key = 1;
+"""
+_CONNECTION = """
 PRAGMA temp_store = MEMORY;
 CREATE TEMP VIEW succession (
     tenant_id, former_key_id, former_status, new_status, rotate_time_ms, revoke_time_ms,
-    key_id, provider, master_key_arn, wrapped_seed, public_key, create_time_ms, checksum
-) AS SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL;
+    key_id, provider, master_key_arn, wrapped_seed, public_key, create_time_ms, checksum, state_checksum,
+    former_state_checksum
+) AS SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL;
 CREATE TEMP TRIGGER succeed INSTEAD OF INSERT ON succession
 WHEN EXISTS (
         SELECT 1 FROM signing_keys
@@ -60,17 +72,24 @@ BEGIN
     UPDATE signing_keys SET
         status = NEW.new_status,
         rotate_time_ms = coalesce(NEW.rotate_time_ms, rotate_time_ms),
-        revoke_time_ms = coalesce(NEW.revoke_time_ms, revoke_time_ms)
+        revoke_time_ms = coalesce(NEW.revoke_time_ms, revoke_time_ms),
+        state_checksum = NEW.former_state_checksum
     WHERE tenant_id = NEW.tenant_id AND key_id = NEW.former_key_id;
     INSERT INTO signing_keys (
-        tenant_id, key_id, provider, master_key_arn, wrapped_seed, public_key, status, create_time_ms, checksum
+        tenant_id, key_id, provider, master_key_arn, wrapped_seed, public_key, status, create_time_ms, checksum,
+        state_checksum
     )
     SELECT
         NEW.tenant_id, NEW.key_id, NEW.provider, NEW.master_key_arn, NEW.wrapped_seed, NEW.public_key, 'active',
-        NEW.create_time_ms, NEW.checksum
+        NEW.create_time_ms, NEW.checksum, NEW.state_checksum
     WHERE NEW.key_id IS NOT NULL;
     INSERT INTO tenants (tenant_id, generation) VALUES (NEW.tenant_id, 1)
         ON CONFLICT (tenant_id) DO UPDATE SET generation = generation + 1;
+END;
+CREATE TEMP TRIGGER mark AFTER INSERT ON main.signing_keys WHEN NEW.status = 'active'
+BEGIN
+    INSERT INTO tenants (tenant_id, generation, had_key) VALUES (NEW.tenant_id, 0, 1)
+        ON CONFLICT (tenant_id) DO UPDATE SET had_key = 1;
 END;
 """
 """INSERT INTO succession retires a key, makes its successor active if there is one, and raises the generation. Nothing
@@ -82,7 +101,7 @@ def create_file(path: Path) -> None:
     """Make an empty store, whole or not at all: so a file without a schema is always a damaged one."""
     with atomic_create(path) as new, closing(sqlite3.connect(new, isolation_level=None)) as database:
         database.executescript(
-            f"PRAGMA synchronous=EXTRA; BEGIN; {_KEYS} {_TENANTS} PRAGMA application_id={_APPLICATION_ID};"
+            f"PRAGMA synchronous=EXTRA; BEGIN; {_KEYS} {_TENANTS} {_ADDED} PRAGMA application_id={_APPLICATION_ID};"
             f" PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
         )
 
@@ -106,18 +125,34 @@ async def prepare(database: aiosqlite.Connection, path: Path) -> None:
         raise StartRefused(f"{path} has schema version {version}, this betrace-kms knows {SCHEMA_VERSION}: upgrade it")
     await pragma("journal_mode=DELETE")
     await pragma("synchronous=EXTRA")
-    if version == 1:
+    if version == 1 or not await _has_added(database):
         await _migrate(database, path)
-    await database.executescript(_SUCCESSION)
+    await database.executescript(_CONNECTION)
+
+
+async def _has_added(database: aiosqlite.Connection) -> bool:
+    columns = "SELECT 1 FROM pragma_table_info('signing_keys') WHERE name = 'state_checksum'"
+    return bool(list(await database.execute_fetchall(columns)))
 
 
 async def _migrate(database: aiosqlite.Connection, path: Path) -> None:
-    """Bring a file from version 1 to 2. If another process was faster, this changes nothing."""
+    """Bring a file to version 2 and add what it lacks. If another process was faster, this changes nothing."""
     try:
-        await database.executescript(f"BEGIN IMMEDIATE; {_TENANTS} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+        await database.execute("BEGIN IMMEDIATE")
+        try:
+            if not await _has_added(database):
+                for statement in (_TENANTS, *_ADDED.strip().splitlines(), _MARKER):
+                    await database.execute(statement)
+                await database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        except BaseException:
+            await database.execute("ROLLBACK")
+            raise
+        await database.execute("COMMIT")
     except sqlite3.Error as cause:
+        if is_damage(cause):
+            raise
         raise StartRefused(
-            f"the key store {path} cannot be brought to schema version {SCHEMA_VERSION} ({cause}): check that its"
-            " volume is writable and not full; nothing was changed"
+            f"the key store {path} cannot be brought to schema version {SCHEMA_VERSION}: {explained(cause)}; nothing"
+            " was changed"
         ) from cause
     log.info("The key store was brought to a new schema version", path=str(path), version=SCHEMA_VERSION)

@@ -5,37 +5,49 @@ journal is gone (https://www.sqlite.org/pragma.html#pragma_synchronous). No WAL:
 and with one connection it gains nothing. A unique index on the active key makes two creations agree on one winner.
 
 Every change is one statement, which aiosqlite's thread runs to its end also when the caller has gone: there is never a
-transaction open between two awaits. sqlite_schema.py has the tables.
+transaction open between two awaits. schema.py has the tables, turns.py the order of the statements.
 """
 
-import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import aiosqlite
 
-from betrace_kms_server.core.errors import KeyDamaged, StartRefused, StoreUnavailable
+from betrace_kms_server.core.errors import StartRefused, StoreUnavailable
 from betrace_kms_server.core.keys import KeyStatus, StoredKey, WrappedKey
+from betrace_kms_server.stores.damage import damaged_key, no_active_key
+from betrace_kms_server.stores.sqlite.errors import explained, is_damage
 from betrace_kms_server.stores.sqlite.schema import SCHEMA_VERSION, create_file, prepare
+from betrace_kms_server.stores.sqlite.turns import NeverBegun, QueueFull, StillRunning, Turns
 
 DATABASE_FILE = "keystore.db"
 _EXTRA = 3  # what PRAGMA synchronous answers
 _STATEMENT_SECONDS = 5.0
 """A volume that hangs must not hang the callers."""
+_WAITING = 256
+"""Statements that wait at once; who comes then is refused at once, before a caller's memory is held for nothing."""
 _PAGE_ROWS = 500
 """Rows that one statement reads when all are wanted, so that others get their turn in between."""
 _SELECT = (
     "SELECT rowid, tenant_id, key_id, provider, wrapped_seed, master_key_arn, public_key, status, create_time_ms,"
-    " rotate_time_ms, revoke_time_ms, checksum FROM signing_keys WHERE "
+    " rotate_time_ms, revoke_time_ms, checksum, state_checksum FROM signing_keys WHERE "
 )
 _INSERT = (
     "INSERT INTO signing_keys (tenant_id, status, rotate_time_ms, revoke_time_ms, key_id, provider, master_key_arn,"
-    " wrapped_seed, public_key, create_time_ms, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " wrapped_seed, public_key, create_time_ms, checksum, state_checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
     " ON CONFLICT DO NOTHING RETURNING TRUE"
 )
+_LOST_ITS_KEY = (
+    "SELECT 1 WHERE (EXISTS (SELECT 1 FROM signing_keys WHERE tenant_id = ?1)"
+    " OR EXISTS (SELECT 1 FROM tenants WHERE tenant_id = ?1 AND had_key = 1))"
+    " AND NOT EXISTS (SELECT 1 FROM signing_keys WHERE tenant_id = ?1 AND status = 'active')"
+)
+_OUTCOME, _UNKNOWN = "outcome", "unknown"
+"""Metadata of the error for a write that still runs: reading finds out whether it is done."""
 
 
 class SqliteStore:
@@ -46,14 +58,30 @@ class SqliteStore:
 
     def __init__(self, database: aiosqlite.Connection) -> None:
         self._database = database
+        self._turns = Turns(waiting=_WAITING)
 
     async def active(self, tenant_id: str) -> StoredKey | None:
         """See KeyStore."""
-        return await self._one("tenant_id = ? AND status = 'active'", tenant_id)
+        key = await self._one("tenant_id = ? AND status = 'active'", tenant_id)
+        if key is None and await self._fetch(_LOST_ITS_KEY, tenant_id):
+            raise no_active_key(tenant_id)
+        return key
 
     async def get(self, tenant_id: str, key_id: str) -> StoredKey | None:
         """See KeyStore."""
         return await self._one("tenant_id = ? AND key_id = ?", tenant_id, key_id)
+
+    async def get_many(self, tenant_id: str, key_ids: AbstractSet[str]) -> Mapping[str, StoredKey]:
+        """See KeyStore."""
+        found: dict[str, StoredKey] = {}
+        ordered = sorted(key_ids)
+        for start in range(0, len(ordered), _PAGE_ROWS):
+            some = ordered[start : start + _PAGE_ROWS]
+            places = ", ".join("?" * len(some))
+            for row in await self._fetch(f"{_SELECT} tenant_id = ? AND key_id IN ({places})", tenant_id, *some):
+                key = _stored_key(row)
+                found[key.key_id] = key
+        return found
 
     async def all(self, tenant_id: str) -> Sequence[StoredKey]:
         """See KeyStore."""
@@ -62,28 +90,38 @@ class SqliteStore:
 
     async def create(self, key: StoredKey) -> StoredKey:
         """See KeyStore."""
-        await self.add(key)
+        winner = await self.active(key.tenant_id)
+        if winner is not None:
+            return winner
+        unknown = await _unless_known(self.add(key))
         winner = await self.active(key.tenant_id)
         if winner is None:
-            raise StoreUnavailable("the key store did not keep a key that it was given: look at its volume")
+            raise unknown or StoreUnavailable("the key store did not keep a key that it was given: check its volume")
         return winner
 
     async def rotate(self, former: StoredKey, successor: StoredKey) -> bool:
         """See KeyStore."""
         time_ms = successor.create_time_ms
-        await self._succeed(former, "rotated", successor, rotate_time_ms=time_ms)
+        unknown = await _unless_known(self._succeed(former, "rotated", successor, rotate_time_ms=time_ms))
         retired = await self.get(successor.tenant_id, former.key_id)
-        return retired is not None and retired.rotate_time_ms == time_ms and await self._holds(successor)
+        landed = retired is not None and retired.rotate_time_ms == time_ms and await self._holds(successor)
+        if unknown and not landed:
+            raise unknown
+        return landed
 
     async def revoke(self, key: StoredKey, revoke_time_ms: int, successor: StoredKey | None) -> bool:
         """See KeyStore. Raises ValueError unless the key is active and has a successor, or is neither."""
         if (key.status == "active") != (successor is not None):
             raise ValueError("an active key is revoked with a successor, and any other key without one")
+        unknown = None
         if key.status != "revoked":
-            await self._succeed(key, "revoked", successor, revoke_time_ms=revoke_time_ms)
+            unknown = await _unless_known(self._succeed(key, "revoked", successor, revoke_time_ms=revoke_time_ms))
         revoked = await self.get(key.tenant_id, key.key_id)
         landed = revoked is not None and revoked.revoke_time_ms == revoke_time_ms
-        return landed and (successor is None or await self._holds(successor))
+        landed = landed and (successor is None or await self._holds(successor))
+        if unknown and not landed:
+            raise unknown
+        return landed
 
     async def generation(self, tenant_id: str) -> int:
         """See KeyStore."""
@@ -166,14 +204,20 @@ class SqliteStore:
     ) -> None:
         """Retire a key and make its successor active, unless the former key has another status by now."""
         await self._fetch(
-            "INSERT INTO succession VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO succession VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (successor or former).tenant_id,
             former.key_id,
             "active" if status == "rotated" else former.status,
             status,
             rotate_time_ms,
             revoke_time_ms,
-            *(_as_created(successor) if successor else (None,) * 7),
+            *(_as_created(successor) if successor else (None,) * 8),
+            replace(
+                former,
+                status=status,
+                rotate_time_ms=former.rotate_time_ms if rotate_time_ms is None else rotate_time_ms,
+                revoke_time_ms=revoke_time_ms,
+            ).state_checksum(),
         )
 
     async def _holds(self, key: StoredKey) -> bool:
@@ -188,21 +232,45 @@ class SqliteStore:
     async def _fetch(self, statement: str, *parameters: object) -> Sequence[sqlite3.Row]:
         """Run one statement; in autocommit mode what it wrote is durable when it returns."""
         try:
-            async with asyncio.timeout(_STATEMENT_SECONDS):
-                return list(await self._database.execute_fetchall(statement, parameters))
-        except (sqlite3.Error, TimeoutError) as cause:
-            if getattr(cause, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+            return await self._turns.run(lambda: self._rows(statement, parameters), _STATEMENT_SECONDS)
+        except QueueFull as cause:
+            raise StoreUnavailable(
+                "too many calls wait for the key store: try again later; if it stays, check that its volume answers"
+            ) from cause
+        except NeverBegun as cause:
+            raise StoreUnavailable(
+                "the key store does not answer: check that its volume answers; nothing was written, so try again later"
+            ) from cause
+        except StillRunning as cause:
+            raise StoreUnavailable(
+                "the key store does not answer: check that its volume answers; whether it wrote is not known yet, so"
+                " try again later",
+                metadata={_OUTCOME: _UNKNOWN},
+            ) from cause
+        except (sqlite3.Error, OSError) as cause:
+            if is_damage(cause):
                 raise StoreUnavailable(
                     "the key store is damaged: stop the daemon and restore the store from a backup"
                 ) from cause
-            name = getattr(cause, "sqlite_errorname", type(cause).__name__)
-            raise StoreUnavailable(
-                f"the key store does not answer ({name}): check that its volume is there, writable and not full"
-            ) from cause
+            raise StoreUnavailable(f"the key store cannot be used {explained(cause)}") from cause
+
+    async def _rows(self, statement: str, parameters: Sequence[object]) -> Sequence[sqlite3.Row]:
+        return list(await self._database.execute_fetchall(statement, parameters))
+
+
+async def _unless_known(write: Awaitable[object]) -> StoreUnavailable | None:
+    """Write, and return the error of a write that still runs: the next read waits for its end and shows its outcome."""
+    try:
+        await write
+    except StoreUnavailable as error:
+        if error.metadata.get(_OUTCOME) != _UNKNOWN:
+            raise
+        return error
+    return None
 
 
 def _as_created(key: StoredKey) -> tuple[object, ...]:
-    """Return the columns that a key's status does not touch, in the order of `_INSERT` and of sqlite_schema.py."""
+    """Return the columns that a key's status does not touch, in the order of `_INSERT` and of schema.py."""
     return (
         key.key_id,
         key.provider,
@@ -211,19 +279,17 @@ def _as_created(key: StoredKey) -> tuple[object, ...]:
         key.public_key,
         key.create_time_ms,
         key.checksum(),
+        key.state_checksum(),
     )
 
 
 def _stored_key(row: sqlite3.Row) -> StoredKey:
-    _, tenant_id, key_id, provider, wrapped_seed, arn, public_key, status, created, rotated, revoked, checksum = row
+    _, tenant_id, key_id, provider, wrapped_seed, arn, public_key, status, created, rotated, revoked, *sums = row
     key = StoredKey(
         tenant_id, key_id, provider, WrappedKey(wrapped_seed, arn), public_key, status, created, rotated, revoked
     )
-    if key.checksum() != checksum:
-        raise KeyDamaged(
-            f"signing key {key_id} is damaged in the key store: restore the store from a backup; the key was neither"
-            " used nor replaced"
-        )
+    if not key.is_intact(*sums):
+        raise damaged_key(key_id)
     return key
 
 
@@ -234,7 +300,7 @@ async def open_sqlite(path: Path) -> AsyncIterator[SqliteStore]:
         if not path.exists():  # noqa: ASYNC240  # at start, before there are calls to hold up
             create_file(path)
     except (OSError, sqlite3.Error) as cause:
-        raise StartRefused(f"the key store {path} cannot be made: {cause}") from cause
+        raise StartRefused(f"the key store {path} cannot be made: {explained(cause)}") from cause
     # A row whose text is no UTF-8 any more must be readable as far as to see that it is damaged.
     database = aiosqlite.connect(path, isolation_level=None, timeout=2.0)
     try:
@@ -243,7 +309,8 @@ async def open_sqlite(path: Path) -> AsyncIterator[SqliteStore]:
             await prepare(database, path)
             yield SqliteStore(database)
     except sqlite3.Error as cause:
-        raise StartRefused(
-            f"the key store {path} is damaged or cannot be opened ({cause}): restore it from a backup; nothing was"
-            " changed"
-        ) from cause
+        if is_damage(cause):
+            raise StartRefused(
+                f"the key store {path} is damaged ({cause}): restore it from a backup; nothing was changed"
+            ) from cause
+        raise StartRefused(f"the key store {path} cannot be used: {explained(cause)}; nothing was changed") from cause
