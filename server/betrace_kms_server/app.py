@@ -193,17 +193,14 @@ async def _open_audit(settings: Settings, resources: AsyncExitStack) -> AuditTra
 
 
 def _open_tracing(resources: AsyncExitStack) -> Tracing | None:
-    exporter = export.exporter("traces", os.environ)
-    if exporter is None:
-        return None
-    sampler = os.environ.get("OTEL_TRACES_SAMPLER") or "parentbased_always_on"
-    tracing = Tracing(exporter, export.resource(os.environ), follows_parent=sampler.startswith("parentbased"))
-    resources.push_async_callback(asyncio.to_thread, export.shut_down, tracing.shutdown)
+    tracing = export.open_tracing(os.environ)
+    if tracing is not None:
+        resources.push_async_callback(asyncio.to_thread, export.shut_down, tracing.shutdown)
     return tracing
 
 
 def _open_metrics(figures: Figures, resources: AsyncExitStack) -> Metrics:
-    metrics = Metrics(figures, export.resource(os.environ), export.exporter("metrics", os.environ))
+    metrics = export.open_metrics(figures, os.environ)
     resources.push_async_callback(asyncio.to_thread, export.shut_down, metrics.shutdown)
     return metrics
 

@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import betrace_kms_server
 import pytest
@@ -17,6 +17,7 @@ from betrace_kms_server.config import sources as config
 from betrace_kms_server.core.errors import KmsError
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT, PROCESS
 from betrace_kms_server.rpc.status import STATUS
+from pydantic.fields import FieldInfo
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -233,12 +234,23 @@ def check_probe(command: Sequence[str], service: str) -> float:
 # Documents
 
 
+def values_of(field: FieldInfo) -> str:
+    """Return what a setting may be: its bounds, or the values that it is one of."""
+    bounds = {key: getattr(part, key) for part in field.metadata for key in ("ge", "le") if hasattr(part, key)}
+    if bounds:
+        return f"{bounds['ge']} to {bounds['le']}"
+    if field.annotation is bool:
+        return "`true`, `false`"
+    return ", ".join(f"`{value}`" for value in get_args(field.annotation) if isinstance(value, str))
+
+
 def setting_rows() -> Sequence[str]:
     """Return the rows of the table in configuration.md."""
     rows = []
     for name, value, _ in config.described(*config.resolve([])):
         default = f"`{value}`" if value else ""
-        rows.append(f"| `{name}` | {default} | {config.Settings.model_fields[config.NAMES[name]].description} |")
+        field = config.Settings.model_fields[config.NAMES[name]]
+        rows.append(f"| `{name}` | {default} | {values_of(field)} | {field.description} |")
     return rows
 
 

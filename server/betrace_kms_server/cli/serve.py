@@ -7,7 +7,12 @@ import click
 import uvloop
 
 from betrace_kms_server import app
-from betrace_kms_server.cli.settings_options import SettingsOptions, cli_errors, settings_options
+from betrace_kms_server.cli.settings_options import (
+    SettingsOptions,
+    cli_errors,
+    settings_options,
+    warn_of_unused_variables,
+)
 from betrace_kms_server.telemetry import logs
 
 
@@ -31,4 +36,5 @@ def serve(listen: str | None, options: SettingsOptions) -> None:
     with cli_errors():
         settings, origins = options.resolve(listen=listen)
         logs.configure(settings.log_format, settings.log_level)
+        warn_of_unused_variables()
         uvloop.run(app.serve(settings, origins))

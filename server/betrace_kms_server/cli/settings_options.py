@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import IO, Any
 
 import click
+import structlog
 
 from betrace_kms_server.config import sources as config
 from betrace_kms_server.core.errors import KmsError, StartRefused
 
+log = structlog.get_logger()
+
 
 class Refusal(click.ClickException):
-    """A verb cannot do its work: each line says what to mend."""
+    """A verb cannot do its work: each line says what to do next."""
 
     exit_code = 2
 
@@ -27,7 +30,7 @@ class Refusal(click.ClickException):
 
 @dataclass(frozen=True, slots=True)
 class SettingsOptions:
-    """What the command line said about settings."""
+    """The settings options of a command line."""
 
     data_dir: str | None
     config_file: Path | None
@@ -39,16 +42,17 @@ class SettingsOptions:
 
         `more` are attributes of Settings that the verb has options of its own for; None means not given.
         """
-        given = {}
+        given: dict[str, str] = {}
         for pair in self.pairs:
             name, separator, value = pair.partition("=")
             if not separator:
                 raise StartRefused(f"--set {pair}: write it as NAME=VALUE")
-            given[name.strip()] = value
+            if given.setdefault(name.strip(), value) != value:
+                raise StartRefused(f"--set {name}: it is given twice with different values, remove one of them")
         names = {attribute: name for name, attribute in config.NAMES.items()}
         for attribute, option in {**more, "data_dir": self.data_dir}.items():
-            if option is not None:
-                given[names[attribute]] = option
+            if option is not None and given.setdefault(names[attribute], option) != option:
+                raise StartRefused(f"{names[attribute]} is given by --set and by its own option: remove one of them")
         return config.resolve(
             [
                 config.from_command_line(given),
@@ -101,6 +105,13 @@ def settings_options(verb: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(_OPTIONS):
         decorated = option(decorated)
     return decorated
+
+
+def warn_of_unused_variables() -> None:
+    """Warn of variables that look like settings and are none. Values may be secrets of others, and are not shown."""
+    for variable, meant in config.unused_variables(os.environ):
+        advice = f": set {meant} instead" if meant else ", compare with docs/configuration.md"
+        log.warning(f"The environment variable {variable} is no setting and is ignored{advice}")  # noqa: G004
 
 
 @contextmanager

@@ -10,19 +10,56 @@ from betrace_kms_server.aws.arns import are_replicas, region_of
 from betrace_kms_server.core.schedule import Schedule
 from betrace_kms_server.host.sockets import Address, parse_addresses, parse_host_port
 
-_KEY_ARN = re.compile(r"arn:aws[a-z-]*:kms:(?P<region>[a-z0-9-]+):\d{12}:key/[A-Za-z0-9-]+")
-_REGION = r"^[a-z]{2}(-[a-z]+)+-\d+$"
-_ENDPOINT = r"^https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?(/[^@\s]*)?$"
+_KEY_ARN = re.compile(r"arn:aws[a-z-]*:kms:(?P<region>[a-z0-9-]+):[0-9]{12}:key/[A-Za-z0-9-]+")
+_REGION = r"^[a-z]{2,8}(-[a-z]+)+-[0-9]{1,2}$"
+"""us-east-1, us-gov-west-1, us-isob-east-1, eusc-de-east-1: partitions name their Regions as they like."""
+_ENDPOINT = re.compile(
+    r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?(?:/[^@\s]*)?", re.ASCII
+)
+_MAX_PORT = 65_535
+_WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,18})", re.ASCII)
 
 
 def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _whole_number(value: Any) -> Any:
+    """Accept decimal digits only: int() also takes 1_000, digits of other scripts and, for pydantic, 5.0."""
+    if not isinstance(value, str):
+        return value
+    if _WHOLE_NUMBER.fullmatch(value) is None:
+        raise ValueError("Input should be a whole number in decimal digits, such as 60")
+    return int(value)
+
+
+def _switch(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value.lower() not in ("true", "false"):
+        raise ValueError("Input should be true or false")
+    return value.lower() == "true"
+
+
+def _endpoint(value: Any) -> Any:
+    """Check an endpoint. The error must not show it, because it may hold a password."""
+    found = _ENDPOINT.fullmatch(value) if isinstance(value, str) else None
+    if found is None or not 1 <= int(found["port"] or 1) <= _MAX_PORT:
+        raise ValueError("is no endpoint: write http://HOST:PORT or https://HOST, without a user")
+    return value
+
+
+def _endpoints(value: Any) -> Any:
+    return [_endpoint(part) for part in _split(value)] if isinstance(value, str) else value
+
+
 Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Addresses = Annotated[tuple[Address, ...], BeforeValidator(parse_addresses)]
 OpsAddress = Annotated[Address, BeforeValidator(parse_host_port)]
-Positive = Annotated[int, Field(ge=1)]
+WholeNumber = Annotated[int, BeforeValidator(_whole_number)]
+Switch = Annotated[bool, BeforeValidator(_switch)]
+Endpoint = Annotated[str, BeforeValidator(_endpoint)]
+Endpoints = Annotated[tuple[str, ...], BeforeValidator(_endpoints)]
 
 
 class Settings(BaseModel):
@@ -40,78 +77,133 @@ class Settings(BaseModel):
         None,
         alias="aws.kms.region",
         pattern=_REGION,
-        description="region of the KMS key; its ARN's by default",
+        description="Region of the KMS key; its ARN's by default",
     )
-    endpoint: str | None = Field(
+    endpoint: Endpoint | None = Field(
         None,
         alias="aws.kms.endpoint",
-        pattern=_ENDPOINT,
         description="KMS endpoint override, for emulators",
     )
-    call_timeout_ms: Positive = Field(
-        5000, alias="aws.kms.call-timeout-ms", description="bound on one KMS call, its retries included"
+    call_timeout_ms: WholeNumber = Field(
+        5000,
+        alias="aws.kms.call-timeout-ms",
+        ge=1,
+        le=600_000,
+        description="bound on one KMS call, its retries included",
     )
     decrypt_key_ids: Words = Field(
         (), alias="aws.kms.decrypt-key-ids", description="former master keys, for Decrypt only"
     )
-    max_encrypted_data_keys: Positive = Field(
-        10, alias="kms.decrypt.max-encrypted-data-keys", description="wrapped keys that a message may carry"
+    max_encrypted_data_keys: WholeNumber = Field(
+        10,
+        alias="kms.decrypt.max-encrypted-data-keys",
+        ge=1,
+        le=1_000,
+        description="wrapped keys that a message may carry",
     )
     replica_key_ids: Words = Field(
         (),
         alias="aws.kms.replica-key-ids",
-        description="full ARNs of the master key's replicas, to fail over to; the nearest region first",
+        description="full ARNs of the master key's replicas, to fail over to; the nearest Region first",
     )
-    replica_endpoints: Words = Field(
+    replica_endpoints: Endpoints = Field(
         (), alias="aws.kms.replica-endpoints", description="endpoint overrides of the replicas, for emulators"
     )
 
-    private_key_ttl_minutes: Positive = Field(
-        60, alias="kms.cache.private-key-ttl-minutes", description="how long a signing key stays in memory"
+    private_key_ttl_minutes: WholeNumber = Field(
+        60,
+        alias="kms.cache.private-key-ttl-minutes",
+        ge=1,
+        le=43_200,
+        description="how long a signing key stays in memory",
     )
-    public_key_ttl_hours: Positive = Field(
-        24, alias="kms.cache.public-key-ttl-hours", description="how long a public key stays in memory"
+    public_key_ttl_hours: WholeNumber = Field(
+        24,
+        alias="kms.cache.public-key-ttl-hours",
+        ge=1,
+        le=8_760,
+        description="how long a public key stays in memory",
     )
-    encryption_key_ttl_minutes: Positive = Field(
-        60, alias="kms.cache.encryption-key-ttl-minutes", description="how long a data key stays in memory"
+    encryption_key_ttl_minutes: WholeNumber = Field(
+        60,
+        alias="kms.cache.encryption-key-ttl-minutes",
+        ge=1,
+        le=43_200,
+        description="how long a data key stays in memory",
     )
-    cache_max_size: Positive = Field(
-        1000, alias="kms.cache.max-size", description="entries, for each of the three kinds of key"
+    cache_max_size: WholeNumber = Field(
+        1000,
+        alias="kms.cache.max-size",
+        ge=1,
+        le=1_000_000,
+        description="entries, for each of the three kinds of key",
     )
-    encryption_key_max_messages: Positive = Field(
-        2**32, alias="kms.cache.encryption-key-max-messages", description="messages that one data key seals"
+    encryption_key_max_messages: WholeNumber = Field(
+        2**32,
+        alias="kms.cache.encryption-key-max-messages",
+        ge=1,
+        le=2**32,
+        description="messages that one data key seals",
     )
-    data_key_max_uses: Positive | None = Field(
-        None, alias="kms.cache.data-key-max-uses", description="times that one data key is handed out"
+    data_key_max_uses: WholeNumber | None = Field(
+        None,
+        alias="kms.cache.data-key-max-uses",
+        ge=1,
+        le=2**32,
+        description="times that one data key is handed out",
     )
-    version_check_seconds: Positive = Field(
-        60, alias="kms.cache.version-check-seconds", description="how soon other pods see a rotation or a revocation"
+    version_check_seconds: WholeNumber = Field(
+        60,
+        alias="kms.cache.version-check-seconds",
+        ge=1,
+        le=3_600,
+        description="how soon other pods see a rotation or a revocation",
     )
 
-    rotation_enabled: bool = Field(True, alias="kms.rotation.enabled", description="rotate signing keys by themselves")
+    rotation_enabled: Switch = Field(
+        True, alias="kms.rotation.enabled", description="rotate signing keys automatically"
+    )
     rotation_check_cron: Annotated[Schedule, BeforeValidator(Schedule.parse)] = Field(
         Schedule.parse("0 0 2 * * ?"), alias="kms.rotation.check-cron", description="when, in Quartz's form and in UTC"
     )
-    rotation_max_age_days: Positive = Field(90, alias="kms.rotation.max-age-days", description="age of a key to rotate")
-    rotation_batch_size: Positive = Field(
-        100, alias="kms.rotation.batch-size", description="keys to rotate before a look at the next ones"
+    rotation_max_age_days: WholeNumber = Field(
+        90,
+        alias="kms.rotation.max-age-days",
+        ge=1,
+        le=3_650,
+        description="age of a key to rotate",
+    )
+    rotation_batch_size: WholeNumber = Field(
+        100,
+        alias="kms.rotation.batch-size",
+        ge=1,
+        le=10_000,
+        description="keys to rotate before the next ones are read",
     )
 
-    auto_create: bool = Field(
+    auto_create: Switch = Field(
         True, alias="kms.signing.auto-create", description="make a tenant's signing key when it first signs"
     )
 
     listen: Addresses = Field(
         parse_addresses("127.0.0.1:50051"),
         alias="kms.server.listen",
-        description="loopback `host:port` and `unix:/path`, separated by commas",
+        description="loopback `127.0.0.1:port`, `[::1]:port` and `unix:/path`, separated by commas",
     )
-    max_message_bytes: int = Field(
-        4 * 1024 * 1024, alias="kms.server.max-message-bytes", ge=1024, le=1024**3, description="largest payload"
+    max_message_bytes: WholeNumber = Field(
+        4 * 1024 * 1024,
+        alias="kms.server.max-message-bytes",
+        ge=1024,
+        le=1024**3,
+        description="largest payload",
     )
-    reflection: bool = Field(True, alias="kms.server.reflection", description="gRPC reflection, for grpcurl")
-    drain_seconds: Positive = Field(
-        10, alias="kms.server.drain-seconds", description="grace for calls in flight when the daemon stops"
+    reflection: Switch = Field(True, alias="kms.server.reflection", description="gRPC reflection, for grpcurl")
+    drain_seconds: WholeNumber = Field(
+        10,
+        alias="kms.server.drain-seconds",
+        ge=1,
+        le=3_600,
+        description="grace for calls in flight when the daemon stops",
     )
     data_dir: Path = Field(Path("data"), alias="kms.data-dir", description="key store and local master key")
     store: Literal["sqlite", "dynamodb"] = Field(
@@ -129,24 +221,28 @@ class Settings(BaseModel):
         None,
         alias="kms.store.region",
         pattern=_REGION,
-        description="region of the DynamoDB table; the KMS key's by default",
+        description="Region of the DynamoDB table; the KMS key's by default",
     )
-    store_endpoint: str | None = Field(
-        None, alias="kms.store.endpoint", pattern=_ENDPOINT, description="DynamoDB endpoint override, for emulators"
+    store_endpoint: Endpoint | None = Field(
+        None, alias="kms.store.endpoint", description="DynamoDB endpoint override, for emulators"
     )
-    store_allow_ephemeral: bool = Field(
+    store_allow_ephemeral: Switch = Field(
         False, alias="kms.store.allow-ephemeral", description="let provider `aws` keep its keys on a volume that dies"
     )
-    health_check_seconds: Positive = Field(
-        30, alias="kms.health.check-seconds", description="how often the master key is looked at"
+    health_check_seconds: WholeNumber = Field(
+        30,
+        alias="kms.health.check-seconds",
+        ge=1,
+        le=3_600,
+        description="how often the master key is checked",
     )
     ops_listen: OpsAddress = Field(
         parse_host_port("127.0.0.1:9464"),
         alias="kms.ops.listen",
-        description="`host:port` of health, metrics and status over HTTP; port 0 takes a free one",
+        description="`host:port` of health, metrics and status over HTTP; `[::]` is every IPv6 address",
     )
     audit_file: str | None = Field(None, alias="kms.audit.file", description="audit trail, `-` for stdout")
-    audit_required: bool = Field(
+    audit_required: Switch = Field(
         False, alias="kms.audit.required", description="refuse calls while the audit trail cannot be written"
     )
     log_format: Literal["console", "json"] = Field("console", alias="kms.log.format", description="form of the log")
