@@ -216,7 +216,7 @@ def main(keys_file: str, spans_file: str) -> int:
         isinstance(key_set["keys"], list) and isinstance(key_set["tenant_id"], str) and key_set["tenant_id"], "no set"
     )
     keys = unique([(jwk["kid"], jwk) for jwk in key_set["keys"] if is_ours(jwk)])
-    text = Path(spans_file).read_bytes().strip()
+    text = Path(spans_file).read_bytes().removeprefix(b"\xef\xbb\xbf").strip()
     lines = text.split(b"\n") if text.partition(b"\n")[0].rstrip().endswith(b"}") else [text]
     verdicts = [verdict(key_set["tenant_id"], keys, line) for line in lines]
     print("\n".join(f"{place}: {each}" for place, each in enumerate(verdicts, 1)))

@@ -25,7 +25,7 @@ STATES = {
     "revoked": ("revoked", None, REVOKED),
     "rotated, then revoked": ("revoked", ROTATED, REVOKED),
 }
-VERSION_0_2 = """
+VERSION_0_1 = """
 CREATE TABLE signing_keys (
     tenant_id      TEXT    NOT NULL,
     key_id         TEXT    NOT NULL,
@@ -51,7 +51,7 @@ PRAGMA user_version=2;
 """The file as an earlier version made it."""
 
 
-def checksum_of_version_0_2(row: sqlite3.Row) -> bytes:
+def checksum_of_version_0_1(row: sqlite3.Row) -> bytes:
     """Return the checksum that an earlier version expects of a row: recorded from its code, on names of columns."""
     digest = hashlib.sha256()
     for part in (
@@ -173,7 +173,7 @@ async def test_version_0_1_reads_every_row(database: Path) -> None:
         connection.row_factory = sqlite3.Row
         found = connection.execute("SELECT * FROM signing_keys").fetchall()
         assert (4, 2) == (len(found), connection.execute("PRAGMA user_version").fetchone()[0])
-        assert [checksum_of_version_0_2(row) for row in found] == [row["checksum"] for row in found]
+        assert [checksum_of_version_0_1(row) for row in found] == [row["checksum"] for row in found]
         assert None not in [row["state_checksum"] for row in found]
         connection.execute(
             "INSERT INTO tenants (tenant_id, generation) VALUES ('acme', 1)"
@@ -185,7 +185,7 @@ async def test_rows_of_version_0_1_are_read_and_get_their_state_checksum(databas
     """A file of an earlier version keeps its rows; a row whose state is written next gets the checksum of its state."""
     keys = [in_state(stored_key(f"tenant-{number}", create_time_ms=CREATED), "active") for number in range(3)]
     with closing(sqlite3.connect(database)) as connection:
-        connection.executescript(VERSION_0_2)
+        connection.executescript(VERSION_0_1)
         for key in keys:
             connection.execute(
                 "INSERT INTO signing_keys (tenant_id, key_id, provider, master_key_arn, wrapped_seed, public_key,"

@@ -1,10 +1,11 @@
 """The command `betrace-kms`. Verbs that need the server come from the entry-point group `betrace_kms.commands`.
 
-Exit codes: 0 done; 1 the answer is no (a signature is not valid, a service does not serve); 2 the command or the
-daemon's settings are wrong; 3 the call failed.
+Exit codes: 0 done; 1 the answer is no (a signature is not valid, a service does not serve); 2 the command, its input or
+output or the daemon's settings are wrong; 3 the call failed; 130 it was interrupted.
 """
 
 from importlib import metadata
+from typing import Any
 
 import click
 
@@ -15,12 +16,32 @@ from betrace_kms_client.cli.keys import keys
 from betrace_kms_client.cli.lifecycle import revoke, rotate
 from betrace_kms_client.cli.payloads import data_key, decrypt, encrypt, reencrypt
 from betrace_kms_client.cli.spans import sign, verify
+from betrace_kms_client.cli.streams import STREAM_FAILED, discard_output, open_missing_streams, stream_errors
 
 PLUGINS = "betrace_kms.commands"
 
 
 class _Group(click.Group):
-    """Loads a plug-in's verb when it is asked for, so that the others start fast and work without it."""
+    """Loads a plug-in's verb when it is asked for, so that the others start fast and work without it.
+
+    Whatever the verb, a stream that fails is one line and an exit code.
+    """
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        open_missing_streams()
+        try:
+            return super().main(*args, **kwargs)
+        except OSError:  # stderr failed: an exit code is all that there can be
+            discard_output()
+            raise SystemExit(STREAM_FAILED) from None
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with stream_errors():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with stream_errors():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *metadata.entry_points(group=PLUGINS).names})
@@ -55,7 +76,8 @@ def main() -> None:
     """Keys for many tenants: encrypt, sign and verify through a daemon in front of AWS KMS.
 
     \b
-    Exit codes: 0 done, 1 the answer is no, 2 wrong usage, 3 the call failed.
+    Exit codes: 0 done, 1 the answer is no, 2 wrong usage, input or output,
+    3 the call failed, 130 interrupted.
     """
 
 

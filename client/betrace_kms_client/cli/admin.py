@@ -24,8 +24,8 @@ from betrace_kms_client.cli.options import (
     report_option,
     table,
     tenant_option,
-    write,
 )
+from betrace_kms_client.cli.outputs import write
 
 ANSWER_IS_NO = 1
 _LABEL = 14

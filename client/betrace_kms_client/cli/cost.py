@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from betrace_kms_client.cli.admin import percent, read_status
-from betrace_kms_client.cli.options import admin_options, as_json, report_option, table, write
+from betrace_kms_client.cli.options import admin_options, as_json, report_option, table
+from betrace_kms_client.cli.outputs import write
 
 HOURS_PER_MONTH = 730
 _CENT = Decimal("0.01")

@@ -6,7 +6,8 @@ from pathlib import Path
 import click
 from betrace_kms_evidence import ALGORITHM
 
-from betrace_kms_client.cli.options import as_json, calling, client_options, output_option, tenant_option, write
+from betrace_kms_client.cli.options import as_json, calling, client_options, output_option, tenant_option
+from betrace_kms_client.cli.outputs import write
 
 
 @click.command(

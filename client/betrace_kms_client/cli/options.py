@@ -1,8 +1,7 @@
-"""Options, inputs and outputs that the verbs share."""
+"""Options, calls and tables that the verbs share."""
 
 import base64
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,22 +133,6 @@ def _fail(error: KmsClientError, message: str) -> NoReturn:
     request = f" (request {error.request_id})" if error.request_id else ""
     click.echo(f"betrace-kms: {message}{request}", err=True)
     raise SystemExit(CALL_FAILED) from None
-
-
-def write(data: bytes, output: Path | None, *, binary: bool = False) -> None:
-    """Write to a file that only its owner can read, or to stdout. Binary data is not thrown at a terminal."""
-    if output is not None:
-        try:
-            with open(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                os.fchmod(file.fileno(), 0o600)  # a file that was there keeps its mode otherwise
-                file.write(data)
-        except OSError as error:
-            raise click.UsageError(f"{output} cannot be written: {error.strerror}") from None
-        return
-    if binary and sys.stdout.isatty():
-        raise click.UsageError("the result is binary: add --output FILE, or --json")
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
 
 
 def as_json(values: Mapping[str, Any]) -> bytes:

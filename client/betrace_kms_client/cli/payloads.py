@@ -14,8 +14,9 @@ from betrace_kms_client.cli.options import (
     parse_context,
     payload_options,
     tenant_option,
-    write,
 )
+from betrace_kms_client.cli.outputs import write
+from betrace_kms_client.cli.streams import read_whole
 from betrace_kms_client.results import Ciphertext
 
 _SPECS = {"AES_256": 32, "AES_128": 16}
@@ -90,7 +91,7 @@ def encrypt(
 ) -> None:
     """Seal a file, or stdin, into an AWS Encryption SDK message."""
     with calling(addr, timeout) as client:
-        sealed = client.encrypt(tenant_id, source.read(), context)
+        sealed = client.encrypt(tenant_id, read_whole(source), context)
     _write_ciphertext(sealed, output, as_json_)
 
 
@@ -113,7 +114,7 @@ def decrypt(
 ) -> None:
     """Open what encrypt sealed, or unwrap a wrapped data key."""
     with calling(addr, timeout) as client:
-        opened = client.decrypt(tenant_id, source.read(), context)
+        opened = client.decrypt(tenant_id, read_whole(source), context)
     if as_json_:
         write(as_json({"plaintext": opened.plaintext, "keyId": opened.key_id}), output)
     else:
@@ -147,7 +148,7 @@ def reencrypt(
 ) -> None:
     """Seal a ciphertext again under today's keys, without seeing what it holds."""
     with calling(addr, timeout) as client:
-        sealed = client.re_encrypt(tenant_id, source.read(), context, destination_context or None)
+        sealed = client.re_encrypt(tenant_id, read_whole(source), context, destination_context or None)
     _write_ciphertext(sealed, output, as_json_)
 
 

@@ -1,8 +1,9 @@
 """sign, verify."""
 
-from collections.abc import Sequence
+from codecs import BOM_UTF8
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import click
 import orjson
@@ -26,17 +27,20 @@ from betrace_kms_client.cli.options import (
     input_argument,
     output_option,
     tenant_option,
-    write,
 )
+from betrace_kms_client.cli.outputs import write
+from betrace_kms_client.cli.streams import Refused, read_whole
 from betrace_kms_client.cli.traces import sign_traces, verify_traces
 from betrace_kms_client.errors import InvalidRequest
-from betrace_kms_client.otlp import judge_offline, read_first
+from betrace_kms_client.otlp import InvalidInput, decoded, judge_offline, read_first
+from betrace_kms_client.otlp.files import MAX_LEVELS, nesting, too_deep
 from betrace_kms_client.otlp.signature import proof_text
 from betrace_kms_client.otlp.verifying import Judge
 from betrace_kms_client.results import SignedSpan, SpanRefusal, SpanSignature
 from betrace_kms_client.sync_client import KmsClient
 
 NOT_ALL = 1
+T = TypeVar("T")
 
 
 @click.command(
@@ -77,23 +81,25 @@ def sign(
     timeout: float,
 ) -> None:
     """Sign a span, or every span of a trace file; writes what verify takes."""
-    text, is_traces = read_first(source)
+    source, head, is_traces = _opened(source)
     if is_traces:
         if raw or payload:
+            if not b"".join(head).strip():
+                raise click.UsageError("the input is empty: give a span")
             raise click.UsageError("--raw and --payload are for a single span, and the input is a trace file")
         with calling(addr, timeout) as client:
 
             def sign_batch(spans: Sequence[ComplianceSpan]) -> Sequence[SpanSignature | SpanRefusal]:
                 return client.sign_spans(tenant_id, spans, proofs=proofs)
 
-            complete = sign_traces(text, source, output, sign_batch)
+            complete = _read(lambda: sign_traces(head, source, output, sign_batch))
         if not complete:
             raise SystemExit(NOT_ALL)
         return
     if proofs and raw:
         raise click.UsageError("--raw writes no proof: leave --raw or --proofs out")
     try:
-        span = span_from_json(_object(text, source))
+        span = span_from_json(_object(head))
         with calling(addr, timeout) as client:
             signed = _signed(client, tenant_id, span, proofs=proofs, payload=payload)
         shown: dict[str, Any] = {
@@ -143,7 +149,7 @@ def verify(source: BinaryIO, tenant_id: str, jwks: BinaryIO | None, addr: str, t
     """
     if jwks is not None:
         try:
-            verifier = SpanVerifier(read_jwks(jwks.read(), tenant_id))
+            verifier = SpanVerifier(read_jwks(read_whole(jwks), tenant_id))
         except InvalidKeySet as error:
             raise click.UsageError(str(error)) from None
         valid = _verified(source, judge_offline(verifier))
@@ -157,10 +163,10 @@ def verify(source: BinaryIO, tenant_id: str, jwks: BinaryIO | None, addr: str, t
 
 
 def _verified(source: BinaryIO, judge: Judge) -> bool:
-    text, is_traces = read_first(source)
+    source, head, is_traces = _opened(source)
     if is_traces:
-        return verify_traces(text, source, judge)
-    (verdict,) = judge([_signed_span(_object(text, source))])
+        return _read(lambda: verify_traces(head, source, judge))
+    (verdict,) = judge([_signed_span(_object(head))])
     if isinstance(verdict, SpanRefusal):
         raise click.UsageError(verdict.message)
     click.echo(verdict.reason)
@@ -175,14 +181,45 @@ def _signed_span(document: dict[str, Any]) -> SignedSpan:
     return SignedSpan(signed.span, signed.signature, signed.key_id, signed.proof)
 
 
-def _object(text: bytes, rest: BinaryIO) -> dict[str, Any]:
+def _opened(source: BinaryIO) -> tuple[BinaryIO, list[bytes], bool]:
+    """Return the input as text, what was read to see what it is, and whether it is a trace file."""
+
+    def read() -> tuple[BinaryIO, list[bytes], bool]:
+        stream = decoded(source)
+        return stream, *read_first(stream)
+
+    return _read(read)
+
+
+def _read(reading: Callable[[], T]) -> T:
+    try:
+        return reading()
+    except InvalidInput as error:
+        raise Refused(str(error)) from None
+
+
+def _object(pieces: Sequence[bytes]) -> dict[str, Any]:
     """Return the one document that the input holds; what follows it would pass unseen."""
+    text = b"".join(pieces).removeprefix(BOM_UTF8)
+    if nesting(text) > MAX_LEVELS:
+        raise Refused(too_deep(text))
     try:
         document = strict_json(text)
     except ValueError as error:
+        if _goes_on(text):
+            raise click.UsageError(
+                "the input goes on after its first document: give one span, or a trace file"
+            ) from None
         raise click.UsageError(f"the input is not JSON as evidence has it: {error}") from None
     if not isinstance(document, dict):
         raise click.UsageError("the input must be one JSON object")
-    if rest.read().strip():
-        raise click.UsageError("the input goes on after its first document: give one span, or a trace file")
     return document
+
+
+def _goes_on(text: bytes) -> bool:
+    first, _, rest = text.lstrip().partition(b"\n")
+    try:
+        strict_json(first)
+    except ValueError:
+        return False
+    return bool(rest.strip())

@@ -5,7 +5,6 @@ import os
 import re
 import stat
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,6 +14,7 @@ from typing import Any, BinaryIO
 
 import click
 
+from betrace_kms_client.cli.outputs import replacing
 from betrace_kms_client.otlp import Line, grouped, lines_of, sign_lines, verify_lines
 from betrace_kms_client.otlp.signing import BATCH_SPANS, Sign
 from betrace_kms_client.otlp.verifying import VALID, Judge
@@ -24,21 +24,24 @@ _ID = re.compile(r"[0-9A-Fa-f]{1,32}", re.ASCII)
 _CLEAR = "\r\x1b[K"
 
 
-def sign_traces(head: bytes, source: BinaryIO, output: Path | None, sign: Sign) -> bool:
+def sign_traces(head: Iterable[bytes], source: BinaryIO, output: Path | None, sign: Sign) -> bool:
     """Write the file with signatures; name on stderr each span that has none. Tell whether all have one."""
-    complete = True
-    with _replacing(output) as out, _progress(source) as (groups, clear):
+    complete, empty = True, True
+    with replacing(output) as out, _progress(source) as (groups, clear):
         for group in groups(lines_of(head, source)):
             unsigned = sign_lines(group, sign, _now)
             for each in unsigned:
                 clear()
                 click.echo(f"betrace-kms: {_place(each.line, each.place, each.members)}: {each.reason}", err=True)
             complete = complete and not unsigned
+            empty = empty and not any(line.spans or line.problem for line in group)
             out.writelines(line.text() for line in group)
+    if empty:
+        click.echo("betrace-kms: no spans", err=True)
     return complete
 
 
-def verify_traces(head: bytes, source: BinaryIO, judge: Judge) -> bool:
+def verify_traces(head: Iterable[bytes], source: BinaryIO, judge: Judge) -> bool:
     """Name each span that is not VALID, then sum up. Tell whether there are spans, and all are VALID."""
     verdicts: Counter[str] = Counter()
     with _progress(source) as (groups, clear):
@@ -108,33 +111,3 @@ def _length(source: BinaryIO) -> int:
     except OSError:
         return 0
     return status.st_size if stat.S_ISREG(status.st_mode) else 0
-
-
-@contextmanager
-def _replacing(output: Path | None) -> Iterator[BinaryIO]:
-    """Give a file that takes its name (0600) only when everything is in it, or stdout.
-
-    It may be the file that is being read. Devices and pipes are written as they are.
-    """
-    if output is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    target = output.resolve()
-    if target.exists() and not target.is_file():
-        with target.open("wb") as special:
-            yield special
-        return
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    except OSError as error:
-        raise click.UsageError(f"cannot write to the folder of {output}: {error.strerror}") from None
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise

@@ -1,7 +1,10 @@
 """Trace files, line by line: what is read is one line, or one document that takes several, and the same is written.
 
-Memory is bounded by the longest line, and by what `grouped` puts together. A document that is not on one line is read
-whole.
+Memory is bounded by the longest line, which has a limit, and by what `grouped` puts together. A document that is not on
+one line is read whole.
+
+Any line may be damaged, the first one too: it must be named, and the others must be of use. So a file holds JSON lines
+as soon as some line is a whole document with signals; only if none is, its text may be one document.
 
 JSON lets an object have a member twice, and readers differ in which they take; that would let a signed file show
 different spans to different readers, so such lines are refused, as are spans where only some readers find them (under
@@ -9,19 +12,32 @@ the original protobuf names, or the names before OTLP 0.15).
 """
 
 import json
+import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, BinaryIO
 
 import orjson
 from betrace_kms_evidence import InvalidSpan
 
+from betrace_kms_client.otlp.encodings import DamagedInput, InvalidInput
 from betrace_kms_client.otlp.values import items_of
+
+MAX_DOCUMENT_BYTES = 64 * 1024 * 1024
+"""Of a line, or of a document that takes several: read, it takes about ten times as much memory."""
+MAX_LEVELS = 254
+"""What orjson writes; it reads more."""
 
 _SIGNALS = frozenset({"resourceSpans", "resourceLogs", "resourceMetrics", "resourceProfiles"})
 _RESOURCE = frozenset({"resource", "scopeSpans", "schemaUrl"})
 _SCOPE = frozenset({"scope", "spans", "schemaUrl"})
 _GROUP_BYTES = 8 * 1024 * 1024
+_OBJECT_BYTES = 200
+"""What a line takes beside its text, so that blank lines without end are bounded too."""
+_WHITE_SPACE = b" \t\r\n"
+_TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*+"?|([\[{]+)|([\]}]+)', re.DOTALL)
 
 
 class InvalidLine(ValueError):
@@ -42,36 +58,56 @@ class Line:
         """Return the document as text, in the form in which it was; a line with a problem stays as it is."""
         if self.document is None or self.problem:
             return self.raw
-        text = _written(self.document, indented=_is_indented(self.raw))
+        text = _written(self.document, indented=_is_indented(_body(self.raw)))
         return text + b"\n" if self.raw.endswith(b"\n") else text
 
 
-def read_first(source: BinaryIO) -> tuple[bytes, bool]:
-    """Read as far as it takes to tell whether this is a trace file: a line of JSON, or else everything."""
-    head = source.readline()
-    while head and not head.strip():
-        head += source.readline()
-    try:
-        document = orjson.loads(head)
-    except orjson.JSONDecodeError:
-        head += source.read()
-        try:
-            document = orjson.loads(head)
-        except orjson.JSONDecodeError:
-            return head, False
-    return head, isinstance(document, dict) and not _SIGNALS.isdisjoint(document)
+def read_first(source: BinaryIO) -> tuple[list[bytes], bool]:
+    """Read as far as it takes to tell whether this is a trace file: to its first good line, or else everything.
+
+    Lines before that one may be damaged. What is read comes back in pieces, each a line, or a document that takes
+    several. An input without anything is a trace file without spans. Raises InvalidInput.
+    """
+    pieces: list[bytes] = []
+    size = 0
+    for raw in _raw_lines(source):
+        pieces.append(raw)
+        if _is_traces(raw):
+            return pieces, True
+        size += len(raw) + _OBJECT_BYTES
+        if size > MAX_DOCUMENT_BYTES:
+            raise InvalidInput(
+                f"the first {len(pieces):,} lines of the input hold no trace document: give one of at most"
+                f" {MAX_DOCUMENT_BYTES // 1024**2} MiB, or JSON lines"
+            )
+    blank = next((index for index, raw in enumerate(pieces) if _body(raw)), len(pieces))
+    document = b"".join(pieces[blank:])
+    if _is_traces(document):
+        return [*pieces[:blank], document], True
+    return pieces, not document
 
 
-def lines_of(head: bytes, rest: BinaryIO) -> Iterator[Line]:
+def lines_of(head: Iterable[bytes], rest: BinaryIO) -> Iterator[Line]:
     """Give the lines of a trace file of which `head` is read already, blank ones too."""
-    blank = len(head) - len(head.lstrip())
     number = 1
-    for raw in head[:blank].splitlines(keepends=True):
-        yield Line(number, raw)
-        number += 1
-    yield _parsed(number, head[blank:])
-    for number, raw in enumerate(rest, number + 1):  # noqa: B020 - it goes on from the number before
-        yield _parsed(number, raw) if raw.strip() else Line(number, raw)
+    try:
+        for raw in chain(head, _raw_lines(rest)):
+            yield _parsed(number, raw) if _body(raw) else Line(number, raw)
+            number += raw.count(b"\n")
+    except DamagedInput as damage:
+        yield Line(number, b"", problem=str(damage))
+
+
+def nesting(text: bytes) -> int:
+    """Return how many levels of objects and lists a JSON text has."""
+    level = deepest = 0
+    for token in _TOKENS.finditer(text):
+        if opening := token[1]:
+            level += len(opening)
+            deepest = max(deepest, level)
+        elif closing := token[2]:
+            level -= len(closing)
+    return deepest
 
 
 def grouped(lines: Iterable[Line], spans: int) -> Iterator[list[Line]]:
@@ -81,7 +117,7 @@ def grouped(lines: Iterable[Line], spans: int) -> Iterator[list[Line]]:
     for line in lines:
         group.append(line)
         count += len(line.spans)
-        size += len(line.raw)
+        size += len(line.raw) + _OBJECT_BYTES
         if count >= spans or size >= _GROUP_BYTES:
             yield group
             group, count, size = [], 0, 0
@@ -89,13 +125,52 @@ def grouped(lines: Iterable[Line], spans: int) -> Iterator[list[Line]]:
         yield group
 
 
-def _parsed(number: int, raw: bytes) -> Line:
+def _raw_lines(source: BinaryIO) -> Iterator[bytes]:
+    while raw := source.readline(MAX_DOCUMENT_BYTES + 1):
+        if len(raw) > MAX_DOCUMENT_BYTES:
+            raise InvalidInput(
+                f"a line of the input is longer than {MAX_DOCUMENT_BYTES // 1024**2} MiB: write smaller documents"
+            )
+        yield raw
+    source.read(1)  # raises what ended the input too early
+
+
+def _body(raw: bytes) -> bytes:
+    """Return a text without the white space around it, and without byte order marks: a file that was put together from
+    others may have one in any line.
+    """
+    body = raw.strip(_WHITE_SPACE)
+    while body.startswith(BOM_UTF8):
+        body = body.removeprefix(BOM_UTF8).lstrip(_WHITE_SPACE)
+    return body
+
+
+def _is_traces(raw: bytes) -> bool:
+    body = _body(raw)
+    if not body.startswith(b"{"):
+        return False
     try:
-        document = orjson.loads(raw)
-        _refuse_ambiguous(document, raw)
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    return not _SIGNALS.isdisjoint(document)
+
+
+def too_deep(text: bytes) -> str:
+    """Say how deeply a text is nested that cannot be read because of that."""
+    return f"the document is nested {nesting(text):,} levels deep, and at most {MAX_LEVELS} levels are read"
+
+
+def _parsed(number: int, raw: bytes) -> Line:
+    body = _body(raw)
+    try:
+        document = orjson.loads(body)
+        _refuse_ambiguous(document, body)
         return Line(number, raw, document, _spans(document))
     except orjson.JSONDecodeError as error:
-        return Line(number, raw, problem=f"not JSON: {error.msg}")
+        # orjson has no class for it
+        problem = too_deep(body) if "depth limit" in error.msg else f"not JSON: {error.msg}"
+        return Line(number, raw, problem=problem)
     except (InvalidLine, InvalidSpan) as error:
         return Line(number, raw, problem=str(error))
 
@@ -121,7 +196,7 @@ def _refuse_others(value: Any, known: frozenset[str], place: str) -> None:
 
 
 def _is_indented(raw: bytes) -> bool:
-    return b"\n" in raw.strip()
+    return b"\n" in raw
 
 
 def _written(document: Any, *, indented: bool) -> bytes:
@@ -135,10 +210,10 @@ def _refuse_ambiguous(document: Any, raw: bytes) -> None:
     first signature, needs the slow reader.
     """
     try:
-        if _written(document, indented=_is_indented(raw)) != raw.strip():
+        if _written(document, indented=_is_indented(raw)) != raw:
             json.loads(raw, object_pairs_hook=_unique, parse_int=_exact)
     except (TypeError, RecursionError) as cause:  # orjson writes fewer levels than it reads
-        raise InvalidLine("the document is nested too deeply") from cause
+        raise InvalidLine(too_deep(raw)) from cause
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

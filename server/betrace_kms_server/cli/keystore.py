@@ -4,11 +4,12 @@ An import never overwrites. What it leaves out it names, line by line, and it ma
 """
 
 import asyncio
+import itertools
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from betrace_kms_server.stores.sqlite.store import DATABASE_FILE
 from betrace_kms_server.telemetry import logs
 
 NOT_ALL = 1
+_LINE_BYTES = 1024 * 1024
+"""A hundred times the longest line of an export."""
 _ADDED, _RETIRED, _THERE, _DIFFERENT, _REFUSED = OUTCOMES = (
     "added",
     "added as rotated",
@@ -103,11 +106,7 @@ def import_(file: str, options: SettingsOptions) -> None:
     with cli_errors():
         settings, _ = options.resolve()
         logs.configure(settings.log_format, settings.log_level)
-        try:
-            with click.open_file(file, "rb") as lines:
-                counts = asyncio.run(_import(settings, file, lines))
-        except OSError as cause:
-            raise Refusal(f"{file} cannot be read: {cause.strerror}") from cause
+        counts = asyncio.run(_import(settings, file, _lines(file)))
     click.echo("keystore: " + ", ".join(f"{counts[words]:,} {words}" for words in OUTCOMES))
     if counts[_DIFFERENT] or counts[_REFUSED]:
         raise SystemExit(NOT_ALL)
@@ -140,6 +139,20 @@ async def _export(settings: Settings, lines: IO[bytes]) -> int:
             lines.write(line_of(key))
             count += 1
     return count
+
+
+def _lines(name: str) -> Iterator[bytes]:
+    try:
+        with click.open_file(name, "rb") as file:
+            for number in itertools.count(1):
+                line = file.readline(_LINE_BYTES + 1)
+                if len(line) > _LINE_BYTES:
+                    raise Refusal(f"{name}: line {number} is longer than {_LINE_BYTES:,} bytes: give what export wrote")
+                if not line:
+                    return
+                yield line
+    except OSError as cause:
+        raise Refusal(f"{name} cannot be read: {cause.strerror}") from cause
 
 
 async def _import(settings: Settings, name: str, lines: Iterable[bytes]) -> Counter[str]:
