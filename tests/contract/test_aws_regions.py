@@ -34,6 +34,7 @@ from betrace_kms_server.core.tenancy import signing_context
 from betrace_kms_server.data_keys.keyring import KeyRing
 from betrace_kms_server.providers.aws import provider as aws_provider
 from betrace_kms_server.providers.aws.provider import AwsProvider, KmsApi, Replica
+from betrace_kms_server.providers.aws.region import SdkClients
 from betrace_kms_server.providers.breaker import CircuitBreaker
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.signing_keys.rewrapping import rewrap_signing_keys
@@ -151,7 +152,7 @@ async def test_call_goes_on_to_the_replica(regions: Regions, verdict: Verdict) -
 async def test_sdk_leaves_time_for_the_replica(regions: Regions) -> None:
     """The real client's retries and their pauses end in time, too."""
     regions.primary.always("drop")
-    async with asyncio.timeout(4.0), regions.provider(call_seconds=3.0, client_factory=None) as aws:
+    async with asyncio.timeout(4.0), regions.provider(call_seconds=3.0, client_factory=SdkClients()) as aws:
         assert regions.replica_arn == await generate(aws)
 
 
@@ -159,7 +160,7 @@ async def test_credentials_of_one_region_are_those_of_the_other(
     regions: Regions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who fails over needs no new credentials: the STS that would give them may be away with the region."""
-    async with regions.provider(client_factory=None) as aws:
+    async with regions.provider(client_factory=SdkClients()) as aws:
         await aws.check()
         monkeypatch.delenv("AWS_ACCESS_KEY_ID")
         regions.primary.always("throttle")
@@ -259,7 +260,7 @@ async def test_region_that_fails_too_often_is_not_asked(regions: Regions, caplog
         regions.clock.now += OPEN_SECONDS - 0.001
         await asyncio.gather(*(generate(aws) for _ in range(20)), aws.check())
         assert ((10, 26), ELSEWHERE) == (regions.calls, aws.serving_region)
-    assert [f"KMS in {REGION} fails too often: its circuit is open for a few seconds"] == told(caplog)
+    assert [f"KMS in {REGION} fails too often: it is left alone for a few seconds, then tried again"] == told(caplog)
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -332,7 +333,7 @@ async def test_one_region_alone_fails_fast(regions: Regions) -> None:
         regions.primary.always("drop")
         await fail(aws, 10)
         for call in (generate, encrypt):
-            with pytest.raises(KmsUnreachable, match=f"KMS in {REGION} failed too often, and its circuit is open"):
+            with pytest.raises(KmsUnreachable, match=f"KMS in {REGION} failed too often and is left alone"):
                 await call(aws)
         assert (10, 0) == regions.calls
         with pytest.raises(KmsUnreachable, match="no answer from KMS to kms:DescribeKey"):
@@ -396,7 +397,7 @@ async def test_no_call_fails_when_the_primary_dies(regions: Regions) -> None:
         opened = [await aws.unwrap(key.wrapped, CONTEXT) for key in (made, again)]
         return [key.raw for key in opened] == [made.material.raw, again.material.raw]
 
-    async with regions.provider(call_seconds=6.0, client_factory=None) as aws:
+    async with regions.provider(call_seconds=6.0, client_factory=SdkClients()) as aws:
         regions.primary.judge = die
         assert [True] * 50 == await asyncio.gather(*(caller(aws) for _ in range(50)))
         assert ({REGION: "open", ELSEWHERE: "closed"}, ELSEWHERE) == (aws.breakers, aws.serving_region)

@@ -254,7 +254,7 @@ async def test_principal_of_a_denial_is_for_operators_only(said: str, principal:
         (answer("ThrottlingException", "Encrypt"), None, "validate again in a minute"),
         (EndpointConnectionError(endpoint_url="x"), None, "open the way to KMS in us-east-1: DNS"),
         (EndpointConnectionError(endpoint_url="x"), "http://kms:4566", "start what should answer at http://kms:4566"),
-        (NoCredentialsError(), None, "run aws sts get-caller-identity where the daemon runs"),
+        (NoCredentialsError(), None, "run aws sts get-caller-identity in the daemon's place"),
         (answer("NotFoundException", "Encrypt"), None, f"run aws kms describe-key --key-id {ARN} --region us-east-1"),
     ],
 )

@@ -1,18 +1,12 @@
 """KmsMonitor: how often the master key is looked at, and what is made of it."""
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from betrace_kms_server.core.errors import AccessDenied, KmsUnreachable, MasterKeyUnusable
-from betrace_kms_server.core.keys import KeyMaterial, WrappedKey
+from betrace_kms_server.core.errors import KmsUnreachable
 from betrace_kms_server.operations import monitor
 from betrace_kms_server.operations.monitor import KmsMonitor, KmsState
-from betrace_kms_server.providers.local import LocalProvider
-from structlog.testing import capture_logs
-
-UNUSABLE = MasterKeyUnusable("the master key is Disabled")
 
 
 class Provider:
@@ -82,7 +76,7 @@ async def test_however_many_doubt_kms_is_asked_no_more_often(provider: Any, monk
         nonlocal pauses
         pauses += seconds > 0
         for _ in range(20):
-            watched.request_check(UNUSABLE)
+            watched.request_check()
             await sleep(0)
 
     watched = KmsMonitor(provider, lambda state: None)
@@ -102,63 +96,7 @@ async def test_a_doubt_leads_to_a_look_before_its_time(provider: Any, monkeypatc
     watching = asyncio.create_task(watched.watch(3600.0))
     await provider.looked.wait()
     provider.looked.clear()
-    watched.request_check(UNUSABLE)
+    watched.request_check()
     await asyncio.wait_for(provider.looked.wait(), 20)
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
-
-
-async def test_request_during_a_check_is_not_lost(provider: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A check may have been answered before the key was disabled: a request while it runs is for the next one."""
-    monkeypatch.setattr(monitor, "RETRY_SECONDS", 0.001)
-    watched = KmsMonitor(provider, lambda state: None)
-    asked, answer = asyncio.Event(), asyncio.Event()
-
-    async def check(arn: str | None = None) -> None:
-        asked.set()
-        await answer.wait()
-
-    provider.check = check
-    watching = asyncio.create_task(watched.watch(3600.0))
-    await asked.wait()
-    asked.clear()
-    watched.request_check(UNUSABLE)
-    answer.set()
-    await asyncio.wait_for(asked.wait(), 5.0)
-    watching.cancel()
-    await asyncio.gather(watching, return_exceptions=True)
-
-
-async def test_denied_action_is_tried_until_it_is_allowed() -> None:
-    """DescribeKey goes on to say Enabled: that a call was denied shows in the state, and ends when it is allowed."""
-
-    class Denying(LocalProvider):
-        denied = True
-
-        async def unwrap(self, wrapped: WrappedKey, context: Mapping[str, str]) -> KeyMaterial:
-            if self.denied:
-                raise AccessDenied("KMS denies kms:Decrypt")
-            return await super().unwrap(wrapped, context)
-
-    kms = Denying(bytes(32))
-    watched = KmsMonitor(kms, lambda state: None)
-    assert (await watched.fresh(0.0)).usable, "nothing was denied yet, and a check costs no more than DescribeKey"
-    watched.request_check(AccessDenied("KMS denies kms:Decrypt"))
-    for _ in range(2):
-        state = await watched.fresh(0.0)
-        assert (False, "KMS_ACCESS_DENIED", False) == (state.usable, state.reason, state.key_forbidden)
-    kms.denied = False
-    assert (await watched.fresh(0.0)).usable
-    kms.denied = True
-    assert (await watched.fresh(0.0)).usable, "once allowed it is not tried again"
-
-
-async def test_defect_is_logged_once(provider: Any) -> None:
-    """A defect that stays is one line of the log and not one every two seconds."""
-    watched = KmsMonitor(provider, lambda state: None)
-    provider.error = ValueError("secret")
-    with capture_logs() as logs:
-        for _ in range(3):
-            await watched.fresh(0.0)
-    assert 1 == len([line for line in logs if "exc_info" in line])
-    assert "secret" not in watched.state.problem

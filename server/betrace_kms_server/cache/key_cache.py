@@ -71,8 +71,8 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
     """A bounded cache of one kind of key.
 
     `ttl` is in seconds of `clock`, which is monotonic; `jitter` returns a number in [0, 1). `record` gets every
-    refresh; `request_check` gets the error of every load that finds the master key unusable or is denied. `hits`,
-    `misses` and `evictions` (by cause) count since the start.
+    refresh; `request_check` is called for every load that finds the master key unusable. `hits`, `misses` and
+    `evictions` (by cause) count since the start.
     """
 
     NAME = "keys"
@@ -86,7 +86,7 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
         record: Recorder = ignore,
-        request_check: Callable[[KmsError], None] = lambda error: None,
+        request_check: Callable[[], None] = lambda: None,
         gate: Gate = OPEN,
     ) -> None:
         super().__init__(serializer=NullSerializer(), key_builder=lambda key, namespace=None: key, timeout=0, ttl=ttl)
@@ -223,9 +223,8 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         # Whoever waits gets the exception; if nobody does any more, asyncio must not report it as unseen.
-        error = None if task.cancelled() else task.exception()
-        if isinstance(error, (MasterKeyUnusable, AccessDenied)):
-            self._request_check(error)
+        if not task.cancelled() and isinstance(task.exception(), MasterKeyUnusable):
+            self._request_check()
 
     def _evict(self, key: Key, cause: str) -> None:
         del self._entries[key]

@@ -10,9 +10,7 @@
     ├── KeyDamaged                a stored key is not what it was when it was written
     ├── AccessDenied              KMS denies one of our four actions
     ├── Throttled                 KMS asks us to slow down
-    ├── Overloaded                too many calls wait for a connection to KMS
     ├── KmsUnreachable            no answer from KMS in time
-    ├── BadAnswer                 KMS answered with what no key-management service may answer
     ├── CredentialsUnavailable    the daemon's own AWS credentials are missing or expired
     ├── StoreUnavailable          the key store is unreachable, full or read-only
     └── AuditUnavailable          the audit trail cannot be written, and kms.audit.required is set
@@ -73,25 +71,9 @@ class NoSigningKey(KmsError):
 
 
 class MasterKeyUnusable(KmsError):
-    """The master key does not exist, is disabled, is pending deletion, or is no symmetric encryption key.
-
-    `state` is its key state where KMS said one. `decided` tells whether somebody made it so; then keys that it wrapped
-    may not be used any longer, while a state that passes (a custom key store that is away) lets warm keys serve.
-    """
+    """The master key does not exist, is disabled, is pending deletion, or is no symmetric encryption key."""
 
     reason = "MASTER_KEY_UNUSABLE"
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        metadata: Mapping[str, str] | None = None,
-        state: str | None = None,
-        decided: bool = False,
-    ) -> None:
-        super().__init__(message, metadata=metadata)
-        self.state = state
-        self.decided = decided
 
 
 class KeyDamaged(KmsError):
@@ -122,19 +104,6 @@ class Throttled(KmsError):
     retry_after = 2.0
 
 
-class Overloaded(KmsError):
-    """More calls wait for a connection to KMS than may, or one has waited for too long. KMS itself may be well."""
-
-    reason = "KMS_CALLS_QUEUED"
-    retry_after = 1.0
-
-
-class BadAnswer(KmsError):
-    """KMS answered, and the answer breaks its contract: nothing of it was used."""
-
-    reason = "KMS_BAD_ANSWER"
-
-
 class KmsUnreachable(KmsError):
     """No answer from KMS in time, or one that says that it is out of order."""
 
@@ -150,14 +119,10 @@ class CredentialsUnavailable(KmsError):
 
 
 class StoreUnavailable(KmsError):
-    """The key store cannot be read or written now. `remedy` is the operator's next step where the message has none."""
+    """The key store cannot be read or written now."""
 
     reason = "KEY_STORE_UNAVAILABLE"
     retry_after = 1.0
-
-    def __init__(self, message: str, *, metadata: Mapping[str, str] | None = None, remedy: str = "") -> None:
-        super().__init__(message, metadata=metadata)
-        self.remedy = remedy
 
 
 class AuditUnavailable(KmsError):

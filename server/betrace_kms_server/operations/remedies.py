@@ -7,20 +7,18 @@ from collections.abc import Callable, Mapping
 
 from betrace_kms_server.core.errors import (
     AccessDenied,
-    BadAnswer,
     CredentialsUnavailable,
     DoesNotOpen,
     KmsError,
     KmsUnreachable,
     MasterKeyUnusable,
-    Overloaded,
     StoreUnavailable,
     Throttled,
 )
 
 
 def region_of(master_key_arn: str) -> str:
-    """Return the Region of a master key; of one that is known by an alias only, the setting that says it."""
+    """Return the Region of a master key; of one that is known by an alias only, the setting that tells it."""
     parts = master_key_arn.split(":")
     return parts[3] if len(parts) == 6 else "aws.kms.region"
 
@@ -43,13 +41,10 @@ def _allow(error: KmsError, arn: str, _endpoint: str | None) -> str:
     return f"allow {action} on {denied_on} to {principal} in the key policy and its IAM policy"
 
 
-def _restore_master_key(error: KmsError, arn: str, _endpoint: str | None) -> str:
-    state = error.state if isinstance(error, MasterKeyUnusable) else None
-    if state == "Disabled":
+def _mend_master_key(error: KmsError, arn: str, _endpoint: str | None) -> str:
+    if " is Disabled:" in error.message:
         return f"run aws kms enable-key --key-id {arn}"
-    if state == "Unavailable":
-        return "connect the key's custom key store: aws kms describe-custom-key-stores says why it is disconnected"
-    if state in ("PendingDeletion", "PendingReplicaDeletion"):
+    if " is PendingDeletion:" in error.message:
         return f"run aws kms cancel-key-deletion --key-id {arn}, and then aws kms enable-key --key-id {arn}"
     return (
         f"run aws kms describe-key --key-id {arn} --region {region_of(arn)}: if it is not found, aws.kms.master-key-id"
@@ -69,40 +64,35 @@ def _open_the_way(_error: KmsError, arn: str, endpoint: str | None) -> str:
 
 def _find_credentials(_error: KmsError, _arn: str, _endpoint: str | None) -> str:
     return (
-        "run aws sts get-caller-identity where the daemon runs; on EKS, check eks.amazonaws.com/role-arn on the pod's"
+        "run aws sts get-caller-identity in the daemon's place; on EKS, check eks.amazonaws.com/role-arn on the pod's"
         " service account and the role's trust policy, and make the pod anew"
     )
 
 
 def _slow_down(_error: KmsError, arn: str, _endpoint: str | None) -> str:
     return (
-        "validate again in a minute; if it stays, check in Service Quotas the request rate of AWS KMS in"
+        "validate again in a minute; if it stays, look in Service Quotas at the request rate of AWS KMS in"
         f" {region_of(arn)}, and ask for more"
     )
 
 
-def _restore_store(error: KmsError, _arn: str, _endpoint: str | None) -> str:
-    remedy = error.remedy if isinstance(error, StoreUnavailable) else ""
-    return remedy or "check the volume of kms.data-dir where the daemon runs (df, mount): mounted, writable, not full"
+def _mend_store(error: KmsError, _arn: str, _endpoint: str | None) -> str:
+    if "DynamoDB" in error.message:
+        return "look at the table of kms.store.table and at the daemon's permissions on it: see docs/dynamodb.md"
+    return "look at the volume of kms.data-dir in the daemon's place (df, mount): mounted, writable, not full"
 
 
 def _distrust(_error: KmsError, _arn: str, endpoint: str | None) -> str:
-    return f"{endpoint or 'KMS'} does not open what it wrapped a moment ago: check what answers there"
-
-
-def _distrust_answer(_error: KmsError, _arn: str, endpoint: str | None) -> str:
-    return f"keep no keys behind {endpoint or 'this KMS'}: check what answers there"
+    return f"{endpoint or 'KMS'} does not open what it wrapped a moment ago: look at what answers there"
 
 
 REMEDIES: Mapping[type[KmsError], Callable[[KmsError, str, str | None], str]] = {
     AccessDenied: _allow,
-    MasterKeyUnusable: _restore_master_key,
+    MasterKeyUnusable: _mend_master_key,
     KmsUnreachable: _open_the_way,
     CredentialsUnavailable: _find_credentials,
     Throttled: _slow_down,
-    StoreUnavailable: _restore_store,
+    StoreUnavailable: _mend_store,
     DoesNotOpen: _distrust,
-    BadAnswer: _distrust_answer,
-    Overloaded: _slow_down,
 }
 """For every error that a provider or a store raises by itself; of others the manual tells."""

@@ -19,17 +19,10 @@ from betrace_kms_server.core.errors import (
 
 
 def _unusable(_action: str, arn: str) -> KmsError:
-    return MasterKeyUnusable(_UNUSABLE.format(arn=arn))
-
-
-def _forbidden(_action: str, arn: str) -> KmsError:
-    return MasterKeyUnusable(_UNUSABLE.format(arn=arn), decided=True)
-
-
-_UNUSABLE = (
-    "the master key {arn} cannot be used: check that it exists in this region, is enabled, is not pending deletion, and"
-    " is a symmetric key for encrypt and decrypt"
-)
+    return MasterKeyUnusable(
+        f"the master key {arn} cannot be used: check that it exists in this region, is enabled, is not pending"
+        " deletion, and is a symmetric key for encrypt and decrypt"
+    )
 
 
 def _denied(action: str, arn: str) -> KmsError:
@@ -74,10 +67,10 @@ def _invalid(action: str, arn: str) -> KmsError:
 
 CODES: Mapping[str, Callable[[str, str], KmsError]] = {
     # AWS KMS API reference, "Errors" of each of the four actions
-    "NotFoundException": _forbidden,
-    "DisabledException": _forbidden,
-    "KMSInvalidStateException": _unusable,  # also of a custom key store that is away: DescribeKey says which
-    "InvalidKeyUsageException": _forbidden,
+    "NotFoundException": _unusable,
+    "DisabledException": _unusable,
+    "KMSInvalidStateException": _unusable,
+    "InvalidKeyUsageException": _unusable,
     "InvalidArnException": _unusable,
     "UnsupportedOperationException": _unusable,
     "InvalidCiphertextException": _does_not_open,
@@ -97,45 +90,20 @@ CODES: Mapping[str, Callable[[str, str], KmsError]] = {
 _PRINCIPAL = re.compile(r"User: (arn:[!-~]{1,2048}) is not authorized")
 
 
-def translated(cause: BaseException, action: str, arn: str) -> KmsError:
-    """Return our error for whatever a call through the SDK raised."""
+def translated(cause: BaseException, action: str, arn: str) -> KmsError | None:
+    """Return our error for an SDK's, or None where there is none: then it is a defect of ours, and INTERNAL."""
     if isinstance(cause, ClientError):
         error = _of_answer(cause, action, arn)
         if isinstance(error, AccessDenied):
             said = _PRINCIPAL.search(cause.response.get("Error", {}).get("Message", ""))
             error.principal = said[1] if said else None
         return error
-    if problem := aws_sdk.network_problem(cause):
-        return KmsUnreachable(f"no answer from KMS to kms:{action}{_where(arn)}: {problem}")
     if isinstance(cause, aws_sdk.NETWORK):
         return _unreachable(action, arn)
-    if isinstance(cause, aws_sdk.CREDENTIALS):
-        return credentials_problem(cause)
-    return _no_kms(action, arn)  # HTML where JSON should be, a member that is not there, an endpoint that is no URL
+    return _credentials(action, arn) if isinstance(cause, aws_sdk.CREDENTIALS) else None
 
 
-def credentials_problem(cause: BaseException) -> KmsError:
-    """Return our error for whatever a source of credentials raised; TimeoutError if it took too long."""
-    if isinstance(cause, TimeoutError):
-        return CredentialsUnavailable(
-            "the source of the daemon's own AWS credentials does not answer in time (STS, instance metadata or"
-            " credential_process): check that it is reachable; KMS was not asked"
-        )
-    return _credentials("", "")
-
-
-def client_problem(cause: BaseException, action: str, arn: str) -> KmsError:
-    """Return our error for a client that cannot be made from the daemon's configuration."""
-    if isinstance(cause, aws_sdk.CREDENTIALS) and not isinstance(cause, (*aws_sdk.NETWORK, OSError)):
-        return credentials_problem(cause)
-    problem = aws_sdk.network_problem(cause) or (
-        "the AWS SDK cannot make a client: check aws.kms.endpoint, AWS_ENDPOINT_URL, AWS_CA_BUNDLE, the proxy variables"
-        " and the AWS configuration file"
-    )
-    return KmsUnreachable(f"kms:{action}{_where(arn)} was not asked: {problem}")
-
-
-def _of_answer(cause: ClientError, action: str, arn: str) -> KmsError:
+def _of_answer(cause: ClientError, action: str, arn: str) -> KmsError | None:
     if cause.operation_name != action:  # the SDK asked STS for credentials first, and STS refused
         return _credentials(action, arn)
     known = CODES.get(cause.response.get("Error", {}).get("Code", ""))
@@ -146,11 +114,4 @@ def _of_answer(cause: ClientError, action: str, arn: str) -> KmsError:
         return _throttled(action, arn)
     if status == 403:
         return _denied(action, arn)
-    return _unreachable(action, arn) if status >= 500 else _no_kms(action, arn)
-
-
-def _no_kms(action: str, arn: str) -> KmsError:
-    return KmsUnreachable(
-        f"what answered kms:{action}{_where(arn)} is not AWS KMS: check aws.kms.endpoint, AWS_ENDPOINT_URL, and a proxy"
-        " or login page on the way"
-    )
+    return _unreachable(action, arn) if status >= 500 else None

@@ -4,8 +4,8 @@ The role of the daemon needs, on the master key, on each of its replicas, and no
 kms:Encrypt, kms:Decrypt, kms:DescribeKey. Credentials come from the SDK's own chain: environment, ~/.aws, web identity
 (IRSA), EKS pod identity and ECS, instance metadata.
 
-Every call goes to the region of the master key. If KMS there does not answer, throttles, or its circuit is
-open, the call goes on to the replicas in their order, and ends as a whole in `call_seconds`. Each region gets an
+Every call goes to the region of the master key. If KMS there does not answer, throttles, or was left alone by its
+breaker, the call goes on to the replicas in their order, and ends as a whole in `call_seconds`. Each region gets an
 equal share of what is left of them. No task brings us back: the breaker lets through a few calls on trial, and of these
 a region that has others behind it gets only `TRIAL_SECONDS`.
 
@@ -21,35 +21,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import partial
 from typing import Any, TypeVar
 
 from betrace_kms_server.aws.arns import Replica, are_replicas
-from betrace_kms_server.aws.clients import aws_client
-from betrace_kms_server.aws.credentials import Credentials, DaemonCredentials, NoCredentials
-from betrace_kms_server.core.errors import (
-    DoesNotOpen,
-    KmsError,
-    KmsUnreachable,
-)
+from betrace_kms_server.core.errors import DoesNotOpen, KmsError, KmsUnreachable, MasterKeyUnusable
 from betrace_kms_server.core.key_event import KmsObserver, unobserved
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.core.tenancy import Context
-from betrace_kms_server.providers import answers
-from betrace_kms_server.providers.aws.key_state import same_key, usable_key
-from betrace_kms_server.providers.aws.region import TRANSIENT, Answered, ClientFactory, KmsApi, KmsRegion, Request
-from betrace_kms_server.providers.aws.turns import Turns
+from betrace_kms_server.providers.aws.region import TRANSIENT, ClientFactory, KmsApi, KmsRegion, Request, SdkClients
 from betrace_kms_server.providers.breaker import CircuitBreaker, Permit, State
 
 __all__ = ["AwsProvider", "KmsApi", "Replica"]
 
-R = TypeVar("R")
+A = TypeVar("A", bound=Mapping[str, Any])
 
 TRIAL_SECONDS = 1.0
 """What a call may spend on a region that is on trial, while there is another to go on to."""
 
 _Place = tuple[KmsRegion, str]
 """A region, and the ARN of a master key there."""
+
+
+_USABLE = frozenset({"Enabled", "Updating"})
+"""Key states in which KMS encrypts and decrypts (AWS KMS developer guide, "Key states of AWS KMS keys"). A multi-Region
+key is Updating while its primary Region changes."""
 
 
 class AwsProvider:
@@ -71,21 +66,10 @@ class AwsProvider:
         new_breaker: Callable[[str], CircuitBreaker] = CircuitBreaker,
         observe: KmsObserver = unobserved,
     ) -> None:
-        credentials: Credentials = NoCredentials()
-        self._credentials: DaemonCredentials | None = None
-        if client_factory is None:
-            credentials = self._credentials = DaemonCredentials(region)
-            client_factory = partial(aws_client, "kms", credentials=credentials)
+        clients = client_factory or SdkClients()
 
         def in_region(name: str, endpoint: str | None) -> KmsRegion:
-            return KmsRegion(
-                name,
-                endpoint,
-                client_factory=client_factory,
-                credentials=credentials,
-                breaker=new_breaker(name),
-                observe=observe,
-            )
+            return KmsRegion(name, endpoint, client_factory=clients, breaker=new_breaker(name), observe=observe)
 
         self.master_key_arn = master_key_id
         self.serving_region = region
@@ -94,15 +78,12 @@ class AwsProvider:
         self._replicas: list[_Place] = [(in_region(each.region, each.endpoint), each.arn) for each in replicas]
         self._former_key_arns = tuple(former_key_arns)
         self._call_seconds = call_seconds
-        self._turns = Turns()
 
     async def __aenter__(self) -> "AwsProvider":
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         async with AsyncExitStack() as closing:
-            if self._credentials is not None:
-                closing.push_async_callback(self._credentials.close)
             for region, _ in self._places(self.master_key_arn):
                 closing.push_async_callback(region.close)
 
@@ -130,73 +111,58 @@ class AwsProvider:
 
     async def generate_data_key(self, number_of_bytes: int, context: Context) -> DataKey:
         """See KeyProvider."""
-
-        async def request(kms: KmsApi, arn: str) -> Answered[DataKey]:
-            answer = await kms.generate_data_key(
+        answer = await self._ask(
+            "GenerateDataKey",
+            self.master_key_arn,
+            lambda kms, arn: kms.generate_data_key(
                 KeyId=arn, NumberOfBytes=number_of_bytes, EncryptionContext=dict(context)
-            )
-            plaintext, blob, key_id = map(answer.get, ("Plaintext", "CiphertextBlob", "KeyId"))
-            return Answered(
-                answers.data_key(
-                    "GenerateDataKey",
-                    plaintext,
-                    blob,
-                    key_id,
-                    number_of_bytes=number_of_bytes,
-                    same_key=partial(same_key, arn),
-                ),
-                answer,
-            )
-
-        return await self._ask("GenerateDataKey", self.master_key_arn, request)
+            ),
+        )
+        return DataKey(KeyMaterial(answer["Plaintext"]), WrappedKey(answer["CiphertextBlob"], answer["KeyId"]))
 
     async def wrap(self, key: KeyMaterial, context: Context) -> WrappedKey:
         """See KeyProvider."""
-
-        async def request(kms: KmsApi, arn: str) -> Answered[WrappedKey]:
-            answer = await kms.encrypt(KeyId=arn, Plaintext=key.raw, EncryptionContext=dict(context))
-            blob, key_id = map(answer.get, ("CiphertextBlob", "KeyId"))
-            return Answered(answers.wrapped("Encrypt", blob, key_id, same_key=partial(same_key, arn)), answer)
-
-        return await self._ask("Encrypt", self.master_key_arn, request)
+        answer = await self._ask(
+            "Encrypt",
+            self.master_key_arn,
+            lambda kms, arn: kms.encrypt(KeyId=arn, Plaintext=key.raw, EncryptionContext=dict(context)),
+        )
+        return WrappedKey(answer["CiphertextBlob"], answer["KeyId"])
 
     async def unwrap(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
-        """See KeyProvider. Decrypt always names its key, so a blob of a foreign account never opens."""
+        """See KeyProvider. KMS is always told which key to use, so a blob of a foreign account never opens."""
         master_key_arn = self.unwrapping_key_for(wrapped.master_key_arn)
         if master_key_arn is None or not wrapped.blob:
             raise DoesNotOpen
-
-        async def request(kms: KmsApi, arn: str) -> Answered[KeyMaterial]:
-            answer = await kms.decrypt(KeyId=arn, CiphertextBlob=wrapped.blob, EncryptionContext=dict(context))
-            plaintext, key_id = map(answer.get, ("Plaintext", "KeyId"))
-            return Answered(answers.unwrapped("Decrypt", plaintext, key_id, same_key=partial(same_key, arn)), answer)
-
-        return await self._ask("Decrypt", master_key_arn, request)
+        answer = await self._ask(
+            "Decrypt",
+            master_key_arn,
+            lambda kms, arn: kms.decrypt(KeyId=arn, CiphertextBlob=wrapped.blob, EncryptionContext=dict(context)),
+        )
+        return KeyMaterial(answer["Plaintext"])
 
     async def check(self, arn: str | None = None) -> None:
         """See KeyProvider. Also learns the ARN of a master key that was configured as an alias (emulators only).
 
         It is never refused: if the breakers leave no region to ask, it asks the first one nevertheless.
         """
-
-        async def request(kms: KmsApi, arn: str) -> Answered[Mapping[str, Any]]:
-            answer = await kms.describe_key(KeyId=arn)
-            return Answered(answer, answer)
-
-        answer = await self._ask("DescribeKey", arn or self.master_key_arn, request, insist=True)
+        answer = await self._ask(
+            "DescribeKey", arn or self.master_key_arn, lambda kms, arn: kms.describe_key(KeyId=arn), insist=True
+        )
         self.clock_skew_seconds = _clock_skew(answer)
-        found = usable_key(answer, arn or self.master_key_arn)
+        key = answer["KeyMetadata"]
         if arn is None and not self._replicas:
-            self.master_key_arn = found
+            self.master_key_arn = key["Arn"]
+        state, usage, spec = key.get("KeyState"), key.get("KeyUsage"), key.get("KeySpec")
+        if state not in _USABLE:
+            raise MasterKeyUnusable(f"the master key {key['Arn']} is {state}: enable it, or cancel its deletion")
+        if (usage, spec) != ("ENCRYPT_DECRYPT", "SYMMETRIC_DEFAULT"):
+            raise MasterKeyUnusable(
+                f"the master key {key['Arn']} is {spec} for {usage}: a symmetric key for encrypt and decrypt is needed"
+            )
 
-    async def _ask(self, action: str, arn: str, request: Request[R], *, insist: bool = False) -> R:
+    async def _ask(self, action: str, arn: str, request: Request[A], *, insist: bool = False) -> A:
         """Ask one region after the other, until one answers or all have failed."""
-        if insist:
-            return await self._ask_regions(action, arn, request, insist=True)
-        async with self._turns.turn(action):
-            return await self._ask_regions(action, arn, request)
-
-    async def _ask_regions(self, action: str, arn: str, request: Request[R], *, insist: bool = False) -> R:
         places = self._places(arn)
         failure: KmsError | None = None
         now = asyncio.get_running_loop().time
@@ -247,9 +213,7 @@ def _share(seconds: float, region: KmsRegion, rest: Sequence[_Place]) -> float:
 
 def _circuit_open(places: Sequence[_Place]) -> KmsUnreachable:
     regions = " and ".join(region.name for region, _ in places)
-    return KmsUnreachable(
-        f"KMS in {regions} failed too often, and its circuit is open for a few seconds: try again then"
-    )
+    return KmsUnreachable(f"KMS in {regions} failed too often and is left alone for a few seconds: try again then")
 
 
 def _clock_skew(answer: Mapping[str, Any]) -> float | None:

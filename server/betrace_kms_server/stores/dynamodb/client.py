@@ -1,27 +1,28 @@
 """A client of DynamoDB, and calls of it that end in time and fail as our errors.
 
-Credentials come from the SDK's own chain, as those for KMS do (aws/credentials.py). One client lives as long as the
-store: making one costs a quarter of a second and stalls the loop. Every call is bounded as a whole, its retries and the
-wait for a connection of the pool included, which botocore alone would not bound.
+Credentials come from the SDK's own chain, as those for KMS do. One client lives as long as the store: making one costs
+a quarter of a second and stalls the loop. Every call is bounded as a whole, its retries and the wait for a connection
+of the pool included, which botocore alone would not bound.
 """
 
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+import aioboto3
+from aiobotocore.config import AioConfig
 from botocore.exceptions import ClientError
 
-from betrace_kms_server.aws.clients import ATTEMPTS, aws_client
-from betrace_kms_server.aws.credentials import DaemonCredentials
-from betrace_kms_server.core.errors import KmsError
-from betrace_kms_server.stores.dynamodb.errors import client_problem, is_contention, translated
+from betrace_kms_server.stores.dynamodb.errors import SDK_ERRORS, is_contention, translated
 
 if TYPE_CHECKING:
     from types_aiobotocore_dynamodb import DynamoDBClient
 
 R = TypeVar("R")
+
+CONNECT_SECONDS, READ_SECONDS, ATTEMPTS, POOL_SIZE = 1, 2, 3, 50
 
 CALL_SECONDS = 5.0
 """What one call of ours may take."""
@@ -34,32 +35,33 @@ ClientFactory = Callable[[str, str | None], "AbstractAsyncContextManager[DynamoD
 """Opens a client for a region and an endpoint override."""
 
 
-@asynccontextmanager
-async def dynamodb_client(
+def dynamodb_client(
     region: str, endpoint: str | None, *, attempts: int = ATTEMPTS
-) -> "AsyncIterator[DynamoDBClient]":
-    """Open the real client. Raises StoreUnavailable if the daemon's AWS configuration does not make one."""
-    credentials = DaemonCredentials(region)
-    async with AsyncExitStack() as resources:
-        resources.push_async_callback(credentials.close)
-        try:
-            opening = aws_client("dynamodb", region, endpoint, credentials, attempts=attempts)
-            client = await resources.enter_async_context(opening)
-        except Exception as cause:
-            raise client_problem(cause) from cause
-        yield client
+) -> "AbstractAsyncContextManager[DynamoDBClient]":
+    """Open the real client."""
+    config = AioConfig(
+        connect_timeout=CONNECT_SECONDS,
+        read_timeout=READ_SECONDS,
+        max_pool_connections=POOL_SIZE,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+    )
+    client: AbstractAsyncContextManager[DynamoDBClient] = aioboto3.Session().client(
+        "dynamodb", region_name=region, endpoint_url=endpoint, config=config
+    )
+    return client
 
 
 @asynccontextmanager
 async def asking(action: str, table: str) -> AsyncIterator[None]:
-    """Bound what is inside in time, and turn whatever the SDK raises into StoreUnavailable."""
+    """Bound what is inside in time, and turn the SDK's errors into StoreUnavailable, if they are not for defects."""
     try:
         async with asyncio.timeout(CALL_SECONDS):
             yield
-    except KmsError:
-        raise
-    except Exception as cause:  # SDKs raise more than they document; all of it is translated
-        raise translated(cause, action, table) from cause
+    except SDK_ERRORS as cause:
+        error = translated(cause, action, table)
+        if error is None:
+            raise
+        raise error from cause
 
 
 async def without_contention(action: Callable[[], Awaitable[R]]) -> R:

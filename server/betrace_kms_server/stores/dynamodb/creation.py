@@ -8,6 +8,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
+from botocore.exceptions import ClientError
+
 from betrace_kms_server.core.errors import StoreUnavailable
 from betrace_kms_server.stores.dynamodb.client import ClientFactory, asking, dynamodb_client
 from betrace_kms_server.stores.dynamodb.errors import code_of
@@ -63,9 +65,8 @@ async def _create(client: "DynamoDBClient", table: str) -> None:
                 BillingMode="PAY_PER_REQUEST",
                 DeletionProtectionEnabled=True,
             )
-    except StoreUnavailable as error:
-        # A retry of the SDK made it, or somebody else at the same time.
-        if code_of(error.__cause__) != "ResourceInUseException":
+    except ClientError as cause:
+        if code_of(cause) != "ResourceInUseException":  # a retry of the SDK, or somebody else at the same time
             raise
 
 
@@ -92,9 +93,8 @@ async def _turn_recovery_on(client: "DynamoDBClient", table: str, arn: str, slee
                     TableName=table, PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": True}
                 )
             return True
-        except StoreUnavailable as error:
-            # Backups of a new table come up a moment later.
-            if code_of(error.__cause__) != "ContinuousBackupsUnavailableException":
+        except ClientError as cause:
+            if code_of(cause) != "ContinuousBackupsUnavailableException":  # while backups of a new table come up
                 raise
         await sleep(_POLL_SECONDS)
     raise StoreUnavailable(f"point-in-time recovery of {arn} cannot be turned on: do so in the console")

@@ -4,12 +4,13 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from botocore.exceptions import ClientError, ParamValidationError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from betrace_kms_server.aws import sdk_errors as aws_sdk
 from betrace_kms_server.core.errors import StoreUnavailable
 
-REMEDY = "check the table of kms.store.table and the daemon's permissions on it: see docs/dynamodb.md"
+SDK_ERRORS = (BotoCoreError, ClientError, OSError)
+"""All that a call through the SDK may raise; TimeoutError is an OSError."""
 
 PERMISSIONS: Mapping[str, str] = {
     "TransactGetItems": "dynamodb:GetItem",
@@ -20,12 +21,7 @@ PERMISSIONS: Mapping[str, str] = {
 _DENIED = re.compile(r"not authorized to perform: (dynamodb:[A-Za-z]{1,64})")
 _REASONS = re.compile(r"specific reasons \[([A-Za-z, ]*)\]")
 _CONDITION = "ConditionalCheckFailed"
-_CONTENTION = frozenset(
-    {"TransactionConflict", "ProvisionedThroughputExceeded", "ThrottlingError", "RequestLimitExceeded"}
-)
-_FAULTS = frozenset({"InternalServerError"})
-_CONFLICTS = frozenset({"TransactionConflictException", "ReplicatedWriteConflictException"})
-"""Another write to the same item was under way, here or in another Region."""
+_CONTENTION = frozenset({"TransactionConflict", "ProvisionedThroughputExceeded", "ThrottlingError"})
 
 
 def _permission(cause: BaseException, action: str) -> str:
@@ -63,19 +59,6 @@ def _missing(_cause: BaseException, _action: str, table: str) -> StoreUnavailabl
     )
 
 
-def _malformed(action: str, table: str) -> StoreUnavailable:
-    return StoreUnavailable(
-        f"DynamoDB takes dynamodb:{action} on {table} for malformed: compare the table with docs/dynamodb.md, and"
-        " report it if they agree"
-    )
-
-
-def _busy(_cause: BaseException, _action: str, table: str) -> StoreUnavailable:
-    return StoreUnavailable(
-        f"the DynamoDB table {table} is being made, changed or deleted: try again when it is ACTIVE"
-    )
-
-
 def _unreachable(_cause: BaseException, action: str, table: str) -> StoreUnavailable:
     return StoreUnavailable(
         f"no answer from DynamoDB to dynamodb:{action} on {table}: check kms.store.region, the route to DynamoDB, and"
@@ -92,13 +75,9 @@ def _credentials(_cause: BaseException, _action: str, _table: str) -> StoreUnava
 
 CODES: Mapping[str, Callable[[BaseException, str, str], StoreUnavailable]] = {
     # Amazon DynamoDB API reference, "Errors" of the actions that we use
-    "IdempotentParameterMismatchException": _contended,
     "InternalServerError": _unreachable,
-    "InvalidEndpointException": _unreachable,
     "LimitExceededException": _throttled,
     "ProvisionedThroughputExceededException": _throttled,
-    "ReplicatedWriteConflictException": _contended,
-    "ResourceInUseException": _busy,
     "ResourceNotFoundException": _missing,
     "TableNotFoundException": _missing,
     "TransactionConflictException": _contended,
@@ -110,40 +89,15 @@ CODES: Mapping[str, Callable[[BaseException, str, str], StoreUnavailable]] = {
 }
 
 
-def translated(cause: BaseException, action: str, table: str) -> StoreUnavailable:
-    """Return our error for whatever a call through the SDK raised.
+def translated(cause: BaseException, action: str, table: str) -> StoreUnavailable | None:
+    """Return our error for an SDK's, or None where there is none: then it is a defect of ours, and INTERNAL.
 
     `table` is the table's ARN, or its name as long as nothing else is known.
     """
-    error = _translated(cause, action, table)
-    error.remedy = REMEDY
-    return error
-
-
-def client_problem(cause: BaseException) -> StoreUnavailable:
-    """Return our error for a client that cannot be made from the daemon's configuration."""
-    problem = aws_sdk.network_problem(cause) or (
-        "check kms.store.endpoint, AWS_ENDPOINT_URL, AWS_CA_BUNDLE, the proxy variables and the AWS configuration file"
-    )
-    return StoreUnavailable(f"the AWS SDK cannot make a client for DynamoDB: {problem}", remedy=REMEDY)
-
-
-def is_malformed(cause: BaseException | None) -> bool:
-    """Tell whether the SDK or DynamoDB found the request itself wrong."""
-    if isinstance(cause, ParamValidationError) or code_of(cause) == "ValidationException":
-        return True
-    return cause is not None and "ValidationError" in _cancellation_reasons(cause)
-
-
-def _translated(cause: BaseException, action: str, table: str) -> StoreUnavailable:
-    if is_malformed(cause):
-        return _malformed(action, table)
-    if not isinstance(cause, ClientError):
-        if problem := aws_sdk.network_problem(cause):
-            return StoreUnavailable(f"no answer from DynamoDB to dynamodb:{action} on {table}: {problem}")
-        if isinstance(cause, aws_sdk.CREDENTIALS) and not isinstance(cause, aws_sdk.NETWORK):
-            return _credentials(cause, action, table)
+    if isinstance(cause, aws_sdk.NETWORK):
         return _unreachable(cause, action, table)
+    if not isinstance(cause, ClientError):
+        return _credentials(cause, action, table) if isinstance(cause, aws_sdk.CREDENTIALS) else None
     if cause.operation_name != action:  # the SDK asked STS for credentials first, and STS refused
         return _credentials(cause, action, table)
     if is_contention(cause):
@@ -152,7 +106,9 @@ def _translated(cause: BaseException, action: str, table: str) -> StoreUnavailab
     if known is not None:
         return known(cause, action, table)
     status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return _denied(cause, action, table) if status == 403 else _unreachable(cause, action, table)
+    if status == 403:
+        return _denied(cause, action, table)
+    return _unreachable(cause, action, table) if status >= 500 else None
 
 
 def is_refusal(cause: BaseException) -> bool:
@@ -162,10 +118,10 @@ def is_refusal(cause: BaseException) -> bool:
 
 def is_contention(cause: BaseException) -> bool:
     """Tell whether a write was not done because others were in its way, so that it may be tried again at once."""
-    if code_of(cause) in _CONFLICTS:
+    if code_of(cause) == "TransactionConflictException":
         return True
     reasons = _cancellation_reasons(cause)
-    return _CONDITION not in reasons and not (_CONTENTION | _FAULTS).isdisjoint(reasons)
+    return _CONDITION not in reasons and not _CONTENTION.isdisjoint(reasons)
 
 
 def _cancellation_reasons(cause: BaseException) -> frozenset[str]:

@@ -24,7 +24,7 @@ from betrace_kms_server.core.errors import StoreUnavailable
 from betrace_kms_server.core.keys import StoredKey
 from betrace_kms_server.stores.damage import damaged_key, no_active_key
 from betrace_kms_server.stores.dynamodb.client import ClientFactory, asking, dynamodb_client, without_contention
-from betrace_kms_server.stores.dynamodb.errors import is_refusal
+from betrace_kms_server.stores.dynamodb.errors import SDK_ERRORS, is_refusal
 from betrace_kms_server.stores.dynamodb.items import (
     PARTITION_KEY,
     head_of,
@@ -247,7 +247,7 @@ class DynamoStore:
         async with asking("TransactWriteItems", self._arn):
             try:
                 await without_contention(lambda: self._client.transact_write_items(TransactItems=writes))
-            except Exception as cause:
+            except SDK_ERRORS as cause:
                 if await landed():
                     return True
                 if is_refusal(cause):

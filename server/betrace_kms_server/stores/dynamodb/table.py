@@ -10,7 +10,7 @@ from botocore.exceptions import ClientError
 
 from betrace_kms_server.core.errors import StartRefused, StoreUnavailable
 from betrace_kms_server.stores.dynamodb.client import asking
-from betrace_kms_server.stores.dynamodb.errors import code_of, is_malformed
+from betrace_kms_server.stores.dynamodb.errors import SDK_ERRORS, code_of
 from betrace_kms_server.stores.dynamodb.items import PARTITION_KEY, SORT_KEY
 
 if TYPE_CHECKING:
@@ -60,12 +60,12 @@ async def describe_table(client: "DynamoDBClient", table: str) -> "TableDescript
     except StoreUnavailable as error:
         if code_of(error.__cause__) == "ResourceNotFoundException":
             return None
-        if is_malformed(error.__cause__):
-            raise StartRefused(
-                f"kms.store.table {table!r} is no name of a DynamoDB table: it takes 3 to 255 letters, digits, dots,"
-                " dashes and underscores"
-            ) from error
         raise StartRefused(f"the DynamoDB table {table} cannot be looked at: {error.message}") from error
+    except SDK_ERRORS as cause:
+        raise StartRefused(
+            f"kms.store.table {table!r} is no name of a DynamoDB table: it takes 3 to 255 letters, digits, dots, dashes"
+            " and underscores"
+        ) from cause
 
 
 def refuse_unfit(described: "TableDescriptionTypeDef", table: str) -> None:
