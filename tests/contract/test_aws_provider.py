@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from betrace_kms_server.aws.credentials import AwsCredentials
 from betrace_kms_server.core.errors import CredentialsUnavailable, DoesNotOpen, KmsUnreachable, MasterKeyUnusable
 from betrace_kms_server.core.keys import WrappedKey
 from betrace_kms_server.providers.aws.provider import AwsProvider, KmsApi
@@ -50,81 +51,6 @@ async def test_cancelled_call_is_cancelled() -> None:
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-
-
-async def test_credentials_are_looked_for_again() -> None:
-    """A client that found no credentials never would, so the next call gets a new one, and the old one is closed."""
-    answers: list[BaseException | None] = [sdk.NoCredentialsError(), None, None]
-
-    async def answer(action: str, parameters: Mapping[str, Any]) -> Any:
-        if (error := answers.pop(0)) is not None:
-            raise error
-        return {"KeyMetadata": METADATA}
-
-    clients = stubbed(answer)
-    async with provider(clients) as aws:
-        with pytest.raises(CredentialsUnavailable):
-            await aws.check()
-        await aws.check()
-        await aws.check()
-        assert (2, 1) == (clients.opened, clients.closed)
-    assert (2, 2) == (clients.opened, clients.closed)
-
-
-async def test_calls_at_once_open_one_new_client() -> None:
-    """When a client is needed anew, many calls at once open one."""
-    failures = [sdk.NoCredentialsError()]
-
-    async def answer(action: str, parameters: Mapping[str, Any]) -> Any:
-        if failures:
-            raise failures.pop()
-        return {"KeyMetadata": METADATA}
-
-    clients = stubbed(answer)
-    async with provider(clients) as aws:
-        with pytest.raises(CredentialsUnavailable):
-            await aws.check()
-        await asyncio.gather(*(aws.check() for _ in range(20)))
-        assert 2 == clients.opened
-
-
-async def test_late_failure_does_not_close_the_new_client() -> None:
-    """A call that still fails on the old client leaves alone the new one, which other calls use by then."""
-    late_asked, late_may_fail, new_asked, new_may_answer = (asyncio.Event() for _ in range(4))
-
-    async def fail_late() -> Any:
-        late_asked.set()
-        await late_may_fail.wait()
-        raise sdk.NoCredentialsError
-
-    async def fail() -> Any:
-        raise sdk.NoCredentialsError
-
-    async def succeed() -> Any:
-        new_asked.set()
-        await new_may_answer.wait()
-        return {"KeyMetadata": METADATA}
-
-    answers = [fail_late, fail, succeed]
-
-    async def answer(action: str, parameters: Mapping[str, Any]) -> Any:
-        return await answers.pop(0)()
-
-    clients = stubbed(answer)
-    async with provider(clients) as aws:
-        late = asyncio.create_task(aws.check())
-        await late_asked.wait()
-        with pytest.raises(CredentialsUnavailable):
-            await aws.check()
-        new = asyncio.create_task(aws.check())
-        await new_asked.wait()
-        late_may_fail.set()
-        with pytest.raises(CredentialsUnavailable):
-            await late
-        open_clients = clients.opened - clients.closed
-        new_may_answer.set()
-        await new
-        assert (2, 1) == (clients.opened, open_clients)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +211,8 @@ async def test_credentials_that_come_late_are_found(
 ) -> None:
     """A daemon that started without credentials works as soon as there are some."""
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    async with AwsProvider(kms_key, region=REGION, endpoint=moto.url) as aws:
+    clients = SdkClients(AwsCredentials(REGION, pause=0.0))
+    async with AwsProvider(kms_key, region=REGION, endpoint=moto.url, client_factory=clients) as aws:
         with pytest.raises(CredentialsUnavailable):
             await aws.check()
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")

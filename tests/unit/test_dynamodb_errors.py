@@ -64,11 +64,11 @@ def test_denial_names_the_permission(action: str, message: str, permission: str)
         (sdk.IncompleteReadError(actual_bytes=1, expected_bytes=2), "no answer from DynamoDB"),
         (sdk.NoCredentialsError(), "AWS credentials for the key store"),
         (sdk.CredentialRetrievalError(provider="x", error_msg="y"), "AWS credentials for the key store"),
-        (FileNotFoundError("token"), "AWS credentials for the key store"),
+        (OSError("reset"), "no answer from DynamoDB"),
     ],
     ids=lambda value: value.split(" ")[0] if isinstance(value, str) else type(value).__name__,
 )
-def test_what_has_no_known_code_is_told_by_its_kind(cause: BaseException, words: str) -> None:
+def test_what_has_no_known_code_is_told_by_its_kind(cause: Exception, words: str) -> None:
     """Networks, credentials and statuses are told apart."""
     error = translated(cause, "PutItem", TABLE)
     assert error is not None
@@ -78,15 +78,17 @@ def test_what_has_no_known_code_is_told_by_its_kind(cause: BaseException, words:
 @pytest.mark.parametrize(
     "cause",
     [
+        ValueError(SECRET),
         refused("ValidationException"),
         refused("TransactionCanceledException", CancellationReasons=[{"Code": "ValidationError"}]),
         sdk.ParamValidationError(report="x"),
     ],
-    ids=["validation", "transaction", "parameters"],
+    ids=["value", "validation", "transaction", "parameters"],
 )
-def test_defects_of_ours_stay_what_they_are(cause: BaseException) -> None:
-    """A request that is malformed is no outage: nobody could mend it by waiting."""
-    assert None is translated(cause, "PutItem", TABLE)
+def test_what_nothing_foresaw_is_translated(cause: Exception) -> None:
+    """An error without a meaning of its own is a failure of the key store, and never shows the words of the SDK."""
+    error = translated(cause, "PutItem", TABLE)
+    assert ("dynamodb:PutItem" in error.message, False) == (True, SECRET in error.message)
 
 
 @pytest.mark.parametrize(

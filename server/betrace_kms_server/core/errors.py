@@ -10,6 +10,7 @@
     ├── KeyDamaged                a stored key is not what it was when it was written
     ├── AccessDenied              KMS denies one of our four actions
     ├── Throttled                 KMS asks us to slow down
+    ├── Overloaded                more calls wait for KMS than the daemon lets wait
     ├── KmsUnreachable            no answer from KMS in time
     ├── CredentialsUnavailable    the daemon's own AWS credentials are missing or expired
     ├── StoreUnavailable          the key store is unreachable, full or read-only
@@ -101,6 +102,13 @@ class Throttled(KmsError):
     """KMS asks for fewer calls."""
 
     reason = "KMS_THROTTLED"
+    retry_after = 2.0
+
+
+class Overloaded(KmsError):
+    """More calls wait for a service than this daemon lets wait. The service itself is not at fault."""
+
+    reason = "OVERLOADED"
     retry_after = 2.0
 
 

@@ -52,7 +52,9 @@ def _mend_master_key(error: KmsError, arn: str, _endpoint: str | None) -> str:
     )
 
 
-def _open_the_way(_error: KmsError, arn: str, endpoint: str | None) -> str:
+def _open_the_way(error: KmsError, arn: str, endpoint: str | None) -> str:
+    if "kind" in error.metadata:  # the message knows more than that there was no answer
+        return error.message.partition(": ")[2]
     if endpoint:
         return f"start what should answer at {endpoint}, or remove aws.kms.endpoint"
     region = region_of(arn)

@@ -5,9 +5,10 @@ kms:Encrypt, kms:Decrypt, kms:DescribeKey. Credentials come from the SDK's own c
 (IRSA), EKS pod identity and ECS, instance metadata.
 
 Every call goes to the region of the master key. If KMS there does not answer, throttles, or was left alone by its
-breaker, the call goes on to the replicas in their order, and ends as a whole in `call_seconds`. Each region gets an
-equal share of what is left of them. No task brings us back: the breaker lets through a few calls on trial, and of these
-a region that has others behind it gets only `TRIAL_SECONDS`.
+breaker, the call goes on to the replicas in their order, and ends as a whole in `call_seconds`, in which waiting for
+credentials and for a connection does not count (see region.py). Each region gets an equal share of what is left of
+them. No task brings us back: the breaker lets through a few calls on trial, and of these a region that has others
+behind it gets only `TRIAL_SECONDS`.
 
 Whatever else KMS answers is final. A key that is disabled or a role that is denied was so decided by somebody, and is
 not got round by another region. Neither are missing credentials, which are missing everywhere.
@@ -17,14 +18,21 @@ key carries the ARN of what really wrapped it, because other readers of our mess
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, nullcontext
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 from betrace_kms_server.aws.arns import Replica, are_replicas
-from betrace_kms_server.core.errors import DoesNotOpen, KmsError, KmsUnreachable, MasterKeyUnusable
+from betrace_kms_server.aws.credentials import AwsCredentials
+from betrace_kms_server.core.errors import (
+    CredentialsUnavailable,
+    DoesNotOpen,
+    KmsError,
+    KmsUnreachable,
+    MasterKeyUnusable,
+)
 from betrace_kms_server.core.key_event import KmsObserver, unobserved
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.core.tenancy import Context
@@ -66,7 +74,7 @@ class AwsProvider:
         new_breaker: Callable[[str], CircuitBreaker] = CircuitBreaker,
         observe: KmsObserver = unobserved,
     ) -> None:
-        clients = client_factory or SdkClients()
+        clients = client_factory or SdkClients(AwsCredentials(region))
 
         def in_region(name: str, endpoint: str | None) -> KmsRegion:
             return KmsRegion(name, endpoint, client_factory=clients, breaker=new_breaker(name), observe=observe)
@@ -96,6 +104,12 @@ class AwsProvider:
     def breakers(self) -> Mapping[str, State]:
         """See KeyProvider."""
         return {region.name: region.breaker.state for region, _ in self._places(self.master_key_arn)}
+
+    @property
+    def credential_attempts(self) -> Mapping[str, int]:
+        """See KeyProvider."""
+        credentials = self._primary.credentials
+        return {} if credentials is None else dict(credentials.attempts)
 
     def is_current(self, arn: str) -> bool:
         """See KeyProvider. A replica in any region counts, also one that is not configured."""
@@ -162,19 +176,45 @@ class AwsProvider:
             )
 
     async def _ask(self, action: str, arn: str, request: Request[A], *, insist: bool = False) -> A:
-        """Ask one region after the other, until one answers or all have failed."""
+        """Ask KMS, and once more if other credentials came in the place of those that it refused."""
+        try:
+            return await self._ask_regions(action, arn, request, insist)
+        except CredentialsUnavailable as error:
+            credentials = self._primary.credentials
+            if error.metadata.get("kind") != "rejected" or credentials is None or not await credentials.replaced():
+                raise
+        return await self._ask_regions(action, arn, request, insist)
+
+    async def _ask_regions(self, action: str, arn: str, request: Request[A], insist: bool) -> A:
+        """Ask one region after the other, until one answers or all have failed.
+
+        What comes of insisting is not counted by the breaker: it would not be a call on trial.
+        """
         places = self._places(arn)
+        closed = [place for place in places if place[0].breaker.state != "open"]  # one that opens later gets no time
         failure: KmsError | None = None
         now = asyncio.get_running_loop().time
-        deadline = now() + self._call_seconds
-        for region, local_arn, permit, rest in _permitted(places, insist):
+        seconds, asked = self._call_seconds, False
+        for index, (region, local_arn) in enumerate([*closed, *(places[:1] if insist else ())], 1):
+            forced = index > len(closed)
+            if forced and asked:
+                break
             try:
-                answer = await region.ask(action, local_arn, request, permit, _share(deadline - now(), region, rest))
+                kms = await region.make_ready(action, local_arn)
+                async with nullcontext() if insist else region.slots.slot():
+                    permit = Permit(lambda outcome: None) if forced else region.breaker.acquire()
+                    if permit is None:
+                        continue
+                    asked, began = True, now()
+                    share = _share(seconds, region, closed[index:])
+                    try:
+                        answer: A = await region.ask(kms, action, local_arn, request, permit, share)
+                        self.serving_region = region.name
+                        return answer
+                    finally:
+                        seconds -= now() - began
             except TRANSIENT as error:
                 failure = error
-            else:
-                self.serving_region = region.name
-                return answer
         if failure is None:
             raise _circuit_open(places)
         try:
@@ -186,22 +226,6 @@ class AwsProvider:
         """Return where a master key can be asked. The former ones exist only in the region of the current one."""
         first = (self._primary, arn)
         return [first, *self._replicas] if arn == self.master_key_arn else [first]
-
-
-def _permitted(places: Sequence[_Place], insist: bool) -> Iterator[tuple[KmsRegion, str, Permit, Sequence[_Place]]]:
-    """Give the places that may be asked, one at a time and each with those behind it; the first if none may.
-
-    What comes of insisting is not counted: it would not be a call on trial.
-    """
-    asked = False
-    closed = [place for place in places if place[0].breaker.state != "open"]  # one that opens up later gets no time
-    for index, (region, arn) in enumerate(closed, 1):
-        if (permit := region.breaker.acquire()) is not None:
-            asked = True
-            yield region, arn, permit, closed[index:]
-    if insist and not asked:
-        region, arn = places[0]
-        yield region, arn, Permit(lambda outcome: None), ()
 
 
 def _share(seconds: float, region: KmsRegion, rest: Sequence[_Place]) -> float:

@@ -4,13 +4,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from betrace_kms_server.aws import sdk_errors as aws_sdk
 from betrace_kms_server.core.errors import StoreUnavailable
-
-SDK_ERRORS = (BotoCoreError, ClientError, OSError)
-"""All that a call through the SDK may raise; TimeoutError is an OSError."""
 
 PERMISSIONS: Mapping[str, str] = {
     "TransactGetItems": "dynamodb:GetItem",
@@ -19,6 +16,7 @@ PERMISSIONS: Mapping[str, str] = {
 """What an action needs that has no permission of its own name (DynamoDB developer guide, transaction-apis-iam)."""
 
 _DENIED = re.compile(r"not authorized to perform: (dynamodb:[A-Za-z]{1,64})")
+_CODE = re.compile(r"[A-Za-z.]{1,64}")
 _REASONS = re.compile(r"specific reasons \[([A-Za-z, ]*)\]")
 _CONDITION = "ConditionalCheckFailed"
 _CONTENTION = frozenset({"TransactionConflict", "ProvisionedThroughputExceeded", "ThrottlingError"})
@@ -89,15 +87,27 @@ CODES: Mapping[str, Callable[[BaseException, str, str], StoreUnavailable]] = {
 }
 
 
-def translated(cause: BaseException, action: str, table: str) -> StoreUnavailable | None:
-    """Return our error for an SDK's, or None where there is none: then it is a defect of ours, and INTERNAL.
+def translated(cause: Exception, action: str, table: str) -> StoreUnavailable:
+    """Return our error for whatever a call through the SDK raised.
 
     `table` is the table's ARN, or its name as long as nothing else is known.
     """
+    if (trouble := aws_sdk.trouble_of(cause, "DynamoDB")) is not None:
+        return StoreUnavailable(trouble.message, metadata={"kind": trouble.kind})
+    if isinstance(cause, ClientError):
+        return _of_answer(cause, action, table)
+    if isinstance(cause, aws_sdk.CREDENTIALS):
+        return _credentials(cause, action, table)
     if isinstance(cause, aws_sdk.NETWORK):
         return _unreachable(cause, action, table)
-    if not isinstance(cause, ClientError):
-        return _credentials(cause, action, table) if isinstance(cause, aws_sdk.CREDENTIALS) else None
+    return StoreUnavailable(
+        f"the AWS SDK fails at dynamodb:{action} on {table} with {type(cause).__name__}: check kms.store.endpoint and"
+        " the daemon's AWS_* environment",
+        metadata={"kind": "sdk"},
+    )
+
+
+def _of_answer(cause: ClientError, action: str, table: str) -> StoreUnavailable:
     if cause.operation_name != action:  # the SDK asked STS for credentials first, and STS refused
         return _credentials(cause, action, table)
     if is_contention(cause):
@@ -108,7 +118,15 @@ def translated(cause: BaseException, action: str, table: str) -> StoreUnavailabl
     status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if status == 403:
         return _denied(cause, action, table)
-    return _unreachable(cause, action, table) if status >= 500 else None
+    if status >= 500:
+        return _unreachable(cause, action, table)
+    code = code_of(cause)
+    named = code if _CODE.fullmatch(code) else "an error without a name"
+    return StoreUnavailable(
+        f"DynamoDB refuses dynamodb:{action} on {table} with {named}: check kms.store.endpoint and kms.store.table, and"
+        " report it if both are right",
+        metadata={"kind": "unknown_code"},
+    )
 
 
 def is_refusal(cause: BaseException) -> bool:
