@@ -10,13 +10,13 @@ from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 import aioboto3
-from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore.model import OperationModel
 
 from betrace_kms_server.aws.call_slots import POOL_SIZE, RESERVED_CONNECTIONS
 from betrace_kms_server.aws.credentials import AwsCredentials
 from betrace_kms_server.aws.sdk_errors import NotFromAws
+from betrace_kms_server.aws.tls import VerifyingConfig
 
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 1, 2, 3
 
@@ -35,7 +35,7 @@ async def aws_client(
     """Open a client. Ends an attempt to obtain credentials when it is closed."""
     session = get_session()
     session.register_component("credential_provider", credentials)
-    config = AioConfig(
+    config = VerifyingConfig(
         connect_timeout=CONNECT_SECONDS,
         read_timeout=READ_SECONDS,
         max_pool_connections=POOL_SIZE + RESERVED_CONNECTIONS,

@@ -21,8 +21,12 @@ from aiobotocore.session import AioSession, get_session
 from botocore.credentials import ReadOnlyCredentials
 from botocore.exceptions import NoCredentialsError
 
+from betrace_kms_server.aws.tls import VerifyingConfig
+
 _MAX_OUTPUT_BYTES = 64 * 1024
 _REAP_SECONDS = 1.0
+_STS_ATTEMPTS = 2
+"""More would outlast the bound on the whole, and hide what STS answers."""
 _PART = re.compile(r"[!-~]+")
 
 Fingerprint = tuple[tuple[int, ...] | None, ...]
@@ -55,6 +59,9 @@ class CredentialChain:
         """
         session = get_session()
         session.set_config_variable("sts_regional_endpoints", "regional")
+        session.set_default_client_config(VerifyingConfig())
+        session.set_config_variable("retry_mode", "standard")
+        session.set_config_variable("max_attempts", _STS_ATTEMPTS)
         async with self._children_ended():
             found = await self._resolver(session).load_credentials()
         if found is None:

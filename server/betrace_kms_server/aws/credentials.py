@@ -24,7 +24,7 @@ from botocore.credentials import ReadOnlyCredentials
 from botocore.exceptions import ClientError, ConfigParseError, NoCredentialsError, PartialCredentialsError
 
 from betrace_kms_server.aws.credential_chain import CredentialChain, Fingerprint, MalformedCredentials
-from betrace_kms_server.aws.sdk_errors import NETWORK, THROTTLED_CODES, trouble_of
+from betrace_kms_server.aws.sdk_errors import NETWORK, THROTTLED_CODES, code_of, trouble_of
 from betrace_kms_server.core.errors import CredentialsUnavailable, cause_of
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,8 @@ class AwsCredentials:
     def refused(self, generation: int) -> None:
         """Note that AWS refused credentials of a generation, so that the next call waits until they are read anew."""
         self._refused_generation = max(generation, self._refused_generation)
-        if generation == self.generation and self._clock() >= self._last_attempt + self._pause:
+        rewritten = self._chain.fingerprint() != self._fingerprint
+        if generation == self.generation and (rewritten or self._clock() >= self._last_attempt + self._pause):
             self._stale = self._awaited = True
             self._next_check = float("-inf")
 
@@ -201,7 +202,7 @@ def _explained(cause: Exception, seconds: float) -> tuple[str, str]:
     if isinstance(cause, TimeoutError):
         return "timeout", _text(f"did not arrive within {seconds:g} s", "check what gives them", _SOURCES)
     if isinstance(cause, ClientError):
-        if cause.response.get("Error", {}).get("Code", "") in THROTTLED_CODES:
+        if code_of(cause) in THROTTLED_CODES:
             return "throttled", _text("are throttled by STS", "they are asked for again automatically")
         return "refused", _text("are refused by STS", "check the role's trust policy and the machine's clock")
     if isinstance(cause, NoCredentialsError):

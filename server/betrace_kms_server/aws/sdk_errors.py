@@ -15,6 +15,7 @@ from botocore.exceptions import (
     ClientError,
     ConfigParseError,
     CredentialRetrievalError,
+    EndpointConnectionError,
     HTTPClientError,
     IncompleteReadError,
     InvalidConfigError,
@@ -56,6 +57,8 @@ LOCAL_KINDS = frozenset({"ca_bundle", "endpoint", "open_files", "sdk"})
 _NO_FILES = (errno.EMFILE, errno.ENFILE)
 _CERTIFICATE_EXPIRED, _NOT_YET_VALID, _HOSTNAME_MISMATCH, _IP_MISMATCH = 10, 9, 62, 64  # OpenSSL, x509_vfy.h
 _DEPTH = 10
+_NO_FILE = (FileNotFoundError, PermissionError, IsADirectoryError)
+_BAD_PEM = ("NO_CERTIFICATE_OR_CRL_FOUND", "PEM_LIB")
 
 
 class NotFromAws(Exception):
@@ -85,14 +88,23 @@ def trouble_of(cause: BaseException, service: str) -> Trouble | None:
                 " (ulimit -n, LimitNOFILE), and check what holds so many",
             )
     for error in chain:
-        if (trouble := _proxy(error, service) or _certificate(error, service) or _other(error, service)) is not None:
+        if (trouble := _certificate(error, service) or _proxy(error, service) or _other(error, service)) is not None:
             return trouble
     return None
 
 
 def code_of(cause: BaseException | None) -> str:
     """Return AWS's code of an error; of one that AWS did not answer, nothing."""
-    return str(cause.response.get("Error", {}).get("Code", "")) if isinstance(cause, ClientError) else ""
+    return (
+        str(getattr(cause, "response", {}).get("Error", {}).get("Code", "")) if isinstance(cause, ClientError) else ""
+    )
+
+
+def status_of(cause: BaseException | None) -> int:
+    """Return the HTTP status of an answer that AWS refused with, or 0."""
+    answer = getattr(cause, "response", {}) if isinstance(cause, ClientError) else {}
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status if isinstance(status, int) else 0
 
 
 def _chain(cause: BaseException) -> Iterator[BaseException]:
@@ -113,10 +125,9 @@ def _chain(cause: BaseException) -> Iterator[BaseException]:
 def _proxy(error: BaseException, service: str) -> Trouble | None:
     status = None
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        status = error.status
-    elif isinstance(error, ClientError):
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        status = status if status == 407 else None
+        status = getattr(error, "status", 0)
+    elif status_of(error) == 407:
+        status = 407
     elif isinstance(error, NotFromAws) and error.status == 407:
         status = 407
     if status == 407:
@@ -142,27 +153,37 @@ def _proxy(error: BaseException, service: str) -> Trouble | None:
                 " NO_PROXY",
             )
         )
+    if isinstance(error, EndpointConnectionError) and _is_of_another_host(error):
+        return _bad_proxy(service)
     if isinstance(error, InvalidProxiesConfigError):
         return _bad_proxy(service)
-    if isinstance(error, (aiohttp.InvalidURL, ValueError)) and "proxy" in f"{type(error).__name__} {error}".lower():
+    if (
+        isinstance(error, (aiohttp.InvalidURL, ValueError))
+        and "proxy" in f"{type(error).__name__} {error.args}".lower()
+    ):
         return _bad_proxy(service)
     return None
 
 
+def _is_of_another_host(error: EndpointConnectionError) -> bool:
+    """Tell whether the host that could not be reached is not the endpoint's: then it is the proxy's."""
+    fields = getattr(error, "kwargs", {})
+    host = getattr(fields.get("error"), "host", None)
+    return bool(host) and str(host) not in str(fields.get("endpoint_url", ""))
+
+
 def _bad_proxy(service: str) -> Trouble:
     return Trouble(
-        "proxy", f"the proxy before {service} cannot be used: set HTTPS_PROXY and HTTP_PROXY to http://HOST:PORT"
+        "proxy",
+        f"the proxy before {service} cannot be used or reached: set HTTPS_PROXY and HTTP_PROXY to http://HOST:PORT",
     )
 
 
 def _certificate(error: BaseException, service: str) -> Trouble | None:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return Trouble("tls", _untrusted(error.verify_code, service))
-    if isinstance(error, aiohttp.ClientConnectorCertificateError) and not isinstance(
-        error.certificate_error, ssl.SSLCertVerificationError
-    ):
-        return Trouble("tls", _untrusted(0, service))
-    if isinstance(error, ssl.SSLError) and error.reason == "NO_CERTIFICATE_OR_CRL_FOUND":
+    if isinstance(error, ssl.SSLCertVerificationError):  # aiohttp's is one as well, and wraps the one with the code
+        codes = [getattr(inner, "verify_code", None) for inner in _chain(error)]
+        return Trouble("tls", _untrusted(next((code for code in codes if isinstance(code, int)), 0), service))
+    if isinstance(error, ssl.SSLError) and (getattr(error, "reason", None) in _BAD_PEM or "PEM" in str(error.args)):
         return _bad_ca_bundle(service)
     if isinstance(error, ssl.SSLError) or (isinstance(error, SSLError) and not _wraps_ssl(error)):
         return Trouble(
@@ -195,9 +216,7 @@ def _untrusted(code: int, service: str) -> str:
 
 
 def _other(error: BaseException, service: str) -> Trouble | None:
-    if isinstance(error, HTTPClientError) and isinstance(
-        error.kwargs.get("error"), (FileNotFoundError, PermissionError, IsADirectoryError)
-    ):
+    if isinstance(error, HTTPClientError) and any(isinstance(inner, _NO_FILE) for inner in _chain(error)):
         return _bad_ca_bundle(service)
     if isinstance(error, (NotFromAws, ResponseParserError)):
         status = f" (HTTP status {error.status})" if isinstance(error, NotFromAws) else ""

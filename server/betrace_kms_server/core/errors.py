@@ -147,4 +147,10 @@ class StartRefused(Exception):
 def cause_of(error: BaseException) -> str | None:
     """Return what an SDK or a library said, for the log alone: it may name principals and endpoints."""
     cause = error.__cause__
-    return None if cause is None else f"{type(cause).__name__}: {cause}"[:_CAUSE_CHARACTERS]
+    if cause is None:
+        return None
+    try:
+        said = str(cause)
+    except Exception:  # noqa: BLE001  # some exceptions of libraries cannot be printed
+        said = "(no text)"
+    return f"{type(cause).__name__}: {said}"[:_CAUSE_CHARACTERS]

@@ -105,7 +105,7 @@ def translated(cause: Exception, action: str, arn: str) -> KmsError:
     if isinstance(cause, ClientError):
         error = _of_answer(cause, action, arn)
         if isinstance(error, AccessDenied):
-            said = _PRINCIPAL.search(cause.response.get("Error", {}).get("Message", ""))
+            said = _PRINCIPAL.search(str(getattr(cause, "response", {}).get("Error", {}).get("Message", "")))
             error.principal = said[1] if said else None
         return error
     if isinstance(cause, aws_sdk.CREDENTIALS):
@@ -113,8 +113,8 @@ def translated(cause: Exception, action: str, arn: str) -> KmsError:
     if isinstance(cause, aws_sdk.NETWORK):
         return _unreachable(action, arn)
     return KmsUnreachable(
-        f"the AWS SDK fails at kms:{action}{_where(arn)} with {type(cause).__name__}: check aws.kms.endpoint and the"
-        " daemon's AWS_* environment; the daemon's log has the traceback",
+        f"the AWS SDK fails at kms:{action}{_where(arn)} with {type(cause).__name__}: check aws.kms.endpoint,"
+        " AWS_ENDPOINT_URL and the daemon's other AWS_* variables; the daemon's log has the traceback",
         metadata={"kind": "sdk"},
     )
 
@@ -137,13 +137,13 @@ def says_nothing_of_kms(error: KmsError) -> bool:
 
 
 def _of_answer(cause: ClientError, action: str, arn: str) -> KmsError:
-    if cause.operation_name != action:  # the SDK asked STS for credentials first, and STS refused
+    if getattr(cause, "operation_name", action) != action:  # the SDK asked STS for credentials first, and STS refused
         return _credentials(action, arn)
-    code = str(cause.response.get("Error", {}).get("Code", ""))
+    code = aws_sdk.code_of(cause)
     known = CODES.get(code)
     if known is not None:
         return known(action, arn)
-    status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    status = aws_sdk.status_of(cause)
     if status == 429:
         return _throttled(action, arn)
     if status == 403:

@@ -155,7 +155,7 @@ class KmsRegion:
                     answer = await request(kms, arn)
             except Exception as cause:  # noqa: BLE001  # the SDK's exceptions have no common root
                 if isinstance(cause, ClientError):
-                    call.answered(request_id(cause.response))
+                    call.answered(request_id(getattr(cause, "response", {})))
                 if credentials is not None and code_of(cause) in CREDENTIALS_CODES:
                     credentials.refused(generation)
                 error = self._failed(cause, translated(cause, action, arn))

@@ -108,14 +108,14 @@ def translated(cause: Exception, action: str, table: str) -> StoreUnavailable:
 
 
 def _of_answer(cause: ClientError, action: str, table: str) -> StoreUnavailable:
-    if cause.operation_name != action:  # the SDK asked STS for credentials first, and STS refused
+    if getattr(cause, "operation_name", action) != action:  # the SDK asked STS for credentials first, and STS refused
         return _credentials(cause, action, table)
     if is_contention(cause):
         return _contended(cause, action, table)
     known = CODES.get(code_of(cause))
     if known is not None:
         return known(cause, action, table)
-    status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    status = aws_sdk.status_of(cause)
     if status == 403:
         return _denied(cause, action, table)
     if status >= 500:
@@ -154,8 +154,12 @@ def _cancellation_reasons(cause: BaseException) -> frozenset[str]:
 
 def code_of(cause: BaseException | None) -> str:
     """Return AWS's code of an error; of one that AWS did not answer, nothing."""
-    return cause.response.get("Error", {}).get("Code", "") if isinstance(cause, ClientError) else ""
+    return aws_sdk.code_of(cause) if isinstance(cause, ClientError) else ""
 
 
 def _message(cause: BaseException) -> str:
-    return cause.response.get("Error", {}).get("Message", "") if isinstance(cause, ClientError) else ""
+    return (
+        str(getattr(cause, "response", {}).get("Error", {}).get("Message", ""))
+        if isinstance(cause, ClientError)
+        else ""
+    )
