@@ -12,6 +12,7 @@ from betrace_kms_server.core.errors import (
     KmsError,
     KmsUnreachable,
     MasterKeyUnusable,
+    Overloaded,
     StoreUnavailable,
     Throttled,
 )
@@ -78,6 +79,13 @@ def _slow_down(_error: KmsError, arn: str, _endpoint: str | None) -> str:
     )
 
 
+def _add_capacity(_error: KmsError, _arn: str, _endpoint: str | None) -> str:
+    return (
+        "validate again in a minute; if it stays, raise kms.cache.max-size, add daemons, or let callers share"
+        " encryption contexts"
+    )
+
+
 def _mend_store(error: KmsError, _arn: str, _endpoint: str | None) -> str:
     if "DynamoDB" in error.message:
         return "look at the table of kms.store.table and at the daemon's permissions on it: see docs/dynamodb.md"
@@ -94,6 +102,7 @@ REMEDIES: Mapping[type[KmsError], Callable[[KmsError, str, str | None], str]] = 
     KmsUnreachable: _open_the_way,
     CredentialsUnavailable: _find_credentials,
     Throttled: _slow_down,
+    Overloaded: _add_capacity,
     StoreUnavailable: _mend_store,
     DoesNotOpen: _distrust,
 }
