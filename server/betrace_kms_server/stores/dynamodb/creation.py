@@ -8,8 +8,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from botocore.exceptions import ClientError
-
 from betrace_kms_server.core.errors import StoreUnavailable
 from betrace_kms_server.stores.dynamodb.client import ClientFactory, asking, dynamodb_client
 from betrace_kms_server.stores.dynamodb.errors import code_of
@@ -65,8 +63,10 @@ async def _create(client: "DynamoDBClient", table: str) -> None:
                 BillingMode="PAY_PER_REQUEST",
                 DeletionProtectionEnabled=True,
             )
-    except ClientError as cause:
-        if code_of(cause) != "ResourceInUseException":  # a retry of the SDK, or somebody else at the same time
+    except StoreUnavailable as error:
+        if (
+            code_of(error.__cause__) != "ResourceInUseException"
+        ):  # a retry of the SDK, or somebody else at the same time
             raise
 
 
@@ -93,8 +93,10 @@ async def _turn_recovery_on(client: "DynamoDBClient", table: str, arn: str, slee
                     TableName=table, PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": True}
                 )
             return True
-        except ClientError as cause:
-            if code_of(cause) != "ContinuousBackupsUnavailableException":  # while backups of a new table come up
+        except StoreUnavailable as error:
+            if (
+                code_of(error.__cause__) != "ContinuousBackupsUnavailableException"
+            ):  # while backups of a new table come up
                 raise
         await sleep(_POLL_SECONDS)
     raise StoreUnavailable(f"point-in-time recovery of {arn} cannot be turned on: do so in the console")
