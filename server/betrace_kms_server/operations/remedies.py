@@ -81,7 +81,7 @@ def endpoint_service(master_key_arn: str) -> str:
     partition, region = master_key_arn.split(":")[1:2], region_of(master_key_arn)
     if partition == ["aws-cn"]:
         return f"cn.com.amazonaws.{region}.kms"
-    known = partition in ([], ["aws"], ["aws-us-gov"])
+    known = partition in (["aws"], ["aws-us-gov"])
     return f"com.amazonaws.{region}.kms" if known else f"of KMS in {region}"
 
 
