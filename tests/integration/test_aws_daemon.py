@@ -291,6 +291,7 @@ async def test_only_what_somebody_decided_drops_warm_keys(
     tmp_path: Path, moto: "MotoServer", kms_key: str, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A custom key store that is away, and a state that we do not know, leave warm keys where they are."""
+    monkeypatch.setattr(app, "READY_SECONDS", 0.0)
     monkeypatch.setattr(monitor, "RETRY_SECONDS", 0.05)
     with aws_proxy(moto.url) as proxy:
         async with running(tmp_path, **aws(proxy.url, kms_key)) as daemon, aiohttp.ClientSession() as session:
@@ -298,7 +299,6 @@ async def test_only_what_somebody_decided_drops_warm_keys(
                 await client.encrypt("acme", b"payload")
             async with session.get(f"http://{daemon.ops_address}/q/health/ready"):
                 proxy.doctor = state_is(state)
-            await asyncio.sleep(app.READY_SECONDS)  # how old readiness may be
             async with session.get(f"http://{daemon.ops_address}/q/health/ready") as answer:
                 status = answer.status
             warm = sum(map(len, daemon.caches))
