@@ -7,6 +7,7 @@
     ├── DoesNotOpen               a ciphertext does not open, for whatever reason: one text, no oracle
     ├── NoSigningKey              the tenant has no key and none may be made
     ├── MasterKeyUnusable         the master key is missing, disabled, pending deletion or of another usage
+    ├── BadAnswer                 KMS answered, and not what it was asked for
     ├── KeyDamaged                a stored key is not what it was when it was written
     ├── AccessDenied              KMS denies one of our four actions
     ├── Throttled                 KMS asks us to slow down
@@ -23,9 +24,11 @@ rpc/status.py alone.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 _CAUSE_CHARACTERS = 300
+
+Place = Literal["volume", "table", "process"]
 
 
 class KmsError(Exception):
@@ -72,9 +75,34 @@ class NoSigningKey(KmsError):
 
 
 class MasterKeyUnusable(KmsError):
-    """The master key does not exist, is disabled, is pending deletion, or is no symmetric encryption key."""
+    """The master key does not exist, is disabled, is pending deletion, or is no symmetric encryption key.
+
+    `state` is the key's state if the service named it. `withdrawn` is set if somebody decided that the key must not be
+    used: then the keys that it wrapped must not be used from the cache either. An outage is no such decision.
+    """
 
     reason = "MASTER_KEY_UNUSABLE"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        state: str | None = None,
+        withdrawn: bool = False,
+    ) -> None:
+        super().__init__(message, metadata=metadata)
+        self.state = state
+        self.withdrawn = withdrawn
+
+
+class BadAnswer(KmsError):
+    """KMS answered, and not what it was asked for: a key of another length, of another master key, or no key.
+
+    The answer is not used, and the call is not repeated: what answers there is broken or is not KMS.
+    """
+
+    reason = "KMS_BAD_ANSWER"
 
 
 class KeyDamaged(KmsError):
@@ -127,10 +155,17 @@ class CredentialsUnavailable(KmsError):
 
 
 class StoreUnavailable(KmsError):
-    """The key store cannot be read or written now."""
+    """The key store cannot be read or written now.
+
+    `place` says where to look for the cause: the volume or the table of the store, or this process.
+    """
 
     reason = "KEY_STORE_UNAVAILABLE"
     retry_after = 1.0
+
+    def __init__(self, message: str, *, metadata: Mapping[str, str] | None = None, place: Place = "volume") -> None:
+        super().__init__(message, metadata=metadata)
+        self.place = place
 
 
 class AuditUnavailable(KmsError):

@@ -20,6 +20,7 @@ from betrace_kms_server.core.errors import (
     MasterKeyUnusable,
     Throttled,
 )
+from betrace_kms_server.host.process import descriptor_shortage
 
 
 def _unusable(_action: str, arn: str) -> KmsError:
@@ -43,8 +44,9 @@ def _throttled(action: str, arn: str) -> KmsError:
 
 def _unreachable(action: str, arn: str) -> KmsError:
     return KmsUnreachable(
-        f"no answer from KMS to kms:{action}{_where(arn)}: check aws.kms.region, the route to KMS, and aws.kms.endpoint"
-        " if it is set"
+        descriptor_shortage()
+        or f"no answer from KMS to kms:{action}{_where(arn)}: check aws.kms.region, the route to KMS, and"
+        " aws.kms.endpoint if it is set"
     )
 
 

@@ -19,6 +19,7 @@ import aiosqlite
 
 from betrace_kms_server.core.errors import KeyDamaged, StartRefused, StoreUnavailable
 from betrace_kms_server.core.keys import KeyStatus, StoredKey, WrappedKey
+from betrace_kms_server.host.process import descriptor_shortage
 from betrace_kms_server.stores.sqlite.schema import SCHEMA_VERSION, create_file, prepare
 
 DATABASE_FILE = "keystore.db"
@@ -195,6 +196,8 @@ class SqliteStore:
                 raise StoreUnavailable(
                     "the key store is damaged: stop the daemon and restore the store from a backup"
                 ) from cause
+            if shortage := descriptor_shortage():
+                raise StoreUnavailable(shortage, place="process") from cause
             name = getattr(cause, "sqlite_errorname", type(cause).__name__)
             raise StoreUnavailable(
                 f"the key store does not answer ({name}): check that its volume is there, writable and not full"
