@@ -19,7 +19,7 @@ APT_GET = apt-get -q -o Dir::State='$(CURDIR)/$(APT)' -o Dir::State::status=/var
   -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
 export PATH := $(CURDIR)/$(TOOLS):$(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test test-install coverage lint format types imports protos protos-check docs release tools prometheus node-modules bench-envelope bench-sign bench-telemetry bench-rotation drill-race drill-kill ci requirements clean
+.PHONY: help run test test-install test-ranges coverage lint format types imports protos protos-check docs release tools prometheus node-modules bench-envelope bench-sign bench-telemetry bench-rotation drill-race drill-kill mutants ci requirements clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,7 +58,10 @@ protos: $(VENV)/dev.stamp ## regenerate the stubs from protos/
 	  betrace/kms/v1/admin.proto betrace/kms/v1/key_management.proto
 
 test-install: ## install the pins and the declared ranges into empty environments of each Python that is here, and run the daemon
-	$(PYTHON) -m tests.install
+	$(PYTHON) -m tests.install pins
+
+test-ranges: ## let pip choose what pyproject.toml allows today, and run the daemon
+	$(PYTHON) -m tests.install ranges 3.11
 
 protos-check: protos ## check that the stubs are what protos/ says
 	@test -z "$$(git status --porcelain -- protos)" || { git status --short -- protos; git diff --stat -- protos; echo 'protos/ differs from its stubs: commit what make protos wrote'; exit 1; }
@@ -111,6 +114,9 @@ drill-race: $(VENV)/dev.stamp ## let four daemons race on one DynamoDB table (in
 
 drill-kill: $(VENV)/dev.stamp ## kill -9 a daemon 500 times while it makes and rotates keys
 	$(BIN)/python -m tests.faults.kill
+
+mutants: $(VENV)/dev.stamp $(VENV)/tools.stamp ## mutate the core and count what its tests notice (FOLDERS=... for some of it)
+	$(BIN)/python -m tests.mutants $(FOLDERS)
 
 ci: ## everything that CI runs (needs Go, Node.js and Debian's apt-get)
 	.ci/run

@@ -9,7 +9,7 @@ import structlog
 
 from betrace_kms_server.cache.key_cache import KeyCache
 from betrace_kms_server.config.settings import Settings
-from betrace_kms_server.core.errors import KmsError, MasterKeyUnusable
+from betrace_kms_server.core.errors import KmsError
 from betrace_kms_server.core.key_event import Recorder
 from betrace_kms_server.operations.monitor import KmsState
 from betrace_kms_server.providers.protocol import KeyProvider
@@ -27,17 +27,18 @@ SWEEP_SECONDS = 60.0
 def on_kms_state(
     health: HealthService, provider: KeyProvider, caches: Sequence[KeyCache]
 ) -> Callable[[KmsState], None]:
-    """Return what is to be done when the master key was looked at.
+    """Return what is to be done when the master key was checked.
 
-    The health service shows KMS as it is now, and our own from the first time that it was usable. A master key that is
-    disabled or pending deletion takes what it wrapped with it; an outage does not.
+    The health service shows KMS as it is now, and our own service from the first time that the master key was enabled.
+    A master key that somebody disabled, or scheduled for deletion, takes what it wrapped with it. An outage does not,
+    nor does a custom key store that is away for a while.
     """
 
     def changed(state: KmsState) -> None:
         health.set(KMS, state.usable)
-        if state.usable:
+        if state.enabled:
             health.set(KEY_MANAGEMENT, True)
-        elif state.reason == MasterKeyUnusable.reason:
+        if state.withdrawn:
             dropped = sum(cache.purge(provider.master_key_arn) for cache in caches if cache.kind != "public")
             if dropped:
                 log.error("The master key may not be used any more: its keys were dropped", entries=dropped)

@@ -198,9 +198,10 @@ async def test_unknown_code_is_told_by_its_http_status(cause: BaseException, exp
         ValueError(CANARY),
     ],
 )
-async def test_what_nobody_foresaw_stays_what_it_is(cause: BaseException) -> None:
-    """An error that has no meaning for us is a defect: it goes up as it is, to be logged and answered as INTERNAL."""
-    assert cause is await outcome(cause)
+async def test_what_nothing_foresaw_is_translated(cause: BaseException) -> None:
+    """An error without a meaning of its own is a failure of the SDK at a call, without the words of the SDK."""
+    error = await outcome(cause)
+    assert (KmsUnreachable, cause, False) == (type(error), error.__cause__, CANARY in shown(error))
 
 
 @pytest.mark.parametrize("operation", ["AssumeRoleWithWebIdentity", "AssumeRole", "GetRoleCredentials"])

@@ -8,8 +8,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import botocore.session
 import pytest
-from betrace_kms_server.core.errors import CredentialsUnavailable, DoesNotOpen, KmsUnreachable, MasterKeyUnusable
+from betrace_kms_server.aws.credentials import AwsCredentials
+from betrace_kms_server.core.errors import (
+    BadAnswer,
+    CredentialsUnavailable,
+    DoesNotOpen,
+    KmsUnreachable,
+    MasterKeyUnusable,
+)
 from betrace_kms_server.core.keys import WrappedKey
 from betrace_kms_server.providers.aws.provider import AwsProvider, KmsApi
 from betrace_kms_server.providers.aws.region import SdkClients
@@ -50,81 +58,6 @@ async def test_cancelled_call_is_cancelled() -> None:
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-
-
-async def test_credentials_are_looked_for_again() -> None:
-    """A client that found no credentials never would, so the next call gets a new one, and the old one is closed."""
-    answers: list[BaseException | None] = [sdk.NoCredentialsError(), None, None]
-
-    async def answer(action: str, parameters: Mapping[str, Any]) -> Any:
-        if (error := answers.pop(0)) is not None:
-            raise error
-        return {"KeyMetadata": METADATA}
-
-    clients = stubbed(answer)
-    async with provider(clients) as aws:
-        with pytest.raises(CredentialsUnavailable):
-            await aws.check()
-        await aws.check()
-        await aws.check()
-        assert (2, 1) == (clients.opened, clients.closed)
-    assert (2, 2) == (clients.opened, clients.closed)
-
-
-async def test_calls_at_once_open_one_new_client() -> None:
-    """When a client is needed anew, many calls at once open one."""
-    failures = [sdk.NoCredentialsError()]
-
-    async def answer(action: str, parameters: Mapping[str, Any]) -> Any:
-        if failures:
-            raise failures.pop()
-        return {"KeyMetadata": METADATA}
-
-    clients = stubbed(answer)
-    async with provider(clients) as aws:
-        with pytest.raises(CredentialsUnavailable):
-            await aws.check()
-        await asyncio.gather(*(aws.check() for _ in range(20)))
-        assert 2 == clients.opened
-
-
-async def test_late_failure_does_not_close_the_new_client() -> None:
-    """A call that still fails on the old client leaves alone the new one, which other calls use by then."""
-    late_asked, late_may_fail, new_asked, new_may_answer = (asyncio.Event() for _ in range(4))
-
-    async def fail_late() -> Any:
-        late_asked.set()
-        await late_may_fail.wait()
-        raise sdk.NoCredentialsError
-
-    async def fail() -> Any:
-        raise sdk.NoCredentialsError
-
-    async def succeed() -> Any:
-        new_asked.set()
-        await new_may_answer.wait()
-        return {"KeyMetadata": METADATA}
-
-    answers = [fail_late, fail, succeed]
-
-    async def answer(action: str, parameters: Mapping[str, Any]) -> Any:
-        return await answers.pop(0)()
-
-    clients = stubbed(answer)
-    async with provider(clients) as aws:
-        late = asyncio.create_task(aws.check())
-        await late_asked.wait()
-        with pytest.raises(CredentialsUnavailable):
-            await aws.check()
-        new = asyncio.create_task(aws.check())
-        await new_asked.wait()
-        late_may_fail.set()
-        with pytest.raises(CredentialsUnavailable):
-            await late
-        open_clients = clients.opened - clients.closed
-        new_may_answer.set()
-        await new
-        assert (2, 1) == (clients.opened, open_clients)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +218,8 @@ async def test_credentials_that_come_late_are_found(
 ) -> None:
     """A daemon that started without credentials works as soon as there are some."""
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    async with AwsProvider(kms_key, region=REGION, endpoint=moto.url) as aws:
+    clients = SdkClients(AwsCredentials(REGION, pause=0.0))
+    async with AwsProvider(kms_key, region=REGION, endpoint=moto.url, client_factory=clients) as aws:
         with pytest.raises(CredentialsUnavailable):
             await aws.check()
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
@@ -312,3 +246,79 @@ async def test_half_of_the_credentials_is_named_as_such(
     async with AwsProvider(kms_key, region=REGION, endpoint=moto.url) as aws:
         with pytest.raises(CredentialsUnavailable):
             await aws.check()
+
+
+@pytest.mark.parametrize(
+    "missing", [("KeyUsage",), ("KeySpec",), ("KeyState",), ("Arn",), ("KeyUsage", "KeySpec", "KeyState", "Arn")]
+)
+@pytest.mark.parametrize("value", [None, ""])
+async def test_member_that_is_left_out_has_the_default_of_the_api(missing: tuple[str, ...], value: str | None) -> None:
+    """Emulators leave out members of DescribeKey that AWS always sends."""
+    metadata = {**METADATA, "KeyId": ARN.rpartition("/")[2], "Enabled": True, **dict.fromkeys(missing, value)}
+
+    async def answer(action: str, parameters: Mapping[str, Any]) -> Any:
+        return {"KeyMetadata": {name: value for name, value in metadata.items() if value is not None}}
+
+    async with provider(stubbed(answer)) as aws:
+        await aws.check()
+        assert ARN == aws.master_key_arn
+
+
+@pytest.mark.parametrize(
+    ("metadata", "named"),
+    [
+        ({"Arn": ARN, "Enabled": False}, "is Disabled"),
+        ({"Arn": ARN, "CustomerMasterKeySpec": "RSA_2048"}, "is RSA_2048 for ENCRYPT_DECRYPT"),
+        ({"Arn": ARN, "KeyState": "Unavailable"}, "is Unavailable: connect its custom key store again"),
+    ],
+)
+async def test_what_is_not_left_out_counts(metadata: Mapping[str, Any], named: str) -> None:
+    """The older names of members count where the newer ones are missing."""
+
+    async def answer(action: str, parameters: Mapping[str, Any]) -> Any:
+        return {"KeyMetadata": metadata}
+
+    async with provider(stubbed(answer)) as aws:
+        with pytest.raises(MasterKeyUnusable, match=named):
+            await aws.check()
+
+
+@pytest.mark.parametrize(
+    "answered",
+    [
+        {},
+        {"KeyMetadata": None},
+        {"KeyMetadata": {}},
+        {"KeyMetadata": {**METADATA, "Arn": ARN.replace("us-east-1", "eu-west-1")}},
+        {"KeyMetadata": {**METADATA, "Arn": ARN[:-1] + "0"}},
+        {"KeyMetadata": {"KeyId": "00000000-0000-0000-0000-000000000000"}},
+        {"KeyMetadata": {**METADATA, "Arn": 7}},
+    ],
+)
+async def test_description_of_another_key_is_refused(answered: Mapping[str, Any]) -> None:
+    """What does not describe the key that was asked for says nothing about it."""
+
+    async def answer(action: str, parameters: Mapping[str, Any]) -> Any:
+        return answered
+
+    async with provider(stubbed(answer)) as aws:
+        with pytest.raises(BadAnswer, match="kms:DescribeKey"):
+            await aws.check()
+        assert ARN == aws.master_key_arn
+
+
+@pytest.mark.parametrize("state", botocore.session.get_session().get_service_model("kms").shape_for("KeyState").enum)
+async def test_every_state_of_the_api_is_usable_withdrawn_or_passing(state: str) -> None:
+    """Only the states that somebody chose withdraw a key."""
+
+    async def answer(action: str, parameters: Mapping[str, Any]) -> Any:
+        return {"KeyMetadata": {**METADATA, "KeyState": state}}
+
+    outcome: object = "usable"
+    async with provider(stubbed(answer)) as aws:
+        try:
+            await aws.check()
+        except MasterKeyUnusable as error:
+            outcome = error.state, error.withdrawn
+    expected = {"Enabled": "usable", "Updating": "usable", "Creating": (state, False), "Unavailable": (state, False)}
+    assert expected.get(state, (state, True)) == outcome

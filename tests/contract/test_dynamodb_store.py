@@ -11,16 +11,16 @@ from typing import Any
 
 import aioboto3
 import pytest
+from betrace_kms_server.aws.call_slots import POOL_SIZE
 from betrace_kms_server.core.errors import KeyDamaged, StoreUnavailable
 from betrace_kms_server.core.keys import StoredKey, WrappedKey
 from betrace_kms_server.stores.dynamodb import client as bounds
-from betrace_kms_server.stores.dynamodb.client import POOL_SIZE, dynamodb_client
+from betrace_kms_server.stores.dynamodb.client import dynamodb_client
 from betrace_kms_server.stores.dynamodb.creation import create_table
 from betrace_kms_server.stores.dynamodb.errors import PERMISSIONS
 from betrace_kms_server.stores.dynamodb.items import head_of, item_of, row_of
 from betrace_kms_server.stores.dynamodb.store import DynamoStore, open_dynamodb
 from botocore.awsrequest import AWSResponse
-from botocore.exceptions import ClientError
 
 from tests.aws_proxy import AwsProxy, Verdict, aws_proxy
 from tests.contract.samples import ARN, stored_key
@@ -537,7 +537,7 @@ async def test_what_no_item_can_be_called_is_not_found(store: DynamoStore) -> No
     for tenant_id, key_id in (("acme", "x" * 1021), ("acme", "é" * 600), ("", "0" * 32)):
         assert None is await store.get(tenant_id, key_id)
     assert 0 == calls["TransactGetItems"]
-    with pytest.raises(ClientError):
+    with pytest.raises(StoreUnavailable, match="with ValidationException"):
         await store.get("acme", "x" * 1020)
 
 

@@ -224,7 +224,7 @@ async def test_credentials_that_are_missing_are_told(
     """Who starts without credentials is told so."""
     for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(variable)
-    with pytest.raises(StartRefused, match="credentials for the key store are missing"):
+    with pytest.raises(StartRefused, match="own AWS credentials are missing"):
         await start(moto, name)
 
 

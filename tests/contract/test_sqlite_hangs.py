@@ -227,7 +227,7 @@ async def test_used_up_open_files_are_named(store: SqliteStore) -> None:
         with suppress(OSError):
             while True:
                 taken.append(os.open(os.devnull, os.O_RDONLY))
-        with pytest.raises(StoreUnavailable, match="limit of open files is reached: raise it"):
+        with pytest.raises(StoreUnavailable, match="raise the limit of open files"):
             await store.add(stored_key())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

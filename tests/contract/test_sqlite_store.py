@@ -2,9 +2,10 @@
 
 import asyncio
 import os
+import resource
 import sqlite3
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -335,3 +336,22 @@ async def test_message_about_damage_names_the_key_and_no_material(database: Path
     with pytest.raises(KeyDamaged, match=key.key_id) as raised:
         await store.active("acme")
     assert key.wrapped_seed.blob.hex() not in str(raised.value)
+
+
+async def test_lack_of_file_descriptors_is_told(store: SqliteStore) -> None:
+    """Without a descriptor SQLite cannot open its journal, and neither the volume nor the file is at fault."""
+    held: list[int] = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
+    try:
+        with suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        with pytest.raises(StoreUnavailable, match=r"no file descriptor left \(EMFILE\): raise the limit") as raised:
+            await store.create(stored_key())
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "process" == raised.value.place
+    await store.create(stored_key())

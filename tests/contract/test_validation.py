@@ -10,7 +10,7 @@ import pytest
 from betrace_kms_server.core import errors
 from betrace_kms_server.core.errors import AccessDenied, KmsError
 from betrace_kms_server.core.keys import KeyMaterial, WrappedKey
-from betrace_kms_server.operations.remedies import REMEDIES, remedy
+from betrace_kms_server.operations.remedies import REMEDIES, endpoint_service, remedy
 from betrace_kms_server.operations.validation import READY, Validation, Validator
 from betrace_kms_server.providers.aws.provider import AwsProvider
 from betrace_kms_server.providers.local import LocalProvider
@@ -467,3 +467,44 @@ def test_other_errors_lead_to_the_manual() -> None:
     """An error without a step of its own still tells where to read on."""
     step = remedy(errors.KeyDamaged("damaged"), ARN, None)
     assert "see docs/troubleshooting.md#key_damaged" == step
+
+
+@pytest.mark.parametrize(
+    ("state", "step"),
+    [
+        ("Disabled", "enable-key"),
+        ("PendingDeletion", "cancel-key-deletion"),
+        ("PendingReplicaDeletion", "cancel-key-deletion"),
+        ("PendingImport", "import-key-material"),
+        ("Unavailable", "connect-custom-key-store"),
+        ("Creating", "describe-key"),
+        (None, "describe-key"),
+    ],
+)
+def test_step_follows_the_state_and_not_the_words(state: str | None, step: str) -> None:
+    """The text of an error may change, and may hold the words of another state."""
+    error = errors.MasterKeyUnusable("the key is Disabled: is PendingDeletion:", state=state)
+    assert step in remedy(error, ARN, None)
+
+
+@pytest.mark.parametrize(
+    ("place", "step"), [("volume", "kms.data-dir"), ("table", "kms.store.table"), ("process", "ulimit -n")]
+)
+def test_step_of_a_store_follows_the_place(place: errors.Place, step: str) -> None:
+    """A table is no volume, and a lack of file descriptors is neither."""
+    assert step in remedy(errors.StoreUnavailable("DynamoDB", place=place), ARN, None)
+
+
+@pytest.mark.parametrize(
+    ("arn", "service"),
+    [
+        ("arn:aws:kms:us-east-1:123456789012:key/a", "com.amazonaws.us-east-1.kms"),
+        ("arn:aws-us-gov:kms:us-gov-west-1:123456789012:key/a", "com.amazonaws.us-gov-west-1.kms"),
+        ("arn:aws-cn:kms:cn-north-1:123456789012:key/a", "cn.com.amazonaws.cn-north-1.kms"),
+        ("arn:aws-eusc:kms:eusc-de-east-1:123456789012:key/a", "of KMS in eusc-de-east-1"),
+        ("alias/betrace", "of KMS in aws.kms.region"),
+    ],
+)
+def test_endpoint_service_is_named_for_its_partition(arn: str, service: str) -> None:
+    """Where the name is not known for certain, none is invented."""
+    assert service == endpoint_service(arn)

@@ -1,24 +1,40 @@
 """Provider aws end to end: a real daemon, the real SDK, moto as a real HTTP server."""
 
 import asyncio
+import base64
+import socket
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
+import boto3  # type: ignore[import-untyped]
+import botocore.session
 import grpc
 import pytest
 from betrace.kms.v1.span_pb2 import ComplianceSpan
-from betrace_kms_client import AsyncKmsClient, FailedPrecondition, InvalidRequest, KmsClient, Unavailable
+from betrace_kms_client import (
+    AsyncKmsClient,
+    FailedPrecondition,
+    InvalidRequest,
+    KmsClient,
+    KmsClientError,
+    Unavailable,
+)
 from betrace_kms_server import app
 from betrace_kms_server.operations import monitor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.aws_proxy import aws_proxy
 from tests.daemon import running, settings, spawned
 
 if TYPE_CHECKING:
     from tests.moto_server import MotoServer
 
+KEY_STATES = botocore.session.get_session().get_service_model("kms").shape_for("KeyState").enum
 SPAN = ComplianceSpan(trace_id=b"t" * 16, span_id=b"s" * 8, name="user.login")
 
 
@@ -55,7 +71,10 @@ def aws(url: str, key: str) -> dict[str, str]:
 async def test_warm_calls_cost_nothing_and_a_restart_costs_one_decrypt(
     tmp_path: Path, moto: "MotoServer", kms_key: str
 ) -> None:
-    """1,000 SignSpan and 1,000 Encrypt from a cold start: one GenerateDataKey for each kind of key, no Decrypt."""
+    """1,000 SignSpan and 1,000 Encrypt from a cold start: one GenerateDataKey for each kind of key, no Decrypt.
+
+    Each start adds the round trip by which the daemon learns that it may use the master key.
+    """
     moto.calls.clear()
     async with aws_client(tmp_path, moto.url, kms_key) as client:
         for _ in range(10):
@@ -69,8 +88,8 @@ async def test_warm_calls_cost_nothing_and_a_restart_costs_one_decrypt(
     async with aws_client(tmp_path, moto.url, kms_key) as client:
         for _ in range(10):
             second = await client.sign_span("acme", SPAN)
-    assert (cold["GenerateDataKey"], cold.get("Decrypt", 0)) == (2, 0)
-    assert (moto.calls["GenerateDataKey"], moto.calls["Decrypt"]) == (0, 1)
+    assert (cold["GenerateDataKey"], cold["Decrypt"]) == (1 + 2, 1 + 0)
+    assert (moto.calls["GenerateDataKey"], moto.calls["Decrypt"]) == (1 + 0, 1 + 1)
     assert second == first
 
 
@@ -84,7 +103,7 @@ async def test_a_thousand_messages_of_one_data_key_cost_one_decrypt(
     async with aws_client(tmp_path, moto.url, kms_key) as client:
         opened = [(await client.decrypt("acme", message)).plaintext for message in sealed]
     assert opened == [b"payload %d" % number for number in range(1000)]
-    assert moto.calls["Decrypt"] == 1
+    assert moto.calls["Decrypt"] == 1 + 1  # the round trip of the start
 
 
 async def test_a_disabled_master_key_is_named_and_the_daemon_serves_once_it_is_enabled(
@@ -187,3 +206,122 @@ def test_without_kms_the_daemon_starts_and_says_that_it_cannot_reach_it(tmp_path
             client.sign_span("acme", SPAN)
         assert daemon.process.poll() is None
     assert (caught.value.reason, caught.value.retry_after) == ("KMS_UNREACHABLE", 1.0)
+
+
+async def test_a_missing_decrypt_shows_before_it_is_needed(
+    tmp_path: Path, moto: "MotoServer", kms_key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readiness, status, `kms` and validate name kms:Decrypt while the service serves, until it is allowed."""
+    monkeypatch.setattr(monitor, "RETRY_SECONDS", 0.05)
+    with aws_proxy(moto.url) as proxy:
+        proxy.always("deny", "Decrypt")
+        async with running(tmp_path, **aws(proxy.url, kms_key)) as daemon, aiohttp.ClientSession() as session:
+            url = f"http://{daemon.ops_address}"
+            async with session.get(f"{url}/q/health/ready") as answer:
+                ready, denied = answer.status, (await answer.json())["checks"][0]["data"]
+            async with session.get(f"{url}/api/admin/kms/status") as answer:
+                status = await answer.json()
+            async with session.post(f"{url}/api/admin/kms/validate") as answer:
+                decrypt = (await answer.json())["tests"]["decrypt"]
+            async with session.get(f"{url}/q/metrics") as answer:
+                metrics = await answer.text()
+            states = watched(daemon.addresses[0], "kms")
+            before = await anext(states)
+            proxy.always("pass")
+            after = await anext(states)
+            await states.aclose()
+            async with session.get(f"{url}/q/health/ready") as answer:
+                allowed = answer.status
+    assert (503, "NOT_SERVING", "SERVING", 200) == (ready, before, after, allowed)
+    assert "KMS denies kms:Decrypt" in denied["error"]
+    assert "KMS denies kms:Decrypt" in status["kms"]["error"]
+    assert (True, False) == (status["serving"], status["kms"]["usable"])
+    assert decrypt.startswith("FAIL: KMS denies kms:Decrypt")
+    assert "\nkms_up 0.0" in metrics
+
+
+@pytest.mark.parametrize("size", [0, 3, 33])
+async def test_a_bad_answer_is_refused_counted_and_not_repeated(
+    tmp_path: Path, moto: "MotoServer", kms_key: str, size: int
+) -> None:
+    """Nothing is sealed or handed out, the caller gets a reason that says what to check, and there is a metric."""
+    with aws_proxy(moto.url) as proxy:
+        async with (
+            running(tmp_path, **aws(proxy.url, kms_key)) as daemon,
+            AsyncKmsClient(daemon.addresses[0]) as client,
+            aiohttp.ClientSession() as session,
+        ):
+            async with session.get(f"http://{daemon.ops_address}/q/health/ready") as answer:
+                assert answer.status == 200
+
+            def doctor(action: str, answer: dict[str, Any]) -> None:
+                if action == "GenerateDataKey":
+                    answer["Plaintext"] = base64.b64encode(bytes(size)).decode()
+
+            proxy.doctor = doctor
+            proxy.calls.clear()
+            failures = []
+            for call in (
+                client.encrypt("acme", b"payload"),
+                client.generate_data_key("acme"),
+                client.sign_span("acme", SPAN),
+            ):
+                with pytest.raises(KmsClientError) as caught:
+                    await call
+                failures.append((caught.value.reason, caught.value.retry_after))
+            async with session.get(f"http://{daemon.ops_address}/q/metrics") as answer:
+                metrics = await answer.text()
+    assert [("KMS_BAD_ANSWER", None)] * 3 == failures
+    assert 3 == proxy.calls["GenerateDataKey"]
+    assert 'kms_errors_total{operation="GenerateDataKey",reason="KMS_BAD_ANSWER"} 3.0' in metrics
+
+
+def state_is(state: str) -> Any:
+    """Return a doctor that gives the master key a state."""
+
+    def doctor(action: str, answer: dict[str, Any]) -> None:
+        if action == "DescribeKey":
+            answer["KeyMetadata"]["KeyState"] = state
+
+    return doctor
+
+
+@pytest.mark.parametrize("state", [*KEY_STATES, "SomeStateOfTheFuture"])
+async def test_only_what_somebody_decided_drops_warm_keys(
+    tmp_path: Path, moto: "MotoServer", kms_key: str, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A custom key store that is away, and a state that we do not know, leave warm keys where they are."""
+    monkeypatch.setattr(app, "READY_SECONDS", 0.0)
+    monkeypatch.setattr(monitor, "RETRY_SECONDS", 0.05)
+    with aws_proxy(moto.url) as proxy:
+        async with running(tmp_path, **aws(proxy.url, kms_key)) as daemon, aiohttp.ClientSession() as session:
+            async with AsyncKmsClient(daemon.addresses[0]) as client:
+                await client.encrypt("acme", b"payload")
+            async with session.get(f"http://{daemon.ops_address}/q/health/ready"):
+                proxy.doctor = state_is(state)
+            async with session.get(f"http://{daemon.ops_address}/q/health/ready") as answer:
+                status = answer.status
+            warm = sum(map(len, daemon.caches))
+    assert status == (200 if state in {"Enabled", "Updating"} else 503)
+    assert warm == (0 if state in {"Disabled", "PendingDeletion", "PendingReplicaDeletion", "PendingImport"} else 1)
+
+
+def test_plain_moto_serves(tmp_path: Path, moto: "MotoServer") -> None:
+    """A key that was made without --key-usage, in moto as it comes from its makers, is what the API's defaults say."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    arguments = [sys.executable, "-m", "moto.server", "-p", str(port)]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as plain:
+        try:
+            assert plain.stderr is not None
+            next(line for line in plain.stderr if "Running on" in line)
+            url = f"http://127.0.0.1:{port}"
+            made = boto3.client("kms", endpoint_url=url, region_name="us-east-1").create_key()["KeyMetadata"]
+            given = {name.upper(): value for name, value in aws(url, made["Arn"]).items()}
+            with spawned("--data-dir", str(tmp_path), "--listen", "127.0.0.1:0", environ=given) as daemon:
+                daemon.wait_for("KMS is usable, serving")
+                with KmsClient(daemon.address) as client:
+                    assert client.decrypt("acme", client.encrypt("acme", b"payload").ciphertext_blob).plaintext
+        finally:
+            plain.terminate()
+    assert "KeyUsage" not in made

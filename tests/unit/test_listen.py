@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from betrace_kms_server.core.errors import StartRefused
-from betrace_kms_server.host.sockets import Address, claimed, exclusive, parse_addresses
+from betrace_kms_server.host.sockets import Address, claimed, exclusive, listen_on, parse_addresses, parse_host_port
 
 
 @pytest.fixture
@@ -285,3 +285,65 @@ def test_what_no_server_can_bind_is_refused(text: str) -> None:
     """IPv6 has brackets, and nothing else has; a port is a number up to 65,535."""
     with pytest.raises(ValueError, match=r"is no address|can be reached from other machines"):
         parse_addresses(text)
+
+
+def reach(host: str, port: int) -> bool:
+    """Tell whether a TCP connection can be made."""
+    try:
+        socket.create_connection((host, port), 5).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("text", "ipv4", "ipv6"),
+    [
+        ("[::]:0", True, True),
+        ("0.0.0.0:0", True, False),
+        ("127.0.0.1:0", True, False),
+        ("[::1]:0", False, True),
+        ("[::ffff:127.0.0.1]:0", True, False),
+    ],
+)
+def test_what_an_address_takes(text: str, ipv4: bool, ipv6: bool) -> None:
+    """[::] takes both families, as operators expect; the others what they say."""
+    (listener,) = listen_on(parse_host_port(text))
+    with listener:
+        port = listener.getsockname()[1]
+        assert (ipv4, ipv6) == (reach("127.0.0.1", port), reach("::1", port))
+
+
+def resolve(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
+    """Let every name have these IPv6 and IPv4 addresses."""
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda _host, port, **_: [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", (host, port, 0, 0))
+            if ":" in host
+            else (socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port))
+            for host in hosts
+        ],
+    )
+
+
+def test_a_name_with_two_addresses_has_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Port 0 is drawn once: whoever is given the port reaches the daemon by either address."""
+    resolve(monkeypatch, "::1", "127.0.0.1")
+    listeners = listen_on(Address("localhost:0"))
+    ports = {listener.getsockname()[1] for listener in listeners}
+    for listener in listeners:
+        listener.close()
+    assert (2, 1) == (len(listeners), len(ports))
+
+
+def test_an_address_that_this_machine_lacks_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """/etc/hosts names ::1 also where IPv6 is off; without any address of its own, the start is refused."""
+    resolve(monkeypatch, "2001:db8::1", "127.0.0.1")
+    with claimed(Address("localhost:0")):
+        (listener,) = listen_on(Address("localhost:0"))
+        listener.close()
+    resolve(monkeypatch, "2001:db8::1")
+    with pytest.raises(StartRefused, match="cannot listen on localhost:0"), claimed(Address("localhost:0")):
+        pass

@@ -4,18 +4,28 @@ import asyncio
 from typing import Any
 
 import pytest
-from betrace_kms_server.core.errors import KmsUnreachable
+from betrace_kms_server.core.errors import (
+    AccessDenied,
+    BadAnswer,
+    DoesNotOpen,
+    KmsError,
+    KmsUnreachable,
+    MasterKeyUnusable,
+)
+from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
+from betrace_kms_server.core.tenancy import Context
 from betrace_kms_server.operations import monitor
 from betrace_kms_server.operations.monitor import KmsMonitor, KmsState
 
 
 class Provider:
-    """A provider whose check is counted, and fails if it is told to."""
+    """A provider whose checks and round trips are counted, and fail if a test says so."""
 
     master_key_arn = "arn"
+    denied: Exception | None = None
 
     def __init__(self) -> None:
-        self.checks = 0
+        self.checks = self.made = self.unwrapped = 0
         self.looked = asyncio.Event()
         self.error: Exception | None = None
 
@@ -26,6 +36,18 @@ class Provider:
         await asyncio.sleep(0)
         if self.error:
             raise self.error
+
+    async def generate_data_key(self, number_of_bytes: int, context: Context) -> DataKey:
+        """Count."""
+        self.made += 1
+        return DataKey(KeyMaterial(bytes(number_of_bytes)), WrappedKey(b"blob", "arn"))
+
+    async def unwrap(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
+        """Count."""
+        self.unwrapped += 1
+        if self.denied:
+            raise self.denied
+        return KeyMaterial(bytes(32))
 
 
 @pytest.fixture
@@ -100,3 +122,112 @@ async def test_a_doubt_leads_to_a_look_before_its_time(provider: Any, monkeypatc
     await asyncio.wait_for(provider.looked.wait(), 20)
     watching.cancel()
     await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_a_round_trip_is_made_at_start_and_not_again(provider: Any) -> None:
+    """DescribeKey does not show whether keys can be unwrapped; a good round trip has no standing cost."""
+    watched = KmsMonitor(provider, lambda state: None)
+    for _ in range(5):
+        await watched.fresh(0.0)
+    assert (5, 1, 1) == (provider.checks, provider.made, provider.unwrapped)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (AccessDenied("KMS denies kms:Decrypt"), "KMS_ACCESS_DENIED"),
+        (DoesNotOpen(), BadAnswer.reason),
+        (BadAnswer("empty"), BadAnswer.reason),
+    ],
+)
+async def test_missing_decrypt_is_a_state_until_it_is_allowed(provider: Any, error: KmsError, reason: str) -> None:
+    """The key is enabled and not usable; each repetition asks for one Decrypt, and makes no new key."""
+    watched = KmsMonitor(provider, lambda state: None)
+    provider.denied = error
+    for _ in range(3):
+        state = await watched.fresh(0.0)
+    assert (False, True, False, reason) == (state.usable, state.enabled, watched.usable.is_set(), state.reason)
+    provider.denied = None
+    assert (await watched.fresh(0.0)).usable
+    assert (1, 4) == (provider.made, provider.unwrapped)
+
+
+async def test_a_refused_call_leads_to_another_round_trip(provider: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A permission that is taken away while the daemon runs shows in its state."""
+    monkeypatch.setattr(monitor, "RETRY_SECONDS", 0.001)
+    changed = asyncio.Event()
+    states: list[KmsState] = []
+
+    def note(state: KmsState) -> None:
+        states.append(state)
+        changed.set()
+
+    watched = KmsMonitor(provider, note)
+    watching = asyncio.create_task(watched.watch(3600.0))
+    await changed.wait()
+    provider.denied = AccessDenied("KMS denies kms:Decrypt")
+    changed.clear()
+    watched.request_check()
+    await asyncio.wait_for(changed.wait(), 20)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    assert ["", "KMS denies kms:Decrypt"] == [state.problem for state in states[:2]]
+
+
+@pytest.mark.parametrize("withdrawn", [True, False])
+async def test_state_says_whether_somebody_withdrew_the_key(provider: Any, withdrawn: bool) -> None:
+    """An unavailable custom key store is no decision."""
+    provider.error = MasterKeyUnusable("unusable", withdrawn=withdrawn)
+    state = await KmsMonitor(provider, lambda state: None).fresh(0.0)
+    assert (False, False, withdrawn) == (state.usable, state.enabled, state.withdrawn)
+
+
+async def test_a_request_during_a_check_is_answered_by_the_next(provider: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """KMS decided on the answer that travels before the key was disabled, so that answer does not count."""
+    monkeypatch.setattr(monitor, "RETRY_SECONDS", 0.001)
+    under_way, may_end, found = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    disabled = False
+
+    async def check(arn: str | None = None) -> None:
+        answer = disabled
+        under_way.set()
+        await may_end.wait()
+        if answer:
+            found.set()
+            raise MasterKeyUnusable("disabled")
+
+    provider.check = check
+    watched = KmsMonitor(provider, lambda state: None)
+    watching = asyncio.create_task(watched.watch(3600.0))
+    await under_way.wait()
+    disabled = True
+    watched.request_check()
+    may_end.set()
+    await asyncio.wait_for(found.wait(), 20)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_age_counts_from_the_beginning_of_a_check(provider: Any) -> None:
+    """Who asks while a check is under way gets another one: what happened since it began is not in its answer."""
+    now = 0.0
+    under_way, may_end = asyncio.Event(), asyncio.Event()
+    answers: list[Exception | None] = [None, MasterKeyUnusable("disabled")]
+
+    async def check(arn: str | None = None) -> None:
+        answer = answers.pop(0)
+        under_way.set()
+        await may_end.wait()
+        if answer:
+            raise answer
+
+    provider.check = check
+    watched = KmsMonitor(provider, lambda state: None, clock=lambda: now)
+    first = asyncio.create_task(watched.fresh(0.0))
+    await under_way.wait()
+    now = 1.0
+    second = asyncio.create_task(watched.fresh(0.0))
+    await asyncio.sleep(0)
+    now = 2.0
+    may_end.set()
+    assert (True, False) == ((await first).usable, (await second).usable)

@@ -13,7 +13,7 @@ import pytest
 from betrace_kms_server.core.errors import StartRefused
 from betrace_kms_server.host.sockets import Address
 from betrace_kms_server.operations import validation
-from betrace_kms_server.operations.http import build_app, serving_ops, validation_json
+from betrace_kms_server.operations.http import _is_loopback, build_app, serving_ops, validation_json
 from betrace_kms_server.operations.monitor import KmsState
 from structlog.testing import capture_logs
 
@@ -387,3 +387,29 @@ def test_document_is_of_plain_values() -> None:
     """The outcome that is shown holds nothing that only Python reads."""
     shown = validation_json(outcome_of())
     assert shown == json.loads(json.dumps(shown))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+async def test_both_families_of_an_unspecified_address_are_this_machine(daemon: Daemon, host: str) -> None:
+    """On [::] an IPv4 caller appears as ::ffff:127.0.0.1: the admin paths answer it as they answer ::1."""
+    async with daemon.serving("[::]:0") as bound, aiohttp.ClientSession() as session:
+        url = f"http://{host}:{bound.rpartition(':')[2]}/api/admin/kms/status"
+        async with session.get(url) as answer:
+            status = answer.status
+    assert 200 == status
+
+
+@pytest.mark.parametrize(
+    ("text", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("::ffff:10.0.0.1", False),
+        ("10.0.0.1", False),
+        ("fe80::1%eth0", False),
+    ],
+)
+def test_which_peers_are_this_machine(text: str, loopback: bool) -> None:
+    """An address that another machine has stays foreign when it is mapped."""
+    assert loopback is _is_loopback(text)

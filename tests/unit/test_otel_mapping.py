@@ -177,6 +177,7 @@ def test_what_is_signed_is_what_verify_reads_from_a_file(
 def test_a_signature_is_read_back_as_it_was() -> None:
     """With its proof, in the attributes that `betrace-kms sign` writes."""
     proof = pb.InclusionProof(leaf_index=1, tree_size=2, root_hash=b"r" * 32, hashes=[b"h" * 32])
+    proof.sign_time.FromNanoseconds(1_704_164_645_600_000_001)
     proved = SpanSignature(SIGNED.signature, SIGNED.key_id, SIGNED.algorithm, SIGNED.payload_type, b"", proof)
     assert [signature_of(in_a_file(with_outcome(rich(), signed, TIME))) for signed in (SIGNED, proved)] == [
         ReadSignature(SIGNED.signature, SIGNED.key_id),

@@ -71,7 +71,8 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
     """A bounded cache of one kind of key.
 
     `ttl` is in seconds of `clock`, which is monotonic; `jitter` returns a number in [0, 1). `record` gets every
-    refresh; `request_check` is called for every load that finds the master key unusable. `hits`, `misses` and
+    refresh; `request_check` is called for every load that finds the master key unusable or is
+    denied. `hits`, `misses` and
     `evictions` (by cause) count since the start.
     """
 
@@ -223,7 +224,7 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         # Whoever waits gets the exception; if nobody does any more, asyncio must not report it as unseen.
-        if not task.cancelled() and isinstance(task.exception(), MasterKeyUnusable):
+        if not task.cancelled() and isinstance(task.exception(), MasterKeyUnusable | AccessDenied):
             self._request_check()
 
     def _evict(self, key: Key, cause: str) -> None:

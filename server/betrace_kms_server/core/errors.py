@@ -7,9 +7,11 @@
     ├── DoesNotOpen               a ciphertext does not open, for whatever reason: one text, no oracle
     ├── NoSigningKey              the tenant has no key and none may be made
     ├── MasterKeyUnusable         the master key is missing, disabled, pending deletion or of another usage
+    ├── BadAnswer                 KMS answered, and not what it was asked for
     ├── KeyDamaged                a stored key is not what it was when it was written
     ├── AccessDenied              KMS denies one of our four actions
     ├── Throttled                 KMS asks us to slow down
+    ├── Overloaded                more calls wait for KMS than the daemon lets wait
     ├── KmsUnreachable            no answer from KMS in time
     ├── CredentialsUnavailable    the daemon's own AWS credentials are missing or expired
     ├── StoreUnavailable          the key store is unreachable, full or read-only
@@ -22,9 +24,11 @@ rpc/status.py alone.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 _CAUSE_CHARACTERS = 300
+
+Place = Literal["volume", "table", "process"]
 
 
 class KmsError(Exception):
@@ -71,9 +75,34 @@ class NoSigningKey(KmsError):
 
 
 class MasterKeyUnusable(KmsError):
-    """The master key does not exist, is disabled, is pending deletion, or is no symmetric encryption key."""
+    """The master key does not exist, is disabled, is pending deletion, or is no symmetric encryption key.
+
+    `state` is the key's state if the service named it. `withdrawn` is set if somebody decided that the key must not be
+    used: then the keys that it wrapped must not be used from the cache either. An outage is no such decision.
+    """
 
     reason = "MASTER_KEY_UNUSABLE"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        state: str | None = None,
+        withdrawn: bool = False,
+    ) -> None:
+        super().__init__(message, metadata=metadata)
+        self.state = state
+        self.withdrawn = withdrawn
+
+
+class BadAnswer(KmsError):
+    """KMS answered, and not what it was asked for: a key of another length, of another master key, or no key.
+
+    The answer is not used, and the call is not repeated: what answers there is broken or is not KMS.
+    """
+
+    reason = "KMS_BAD_ANSWER"
 
 
 class KeyDamaged(KmsError):
@@ -104,6 +133,13 @@ class Throttled(KmsError):
     retry_after = 2.0
 
 
+class Overloaded(KmsError):
+    """More calls wait for a service than this daemon lets wait. The service itself is not at fault."""
+
+    reason = "OVERLOADED"
+    retry_after = 2.0
+
+
 class KmsUnreachable(KmsError):
     """No answer from KMS in time, or one that says that it is out of order."""
 
@@ -119,10 +155,17 @@ class CredentialsUnavailable(KmsError):
 
 
 class StoreUnavailable(KmsError):
-    """The key store cannot be read or written now."""
+    """The key store cannot be read or written now.
+
+    `place` says where to look for the cause: the volume or the table of the store, or this process.
+    """
 
     reason = "KEY_STORE_UNAVAILABLE"
     retry_after = 1.0
+
+    def __init__(self, message: str, *, metadata: Mapping[str, str] | None = None, place: Place = "volume") -> None:
+        super().__init__(message, metadata=metadata)
+        self.place = place
 
 
 class AuditUnavailable(KmsError):
@@ -139,4 +182,10 @@ class StartRefused(Exception):
 def cause_of(error: BaseException) -> str | None:
     """Return what an SDK or a library said, for the log alone: it may name principals and endpoints."""
     cause = error.__cause__
-    return None if cause is None else f"{type(cause).__name__}: {cause}"[:_CAUSE_CHARACTERS]
+    if cause is None:
+        return None
+    try:
+        said = str(cause)
+    except Exception:  # noqa: BLE001  # some exceptions of libraries cannot be printed
+        said = "(no text)"
+    return f"{type(cause).__name__}: {said}"[:_CAUSE_CHARACTERS]

@@ -5,6 +5,7 @@ daemons must not share one: a TCP port is not reused (grpc would, by SO_REUSEPOR
 answers is left alone (grpc would unlink it).
 """
 
+import errno
 import ipaddress
 import os
 import re
@@ -24,6 +25,9 @@ _SOCKET_PATH_BYTES = 107
 
 _HOST_PORT = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>[^\[\]:]+)):(?P<port>[0-9]{1,5})", re.ASCII)
 _MAX_PORT = 65_535
+_BACKLOG = 128
+_NOT_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
+"""An address that a name has, and this machine has not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +138,54 @@ def exclusive(lock_file: Path, refusal: str) -> Iterator[None]:
         lock.release()
 
 
-def _refuse_taken(address: Address) -> None:
-    """Try to bind first: gRPC would say why it cannot only in a log of its own."""
-    host, _, port = address.text.rpartition(":")
+def listen_on(address: Address) -> list[socket.socket]:
+    """Return sockets that listen on a TCP address, all on one port. Raises OSError.
+
+    `[::]` takes IPv4 as well, as operators expect of it. A name such as localhost stands for all its addresses that
+    this machine has: where IPv6 is off, /etc/hosts often names ::1 nevertheless.
+    """
+    host, _, text = address.text.rpartition(":")
+    port, bound = int(text), list[socket.socket]()
+    missing: OSError | None = None
     try:
-        for family, kind, _, _, name in socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM):
-            with socket.socket(family, kind) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(name)
+        for family, kind, _, _, name in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM):
+            try:
+                bound.append(_bound(family, kind, (name[0], port, *name[2:])))
+            except OSError as cause:
+                if cause.errno not in _NOT_HERE:
+                    raise
+                missing = cause
+            else:
+                port = bound[-1].getsockname()[1]
+        if missing is not None and not bound:
+            raise missing
+    except OSError:
+        for listener in bound:
+            listener.close()
+        raise
+    return bound
+
+
+def _bound(family: int, kind: int, name: tuple[object, ...]) -> socket.socket:
+    listener = socket.socket(family, kind)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listener.bind(name)
+        listener.setblocking(False)
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _refuse_taken(address: Address) -> None:
+    """Try to listen first: gRPC would say why it cannot only in a log of its own."""
+    try:
+        for listener in listen_on(address):
+            listener.close()
     except OSError as cause:
         raise StartRefused(
             f"cannot listen on {address} ({cause.strerror}): stop what holds it, or choose another kms.server.listen"

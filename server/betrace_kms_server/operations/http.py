@@ -9,7 +9,6 @@ rebinding a `Host` of its own; a proxy in front would make every peer look like 
 
 import ipaddress
 import logging
-import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,7 +19,7 @@ import structlog
 from aiohttp import web
 
 from betrace_kms_server.core.errors import StartRefused
-from betrace_kms_server.host.sockets import Address
+from betrace_kms_server.host.sockets import Address, listen_on
 from betrace_kms_server.operations.monitor import KmsState
 from betrace_kms_server.operations.validation import Test, Validation
 
@@ -61,15 +60,14 @@ async def serving_ops(address: Address, app: web.Application) -> AsyncIterator[s
     )
     await runner.setup()
     try:
-        host, _, port = address.text.rpartition(":")
         try:
-            await web.TCPSite(runner, host.strip("[]"), int(port)).start()
+            for listener in listen_on(address):
+                await web.SockSite(runner, listener).start()
         except OSError as cause:
-            problem = os.strerror(cause.errno or 0)
             raise StartRefused(
-                f"cannot listen on {address} ({problem}): stop what holds it, or choose another kms.ops.listen"
+                f"cannot listen on {address} ({cause.strerror}): stop what holds it, or choose another kms.ops.listen"
             ) from cause
-        yield f"{host}:{runner.addresses[0][1]}"
+        yield f"{address.text.rpartition(':')[0]}:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
 
@@ -199,7 +197,7 @@ def _foreign(request: web.Request) -> str | None:
     """Return why a request does not come from this machine's own command line, or None if it does."""
     for end in ("peername", "sockname"):  # both: a mesh's own peer may be loopback too
         address = request.transport.get_extra_info(end) if request.transport else None
-        if not address or not ipaddress.ip_address(address[0]).is_loopback:
+        if not address or not _is_loopback(address[0]):
             return "only this machine may ask: call it from inside the pod, by 127.0.0.1"
     if "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") != "none":
         return "browsers may not ask: use curl, without an Origin header"
@@ -210,6 +208,12 @@ def _foreign(request: web.Request) -> str | None:
     if len(hosts) != 1 or not _OWN_HOST.fullmatch(hosts[0]):
         return "the Host header must be localhost, 127.0.0.1 or [::1]: call the port by one of them"
     return None
+
+
+def _is_loopback(text: str) -> bool:
+    address = ipaddress.ip_address(text)
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback  # [::] shows its IPv4 peers as ::ffff:127.0.0.1
 
 
 async def _hide_version(request: web.Request, response: web.StreamResponse) -> None:

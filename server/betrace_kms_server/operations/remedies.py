@@ -7,14 +7,17 @@ from collections.abc import Callable, Mapping
 
 from betrace_kms_server.core.errors import (
     AccessDenied,
+    BadAnswer,
     CredentialsUnavailable,
     DoesNotOpen,
     KmsError,
     KmsUnreachable,
     MasterKeyUnusable,
+    Overloaded,
     StoreUnavailable,
     Throttled,
 )
+from betrace_kms_server.host.process import DESCRIPTORS_STEP
 
 
 def region_of(master_key_arn: str) -> str:
@@ -41,25 +44,48 @@ def _allow(error: KmsError, arn: str, _endpoint: str | None) -> str:
     return f"allow {action} on {denied_on} to {principal} in the key policy and its IAM policy"
 
 
-def _mend_master_key(error: KmsError, arn: str, _endpoint: str | None) -> str:
-    if " is Disabled:" in error.message:
-        return f"run aws kms enable-key --key-id {arn}"
-    if " is PendingDeletion:" in error.message:
-        return f"run aws kms cancel-key-deletion --key-id {arn}, and then aws kms enable-key --key-id {arn}"
+def _restore_master_key(error: KmsError, arn: str, _endpoint: str | None) -> str:
+    enable = f"aws kms enable-key --key-id {arn}"
+    match error.state if isinstance(error, MasterKeyUnusable) else None:
+        case "Disabled":
+            return f"run {enable}"
+        case "PendingDeletion" | "PendingReplicaDeletion":
+            return f"run aws kms cancel-key-deletion --key-id {arn}, and then {enable}"
+        case "PendingImport":
+            return f"import the key material of {arn} again: aws kms import-key-material"
+        case "Unavailable":
+            return (
+                "run aws kms describe-custom-key-stores, and aws kms connect-custom-key-store for the one that holds"
+                f" {arn}"
+            )
     return (
         f"run aws kms describe-key --key-id {arn} --region {region_of(arn)}: if it is not found, aws.kms.master-key-id"
         " names a key of another account or Region; KeyState must be Enabled and KeySpec SYMMETRIC_DEFAULT"
     )
 
 
-def _open_the_way(_error: KmsError, arn: str, endpoint: str | None) -> str:
+def _open_the_way(error: KmsError, arn: str, endpoint: str | None) -> str:
+    if "kind" in error.metadata:  # the message knows more than that there was no answer
+        return error.message.partition(": ")[2]
     if endpoint:
         return f"start what should answer at {endpoint}, or remove aws.kms.endpoint"
     region = region_of(arn)
     return (
         f"open the way to KMS in {region}: DNS, the route, and TCP 443 in the security groups of this machine and of"
-        f" the VPC endpoint com.amazonaws.{region}.kms, if there is one"
+        f" the VPC endpoint {endpoint_service(arn)}, if there is one"
     )
+
+
+def endpoint_service(master_key_arn: str) -> str:
+    """Return the name of the VPC endpoint service of KMS for a master key.
+
+    Partitions name it differently; aws ec2 describe-vpc-endpoint-services lists the names of a Region.
+    """
+    partition, region = master_key_arn.split(":")[1:2], region_of(master_key_arn)
+    if partition == ["aws-cn"]:
+        return f"cn.com.amazonaws.{region}.kms"
+    known = partition in (["aws"], ["aws-us-gov"])
+    return f"com.amazonaws.{region}.kms" if known else f"of KMS in {region}"
 
 
 def _find_credentials(_error: KmsError, _arn: str, _endpoint: str | None) -> str:
@@ -76,23 +102,40 @@ def _slow_down(_error: KmsError, arn: str, _endpoint: str | None) -> str:
     )
 
 
-def _mend_store(error: KmsError, _arn: str, _endpoint: str | None) -> str:
-    if "DynamoDB" in error.message:
-        return "look at the table of kms.store.table and at the daemon's permissions on it: see docs/dynamodb.md"
-    return "look at the volume of kms.data-dir in the daemon's place (df, mount): mounted, writable, not full"
+def _add_capacity(_error: KmsError, _arn: str, _endpoint: str | None) -> str:
+    return (
+        "validate again in a minute; if it stays, raise kms.cache.max-size, add daemons, or let callers share"
+        " encryption contexts"
+    )
+
+
+def _restore_store(error: KmsError, _arn: str, _endpoint: str | None) -> str:
+    match error.place if isinstance(error, StoreUnavailable) else "volume":
+        case "table":
+            return "check the table of kms.store.table and the daemon's permissions on it: see docs/dynamodb.md"
+        case "process":
+            return f"{DESCRIPTORS_STEP}; kms_rpc_requests_total and process_open_fds show what uses them"
+    return "check the volume of kms.data-dir in the daemon's place (df, mount): mounted, writable, not full"
 
 
 def _distrust(_error: KmsError, _arn: str, endpoint: str | None) -> str:
-    return f"{endpoint or 'KMS'} does not open what it wrapped a moment ago: look at what answers there"
+    return f"{endpoint or 'KMS'} does not open what it wrapped a moment ago: check what answers there"
+
+
+def _check_service(_error: KmsError, arn: str, endpoint: str | None) -> str:
+    answers = f"at {endpoint}" if endpoint else f"for KMS in {region_of(arn)}"
+    return f"check what answers {answers} and the proxies on the route; do not keep keys behind it until it passes"
 
 
 REMEDIES: Mapping[type[KmsError], Callable[[KmsError, str, str | None], str]] = {
     AccessDenied: _allow,
-    MasterKeyUnusable: _mend_master_key,
+    MasterKeyUnusable: _restore_master_key,
     KmsUnreachable: _open_the_way,
     CredentialsUnavailable: _find_credentials,
     Throttled: _slow_down,
-    StoreUnavailable: _mend_store,
+    Overloaded: _add_capacity,
+    StoreUnavailable: _restore_store,
     DoesNotOpen: _distrust,
+    BadAnswer: _check_service,
 }
-"""For every error that a provider or a store raises by itself; of others the manual tells."""
+"""For every error that a provider or a store raises; docs/troubleshooting.md has the others."""

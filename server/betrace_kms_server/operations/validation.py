@@ -18,7 +18,7 @@ from betrace_kms_server.cache.key_cache import KeyCache
 from betrace_kms_server.core.errors import DoesNotOpen, KmsError
 from betrace_kms_server.core.keys import DataKey, KeyMaterial
 from betrace_kms_server.core.tenancy import encryption_context
-from betrace_kms_server.operations.remedies import operator_message, region_of, remedy
+from betrace_kms_server.operations.remedies import endpoint_service, operator_message, region_of, remedy
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.stores.protocol import KeyStore
 
@@ -247,5 +247,5 @@ class _Run:
         else:
             self.steps["SLOW_KMS"] = (
                 f"KMS answers slowly: run the daemon in the Region of the key ({region}), and reach KMS there by a VPC"
-                f" endpoint (com.amazonaws.{region}.kms)"
+                f" endpoint ({endpoint_service(self._provider.master_key_arn)})"
             )

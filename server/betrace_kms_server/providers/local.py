@@ -54,6 +54,11 @@ class LocalProvider:
         return (self.master_key_arn,)
 
     @property
+    def credential_attempts(self) -> Mapping[str, int]:
+        """See KeyProvider. A local key needs none."""
+        return {}
+
+    @property
     def breakers(self) -> Mapping[str, State]:
         """None: there is no region that could fail."""
         return {}

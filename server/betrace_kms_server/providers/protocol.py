@@ -35,6 +35,10 @@ class KeyProvider(Protocol):
     def breakers(self) -> Mapping[str, State]:
         """State of each region's circuit breaker, by the region's name, the one of the master key first."""
 
+    @property
+    def credential_attempts(self) -> Mapping[str, int]:
+        """How many attempts to obtain the daemon's own credentials ended so: OK, or the kind of failure."""
+
     def is_current(self, arn: str) -> bool:
         """Tell whether an ARN is the current master key's or that of one of its replicas."""
 

@@ -12,6 +12,8 @@ from typing import TextIO
 import structlog
 import structlog.tracebacks
 
+_SAID_BY_US = ("aiobotocore.credentials", "botocore.credentials", "botocore.utils", "botocore.tokens")
+"""Each failed renewal of credentials is a traceback there; aws/credentials.py logs it once."""
 _NEVER_DEBUG = ("aioboto3", "aiobotocore", "aiocache", "boto3", "botocore", "aiosqlite", "urllib3")
 
 
@@ -53,3 +55,5 @@ def configure(form: str, level: str, stream: TextIO | None = None) -> None:
     root.setLevel(level.upper())
     for name in _NEVER_DEBUG:
         logging.getLogger(name).setLevel(max(logging.INFO, root.level))
+    for name in _SAID_BY_US:
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -196,6 +196,11 @@ class Metrics:
                 ({"name": f"kms-{region}"}, _STATES[state]) for region, state in figures.provider.breakers.items()
             ],
         )
+        counter(
+            "kms_credential_attempts",
+            "Attempts to obtain the daemon's own AWS credentials, by how they ended.",
+            lambda: [({"outcome": outcome}, count) for outcome, count in figures.provider.credential_attempts.items()],
+        )
         gauge(
             "kms_serving_region",
             "1 for the region of KMS that answered last.",

@@ -1,4 +1,8 @@
-"""What the AWS SDK raises, as our errors: one table for KMS's codes, one list each for the network and credentials."""
+"""What the AWS SDK raises, as our errors: one table for KMS's codes, one list each for the network and credentials.
+
+Nothing else comes out: an exception that no table knows is a failure of the SDK at a call to KMS, and no defect of the
+request that happened to need it.
+"""
 
 import re
 from collections.abc import Callable, Mapping
@@ -16,6 +20,7 @@ from betrace_kms_server.core.errors import (
     MasterKeyUnusable,
     Throttled,
 )
+from betrace_kms_server.host.process import descriptor_shortage
 
 
 def _unusable(_action: str, arn: str) -> KmsError:
@@ -39,8 +44,9 @@ def _throttled(action: str, arn: str) -> KmsError:
 
 def _unreachable(action: str, arn: str) -> KmsError:
     return KmsUnreachable(
-        f"no answer from KMS to kms:{action}{_where(arn)}: check aws.kms.region, the route to KMS, and aws.kms.endpoint"
-        " if it is set"
+        descriptor_shortage()
+        or f"no answer from KMS to kms:{action}{_where(arn)}: check aws.kms.region, the route to KMS, and"
+        " aws.kms.endpoint if it is set"
     )
 
 
@@ -52,7 +58,8 @@ def _where(arn: str) -> str:
 def _credentials(_action: str, _arn: str) -> KmsError:
     return CredentialsUnavailable(
         "the daemon's own AWS credentials are missing, expired or refused: check its role, its environment and the"
-        " machine's clock"
+        " machine's clock",
+        metadata={"kind": "rejected"},
     )
 
 
@@ -87,31 +94,66 @@ CODES: Mapping[str, Callable[[str, str], KmsError]] = {
 }
 
 
+_CODE = re.compile(r"[A-Za-z.]{1,64}")
 _PRINCIPAL = re.compile(r"User: (arn:[!-~]{1,2048}) is not authorized")
 
 
-def translated(cause: BaseException, action: str, arn: str) -> KmsError | None:
-    """Return our error for an SDK's, or None where there is none: then it is a defect of ours, and INTERNAL."""
+def translated(cause: Exception, action: str, arn: str) -> KmsError:
+    """Return our error for whatever a call through the SDK raised."""
+    if isinstance(cause, KmsError):
+        return cause
+    if (trouble := aws_sdk.trouble_of(cause, f"KMS{_where(arn)}")) is not None:
+        return KmsUnreachable(trouble.message, metadata={"kind": trouble.kind})
     if isinstance(cause, ClientError):
         error = _of_answer(cause, action, arn)
         if isinstance(error, AccessDenied):
-            said = _PRINCIPAL.search(cause.response.get("Error", {}).get("Message", ""))
+            said = _PRINCIPAL.search(str(getattr(cause, "response", {}).get("Error", {}).get("Message", "")))
             error.principal = said[1] if said else None
         return error
+    if isinstance(cause, aws_sdk.CREDENTIALS):
+        return _credentials(action, arn)
     if isinstance(cause, aws_sdk.NETWORK):
         return _unreachable(action, arn)
-    return _credentials(action, arn) if isinstance(cause, aws_sdk.CREDENTIALS) else None
+    return KmsUnreachable(
+        f"the AWS SDK fails at kms:{action}{_where(arn)} with {type(cause).__name__}: check aws.kms.endpoint,"
+        " AWS_ENDPOINT_URL and the daemon's other AWS_* variables; the daemon's log has the traceback",
+        metadata={"kind": "sdk"},
+    )
 
 
-def _of_answer(cause: ClientError, action: str, arn: str) -> KmsError | None:
-    if cause.operation_name != action:  # the SDK asked STS for credentials first, and STS refused
+def of_opening(cause: Exception, action: str, arn: str) -> KmsError:
+    """Return our error for what was raised when a client was made: no request was sent yet."""
+    error = translated(cause, action, arn)
+    if isinstance(cause, ValueError) and error.metadata.get("kind") == "sdk":
+        return KmsUnreachable(
+            f"no client for KMS{_where(arn)} can be made: check aws.kms.endpoint, AWS_ENDPOINT_URL and"
+            " AWS_ENDPOINT_URL_KMS, which take http://HOST:PORT or https://HOST, and aws.kms.region",
+            metadata={"kind": "endpoint"},
+        )
+    return error
+
+
+def says_nothing_of_kms(error: KmsError) -> bool:
+    """Tell whether an error is about this machine or the daemon's credentials, and no reason to leave KMS alone."""
+    return isinstance(error, CredentialsUnavailable) or error.metadata.get("kind") in aws_sdk.LOCAL_KINDS
+
+
+def _of_answer(cause: ClientError, action: str, arn: str) -> KmsError:
+    if getattr(cause, "operation_name", action) != action:  # the SDK asked STS for credentials first, and STS refused
         return _credentials(action, arn)
-    known = CODES.get(cause.response.get("Error", {}).get("Code", ""))
+    code = aws_sdk.code_of(cause)
+    known = CODES.get(code)
     if known is not None:
         return known(action, arn)
-    status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    status = aws_sdk.status_of(cause)
     if status == 429:
         return _throttled(action, arn)
     if status == 403:
         return _denied(action, arn)
-    return _unreachable(action, arn) if status >= 500 else None
+    if status >= 500:
+        return _unreachable(action, arn)
+    named = code if _CODE.fullmatch(code) else "an error without a name"
+    return KmsUnreachable(
+        f"KMS{_where(arn)} refuses kms:{action} with {named}: check aws.kms.endpoint, and report it if that is right",
+        metadata={"kind": "unknown_code"},
+    )

@@ -5,9 +5,10 @@ kms:Encrypt, kms:Decrypt, kms:DescribeKey. Credentials come from the SDK's own c
 (IRSA), EKS pod identity and ECS, instance metadata.
 
 Every call goes to the region of the master key. If KMS there does not answer, throttles, or was left alone by its
-breaker, the call goes on to the replicas in their order, and ends as a whole in `call_seconds`. Each region gets an
-equal share of what is left of them. No task brings us back: the breaker lets through a few calls on trial, and of these
-a region that has others behind it gets only `TRIAL_SECONDS`.
+breaker, the call goes on to the replicas in their order, and ends as a whole in `call_seconds`, in which waiting for
+credentials and for a connection does not count (see region.py). Each region gets an equal share of what is left of
+them. No task brings us back: the breaker lets through a few calls on trial, and of these a region that has others
+behind it gets only `TRIAL_SECONDS`.
 
 Whatever else KMS answers is final. A key that is disabled or a role that is denied was so decided by somebody, and is
 not got round by another region. Neither are missing credentials, which are missing everywhere.
@@ -17,23 +18,33 @@ key carries the ARN of what really wrapped it, because other readers of our mess
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 from betrace_kms_server.aws.arns import Replica, are_replicas
-from betrace_kms_server.core.errors import DoesNotOpen, KmsError, KmsUnreachable, MasterKeyUnusable
+from betrace_kms_server.aws.credentials import AwsCredentials
+from betrace_kms_server.core.errors import (
+    CredentialsUnavailable,
+    DoesNotOpen,
+    KmsError,
+    KmsUnreachable,
+    MasterKeyUnusable,
+)
 from betrace_kms_server.core.key_event import KmsObserver, unobserved
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.core.tenancy import Context
+from betrace_kms_server.providers import answers
 from betrace_kms_server.providers.aws.region import TRANSIENT, ClientFactory, KmsApi, KmsRegion, Request, SdkClients
 from betrace_kms_server.providers.breaker import CircuitBreaker, Permit, State
 
 __all__ = ["AwsProvider", "KmsApi", "Replica"]
 
 A = TypeVar("A", bound=Mapping[str, Any])
+R = TypeVar("R")
 
 TRIAL_SECONDS = 1.0
 """What a call may spend on a region that is on trial, while there is another to go on to."""
@@ -45,6 +56,14 @@ _Place = tuple[KmsRegion, str]
 _USABLE = frozenset({"Enabled", "Updating"})
 """Key states in which KMS encrypts and decrypts (AWS KMS developer guide, "Key states of AWS KMS keys"). A multi-Region
 key is Updating while its primary Region changes."""
+_WITHDRAWN = {
+    "Disabled": "enable it",
+    "PendingDeletion": "cancel its deletion, then enable it",
+    "PendingReplicaDeletion": "cancel its deletion, then enable it",
+    "PendingImport": "import its key material again",
+}
+"""Key states that somebody chose for a key, and what ends them. All others pass, or end by a repair."""
+_NEXT_STEPS = {**_WITHDRAWN, "Unavailable": "connect its custom key store again"}
 
 
 class AwsProvider:
@@ -66,7 +85,7 @@ class AwsProvider:
         new_breaker: Callable[[str], CircuitBreaker] = CircuitBreaker,
         observe: KmsObserver = unobserved,
     ) -> None:
-        clients = client_factory or SdkClients()
+        clients = client_factory or SdkClients(AwsCredentials(region))
 
         def in_region(name: str, endpoint: str | None) -> KmsRegion:
             return KmsRegion(name, endpoint, client_factory=clients, breaker=new_breaker(name), observe=observe)
@@ -97,6 +116,12 @@ class AwsProvider:
         """See KeyProvider."""
         return {region.name: region.breaker.state for region, _ in self._places(self.master_key_arn)}
 
+    @property
+    def credential_attempts(self) -> Mapping[str, int]:
+        """See KeyProvider."""
+        credentials = self._primary.credentials
+        return {} if credentials is None else dict(credentials.attempts)
+
     def is_current(self, arn: str) -> bool:
         """See KeyProvider. A replica in any region counts, also one that is not configured."""
         return arn == self.master_key_arn or are_replicas(arn, self.master_key_arn)
@@ -111,70 +136,122 @@ class AwsProvider:
 
     async def generate_data_key(self, number_of_bytes: int, context: Context) -> DataKey:
         """See KeyProvider."""
-        answer = await self._ask(
+        return await self._ask(
             "GenerateDataKey",
             self.master_key_arn,
             lambda kms, arn: kms.generate_data_key(
                 KeyId=arn, NumberOfBytes=number_of_bytes, EncryptionContext=dict(context)
             ),
+            lambda arn, answer: answers.data_key(
+                arn,
+                number_of_bytes,
+                plaintext=answer.get("Plaintext"),
+                blob=answer.get("CiphertextBlob"),
+                key_id=answer.get("KeyId"),
+            ),
         )
-        return DataKey(KeyMaterial(answer["Plaintext"]), WrappedKey(answer["CiphertextBlob"], answer["KeyId"]))
 
     async def wrap(self, key: KeyMaterial, context: Context) -> WrappedKey:
         """See KeyProvider."""
-        answer = await self._ask(
+        return await self._ask(
             "Encrypt",
             self.master_key_arn,
             lambda kms, arn: kms.encrypt(KeyId=arn, Plaintext=key.raw, EncryptionContext=dict(context)),
+            lambda arn, answer: answers.wrapped_key(arn, blob=answer.get("CiphertextBlob"), key_id=answer.get("KeyId")),
         )
-        return WrappedKey(answer["CiphertextBlob"], answer["KeyId"])
 
     async def unwrap(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
         """See KeyProvider. KMS is always told which key to use, so a blob of a foreign account never opens."""
         master_key_arn = self.unwrapping_key_for(wrapped.master_key_arn)
         if master_key_arn is None or not wrapped.blob:
             raise DoesNotOpen
-        answer = await self._ask(
+        return await self._ask(
             "Decrypt",
             master_key_arn,
             lambda kms, arn: kms.decrypt(KeyId=arn, CiphertextBlob=wrapped.blob, EncryptionContext=dict(context)),
+            lambda arn, answer: answers.unwrapped_key(
+                arn, plaintext=answer.get("Plaintext"), key_id=answer.get("KeyId")
+            ),
         )
-        return KeyMaterial(answer["Plaintext"])
 
     async def check(self, arn: str | None = None) -> None:
         """See KeyProvider. Also learns the ARN of a master key that was configured as an alias (emulators only).
 
         It is never refused: if the breakers leave no region to ask, it asks the first one nevertheless.
         """
-        answer = await self._ask(
-            "DescribeKey", arn or self.master_key_arn, lambda kms, arn: kms.describe_key(KeyId=arn), insist=True
+        key, self.clock_skew_seconds = await self._ask(
+            "DescribeKey",
+            arn or self.master_key_arn,
+            lambda kms, arn: kms.describe_key(KeyId=arn),
+            lambda arn, answer: (_described(arn, answer), _clock_skew(answer)),
+            insist=True,
         )
-        self.clock_skew_seconds = _clock_skew(answer)
-        key = answer["KeyMetadata"]
         if arn is None and not self._replicas:
-            self.master_key_arn = key["Arn"]
-        state, usage, spec = key.get("KeyState"), key.get("KeyUsage"), key.get("KeySpec")
-        if state not in _USABLE:
-            raise MasterKeyUnusable(f"the master key {key['Arn']} is {state}: enable it, or cancel its deletion")
-        if (usage, spec) != ("ENCRYPT_DECRYPT", "SYMMETRIC_DEFAULT"):
+            self.master_key_arn = key.arn
+        if key.state not in _USABLE:
+            step = _NEXT_STEPS.get(key.state, "wait until it is Enabled, or use another key")
             raise MasterKeyUnusable(
-                f"the master key {key['Arn']} is {spec} for {usage}: a symmetric key for encrypt and decrypt is needed"
+                f"the master key {key.arn} is {key.state}: {step}", state=key.state, withdrawn=key.state in _WITHDRAWN
+            )
+        if (key.usage, key.spec) != ("ENCRYPT_DECRYPT", "SYMMETRIC_DEFAULT"):
+            raise MasterKeyUnusable(
+                f"the master key {key.arn} is {key.spec} for {key.usage}: a symmetric key for encrypt and decrypt is"
+                " needed"
             )
 
-    async def _ask(self, action: str, arn: str, request: Request[A], *, insist: bool = False) -> A:
-        """Ask one region after the other, until one answers or all have failed."""
+    async def _ask(
+        self, action: str, arn: str, request: Request[A], read: Callable[[str, A], R], *, insist: bool = False
+    ) -> R:
+        """Ask KMS, and once more if other credentials came in the place of those that it refused.
+
+        `read` checks what was answered.
+        """
+        results: list[R] = []
+
+        async def checked(kms: KmsApi, local_arn: str) -> A:
+            answer = await request(kms, local_arn)
+            results.append(read(local_arn, answer))  # here, so that the call is counted by what the check says
+            return answer
+
+        try:
+            await self._ask_regions(action, arn, checked, insist)
+        except CredentialsUnavailable as error:
+            credentials = self._primary.credentials
+            if error.metadata.get("kind") != "rejected" or credentials is None or not await credentials.replaced():
+                raise
+            await self._ask_regions(action, arn, checked, insist)
+        return results[-1]
+
+    async def _ask_regions(self, action: str, arn: str, request: Request[A], insist: bool) -> A:
+        """Ask one region after the other, until one answers or all have failed.
+
+        What comes of insisting is not counted by the breaker: it would not be a call on trial.
+        """
         places = self._places(arn)
+        closed = [place for place in places if place[0].breaker.state != "open"]  # one that opens later gets no time
         failure: KmsError | None = None
         now = asyncio.get_running_loop().time
-        deadline = now() + self._call_seconds
-        for region, local_arn, permit, rest in _permitted(places, insist):
+        seconds, asked = self._call_seconds, False
+        for index, (region, local_arn) in enumerate([*closed, *(places[:1] if insist else ())], 1):
+            forced = index > len(closed)
+            if forced and asked:
+                break
             try:
-                answer = await region.ask(action, local_arn, request, permit, _share(deadline - now(), region, rest))
+                kms = await region.make_ready(action, local_arn)
+                async with nullcontext() if insist else region.slots.slot():
+                    permit = Permit(lambda outcome: None) if forced else region.breaker.acquire()
+                    if permit is None:
+                        continue
+                    asked, began = True, now()
+                    share = _share(seconds, region, closed[index:])
+                    try:
+                        answer: A = await region.ask(kms, action, local_arn, request, permit, share)
+                        self.serving_region = region.name
+                        return answer
+                    finally:
+                        seconds -= now() - began
             except TRANSIENT as error:
                 failure = error
-            else:
-                self.serving_region = region.name
-                return answer
         if failure is None:
             raise _circuit_open(places)
         try:
@@ -188,20 +265,33 @@ class AwsProvider:
         return [first, *self._replicas] if arn == self.master_key_arn else [first]
 
 
-def _permitted(places: Sequence[_Place], insist: bool) -> Iterator[tuple[KmsRegion, str, Permit, Sequence[_Place]]]:
-    """Give the places that may be asked, one at a time and each with those behind it; the first if none may.
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """What DescribeKey says about a key."""
 
-    What comes of insisting is not counted: it would not be a call on trial.
+    arn: str
+    state: str
+    usage: str
+    spec: str
+
+
+def _described(asked: str, answer: Mapping[str, Any]) -> _Described:
+    """Read an answer of DescribeKey. A member that an emulator leaves out has the default of the API.
+
+    Raises BadAnswer if it describes another key, or no key.
     """
-    asked = False
-    closed = [place for place in places if place[0].breaker.state != "open"]  # one that opens up later gets no time
-    for index, (region, arn) in enumerate(closed, 1):
-        if (permit := region.breaker.acquire()) is not None:
-            asked = True
-            yield region, arn, permit, closed[index:]
-    if insist and not asked:
-        region, arn = places[0]
-        yield region, arn, Permit(lambda outcome: None), ()
+    key = answer.get("KeyMetadata")
+    if not isinstance(key, Mapping) or not (key.get("Arn") or key.get("KeyId")):
+        raise answers.bad_answer("DescribeKey", asked, "describes no key")
+    if not (arn := key.get("Arn")) and key["KeyId"] == asked.rpartition("/")[2]:
+        arn = asked
+    arn = answers.master_key("DescribeKey", asked, arn or key["KeyId"])
+    return _Described(
+        arn,
+        str(key.get("KeyState") or ("Disabled" if key.get("Enabled") is False else "Enabled")),
+        str(key.get("KeyUsage") or "ENCRYPT_DECRYPT"),
+        str(key.get("KeySpec") or key.get("CustomerMasterKeySpec") or "SYMMETRIC_DEFAULT"),
+    )
 
 
 def _share(seconds: float, region: KmsRegion, rest: Sequence[_Place]) -> float:

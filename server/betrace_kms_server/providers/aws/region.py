@@ -1,18 +1,17 @@
-"""KMS in one region: a client that is opened when it is first needed, and a breaker for when nobody answers.
+"""KMS in one region: a client that is opened when it is first needed, a queue, and a breaker for when nobody answers.
 
-One client lives as long as the provider: making the first costs a quarter of a second and stalls the loop. Only a
-client that found no credentials at all is made anew at the next call, because botocore looks for them once, when it
-makes it.
+A call is made ready first: the client is there, and so are credentials. Then it takes a slot of the connection pool,
+then a permit of the breaker, and only then does its time begin to run. So neither a slow source of credentials nor a
+burst of our own is ever KMS's failure.
 
 The clients of all regions share their credentials, found or assumed once: what cannot be reached may be a whole region,
 with the STS that would give new ones.
 
-Every call is bounded as a whole, the wait for a connection of the pool included, which botocore alone would not bound.
-How it ends is told to the breaker:
+How a call ends is reported to the breaker:
 
-- no answer in time, an answer that KMS is out of order, or throttling: a failure;
+- no answer in time, an answer that KMS is out of order, one that is not KMS's, or throttling: a failure;
 - any other answer, also a denial: a success, because KMS is there;
-- no credentials, a cancelled call or a defect of ours: nothing, because none tells how KMS is.
+- no credentials, trouble of this machine or a cancelled call: nothing, because none tells how KMS is.
 """
 
 import asyncio
@@ -22,13 +21,15 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import aioboto3
-from aiobotocore.config import AioConfig
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import ClientError
 
-from betrace_kms_server.core.errors import CredentialsUnavailable, KmsUnreachable, Throttled
+from betrace_kms_server.aws.call_slots import CallSlots
+from betrace_kms_server.aws.clients import aws_client, credentials_of
+from betrace_kms_server.aws.credentials import AwsCredentials
+from betrace_kms_server.aws.sdk_errors import CREDENTIALS_CODES, code_of
+from betrace_kms_server.core.errors import KmsError, KmsUnreachable, Throttled
 from betrace_kms_server.core.key_event import KmsObserver
-from betrace_kms_server.providers.aws.errors import translated
+from betrace_kms_server.providers.aws.errors import of_opening, says_nothing_of_kms, translated
 from betrace_kms_server.providers.breaker import CircuitBreaker, Permit
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ log = logging.getLogger(__name__)
 
 A = TypeVar("A", bound=Mapping[str, Any])
 
-CONNECT_SECONDS, READ_SECONDS, ATTEMPTS, POOL_SIZE = 1, 2, 3, 50
+OPEN_SECONDS = 5.0
+"""What making a client may take. AWS_DEFAULTS_MODE=auto lets the SDK ask the metadata service."""
 
 TRANSIENT = (KmsUnreachable, Throttled)
 """Errors of one region, which another region need not have."""
@@ -79,24 +81,16 @@ ClientFactory = Callable[[str, str | None], AbstractAsyncContextManager[KmsApi]]
 
 
 class SdkClients:
-    """Opens real clients, of one session as soon as there is one that found credentials."""
+    """Opens real clients, which share their credentials: by default, those of the Region of the first."""
 
-    def __init__(self) -> None:
-        self._session: aioboto3.Session | None = None
+    def __init__(self, credentials: AwsCredentials | None = None) -> None:
+        self._credentials = credentials
 
     @asynccontextmanager
     async def __call__(self, region: str, endpoint: str | None) -> AsyncIterator[KmsApi]:
         """See ClientFactory."""
-        session = self._session or aioboto3.Session()
-        if await session.get_credentials() is not None:
-            self._session = session
-        config = AioConfig(
-            connect_timeout=CONNECT_SECONDS,
-            read_timeout=READ_SECONDS,
-            max_pool_connections=POOL_SIZE,
-            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-        )
-        async with session.client("kms", region_name=region, endpoint_url=endpoint, config=config) as client:
+        self._credentials = self._credentials or AwsCredentials(region)
+        async with aws_client("kms", region, endpoint, self._credentials) as client:
             yield client
 
 
@@ -107,7 +101,7 @@ class _OpenClient:
 
 
 class KmsRegion:
-    """KMS in the region `name`. Whoever calls `ask` got the permit from `breaker`."""
+    """KMS in the region `name`. A caller of `ask` has made it ready, holds one of `slots` and a permit of `breaker`."""
 
     def __init__(
         self,
@@ -120,36 +114,52 @@ class KmsRegion:
     ) -> None:
         self.name = name
         self.breaker = breaker
+        self.slots = CallSlots(f"KMS in {name}")
         self._endpoint = endpoint
         self._client_factory = client_factory
         self._observe = observe
         self._client: _OpenClient | None = None
         self._opening = asyncio.Lock()
-        self._told = False
+        self._logged = ""
+
+    @property
+    def credentials(self) -> AwsCredentials | None:
+        """What the client signs with; None before it was opened."""
+        return None if self._client is None else credentials_of(self._client.api)
 
     async def close(self) -> None:
         """Close the client, if one was opened."""
         if self._client is not None:
             await self._client.resources.aclose()
 
-    async def ask(self, action: str, arn: str, request: Request[A], permit: Permit, seconds: float) -> A:
-        """Make one call, observed and bounded to `seconds`, and turn the SDK's errors into ours."""
-        client = None
+    async def make_ready(self, action: str, arn: str) -> KmsApi:
+        """Return the client, with credentials to sign with. Raises our errors only."""
+        client = self._client
+        if client is None:
+            try:
+                async with asyncio.timeout(OPEN_SECONDS):
+                    client = await self._open()
+            except Exception as cause:
+                raise self._failed(cause, of_opening(cause, action, arn)) from cause
+        if (credentials := credentials_of(client.api)) is not None:
+            await credentials.ready()
+        return client.api
+
+    async def ask(self, kms: KmsApi, action: str, arn: str, request: Request[A], permit: Permit, seconds: float) -> A:
+        """Make one call, observed and bounded to `seconds`, and turn whatever the SDK raises into our errors."""
+        credentials = credentials_of(kms)
+        generation = 0 if credentials is None else credentials.generation
         with permit, self._observe(action, self.name) as call:
             try:
                 async with asyncio.timeout(seconds):
-                    client = await self._open()
-                    answer = await request(client.api, arn)
-            except (BotoCoreError, ClientError, OSError) as cause:
+                    answer = await request(kms, arn)
+            except Exception as cause:  # noqa: BLE001  # the SDK's exceptions have no common root
                 if isinstance(cause, ClientError):
-                    call.answered(request_id(cause.response))
-                if isinstance(cause, NoCredentialsError) and client is not None and client is self._client:
-                    self._client = None
-                    await client.resources.aclose()
-                error = translated(cause, action, arn)
-                if error is None:
-                    raise
-                if not isinstance(error, CredentialsUnavailable):
+                    call.answered(request_id(getattr(cause, "response", {})))
+                if credentials is not None and code_of(cause) in CREDENTIALS_CODES:
+                    credentials.refused(generation)
+                error = self._failed(cause, translated(cause, action, arn))
+                if not says_nothing_of_kms(error):
                     self._report(permit, answered=not isinstance(error, TRANSIENT))
                 try:
                     raise error from cause
@@ -158,6 +168,13 @@ class KmsRegion:
             self._report(permit, answered=True)
             call.answered(request_id(answer))
         return answer
+
+    def _failed(self, cause: Exception, error: KmsError) -> KmsError:
+        """Return the error; what nothing has a name for goes to the log with its traceback, once per kind."""
+        if error.metadata.get("kind") == "sdk" and type(cause).__name__ != self._logged:
+            self._logged = type(cause).__name__
+            log.error("The AWS SDK fails at a call to KMS in %s", self.name, exc_info=cause)
+        return error
 
     def _report(self, permit: Permit, *, answered: bool) -> None:
         """Tell the breaker how a call ended, and the operator if that opens or closes it."""
@@ -175,9 +192,7 @@ class KmsRegion:
                 async with AsyncExitStack() as resources:
                     api = await resources.enter_async_context(self._client_factory(self.name, self._endpoint))
                     self._client = _OpenClient(api, resources.pop_all())
-                if not self._told:
-                    log.info("AWS KMS endpoint: %s", api.meta.endpoint_url)
-                    self._told = True
+                log.info("AWS KMS endpoint: %s", api.meta.endpoint_url)
             return self._client
 
 

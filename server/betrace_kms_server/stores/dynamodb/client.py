@@ -1,28 +1,30 @@
 """A client of DynamoDB, and calls of it that end in time and fail as our errors.
 
-Credentials come from the SDK's own chain, as those for KMS do. One client lives as long as the store: making one costs
-a quarter of a second and stalls the loop. Every call is bounded as a whole, its retries and the wait for a connection
-of the pool included, which botocore alone would not bound.
+Every call is made ready first, and then bounded as a whole, its retries included: credentials and a slot of the
+connection pool have bounds of their own, so that neither is taken for a table that does not answer.
 """
 
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakKeyDictionary
 
-import aioboto3
-from aiobotocore.config import AioConfig
 from botocore.exceptions import ClientError
 
-from betrace_kms_server.stores.dynamodb.errors import SDK_ERRORS, is_contention, translated
+from betrace_kms_server.aws.call_slots import CallSlots
+from betrace_kms_server.aws.clients import ATTEMPTS, aws_client, credentials_of
+from betrace_kms_server.aws.credentials import AwsCredentials
+from betrace_kms_server.aws.sdk_errors import CREDENTIALS_CODES
+from betrace_kms_server.core.errors import CredentialsUnavailable, KmsError, Overloaded, StoreUnavailable
+from betrace_kms_server.stores.dynamodb.errors import code_of, is_contention, translated
 
 if TYPE_CHECKING:
     from types_aiobotocore_dynamodb import DynamoDBClient
 
 R = TypeVar("R")
-
-CONNECT_SECONDS, READ_SECONDS, ATTEMPTS, POOL_SIZE = 1, 2, 3, 50
 
 CALL_SECONDS = 5.0
 """What one call of ours may take."""
@@ -39,29 +41,50 @@ def dynamodb_client(
     region: str, endpoint: str | None, *, attempts: int = ATTEMPTS
 ) -> "AbstractAsyncContextManager[DynamoDBClient]":
     """Open the real client."""
-    config = AioConfig(
-        connect_timeout=CONNECT_SECONDS,
-        read_timeout=READ_SECONDS,
-        max_pool_connections=POOL_SIZE,
-        retries={"mode": "standard", "total_max_attempts": attempts},
-    )
-    client: AbstractAsyncContextManager[DynamoDBClient] = aioboto3.Session().client(
-        "dynamodb", region_name=region, endpoint_url=endpoint, config=config
-    )
-    return client
+    return aws_client("dynamodb", region, endpoint, AwsCredentials(region), attempts=attempts)
 
 
 @asynccontextmanager
-async def asking(action: str, table: str) -> AsyncIterator[None]:
-    """Bound what is inside in time, and turn the SDK's errors into StoreUnavailable, if they are not for defects."""
+async def asking(client: "DynamoDBClient", action: str, table: str) -> AsyncIterator[None]:
+    """Bound what is inside in time, and turn whatever the SDK raises into StoreUnavailable."""
+    credentials = credentials_of(client)
+    generation = 0
     try:
-        async with asyncio.timeout(CALL_SECONDS):
+        if credentials is not None:
+            await credentials.ready()
+            generation = credentials.generation
+        async with _slot(client), asyncio.timeout(CALL_SECONDS):
             yield
-    except SDK_ERRORS as cause:
-        error = translated(cause, action, table)
-        if error is None:
-            raise
-        raise error from cause
+    except (CredentialsUnavailable, Overloaded) as cause:
+        raise StoreUnavailable(f"DynamoDB cannot be asked: {cause.message}", metadata=cause.metadata) from cause
+    except KmsError:
+        raise
+    except Exception as cause:
+        if credentials is not None and code_of(cause) in CREDENTIALS_CODES:
+            credentials.refused(generation)
+        raise translated(cause, action, table) from cause
+
+
+@asynccontextmanager
+async def _slot(client: "DynamoDBClient") -> AsyncIterator[None]:
+    """Hold a slot of the client's pool. A read within a write has the write's: waiting for another could deadlock."""
+    if _holds_slot.get():
+        yield
+        return
+    slots = _SLOTS.get(client)
+    if slots is None:
+        slots = _SLOTS[client] = CallSlots("DynamoDB")
+    async with slots.slot():
+        token = _holds_slot.set(True)
+        try:
+            yield
+        finally:
+            _holds_slot.reset(token)
+
+
+_SLOTS: "WeakKeyDictionary[object, CallSlots]" = WeakKeyDictionary()
+"""The queue before each client's connections; it goes with the client."""
+_holds_slot: ContextVar[bool] = ContextVar("holds_slot", default=False)
 
 
 async def without_contention(action: Callable[[], Awaitable[R]]) -> R:

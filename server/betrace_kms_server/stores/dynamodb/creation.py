@@ -8,8 +8,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from botocore.exceptions import ClientError
-
 from betrace_kms_server.core.errors import StoreUnavailable
 from betrace_kms_server.stores.dynamodb.client import ClientFactory, asking, dynamodb_client
 from betrace_kms_server.stores.dynamodb.errors import code_of
@@ -47,7 +45,7 @@ async def create_table(
             yield f"the table {table} is there"
         arn, protected = await _active(client, table, sleep)
         if not protected:
-            async with asking("UpdateTable", arn):
+            async with asking(client, "UpdateTable", arn):
                 await client.update_table(TableName=table, DeletionProtectionEnabled=True)
             yield "turned deletion protection on"
         if await _turn_recovery_on(client, table, arn, sleep):
@@ -57,7 +55,7 @@ async def create_table(
 
 async def _create(client: "DynamoDBClient", table: str) -> None:
     try:
-        async with asking("CreateTable", table):
+        async with asking(client, "CreateTable", table):
             await client.create_table(
                 TableName=table,
                 AttributeDefinitions=[{"AttributeName": name, "AttributeType": kind} for name, _, kind in KEY_SCHEMA],
@@ -65,8 +63,10 @@ async def _create(client: "DynamoDBClient", table: str) -> None:
                 BillingMode="PAY_PER_REQUEST",
                 DeletionProtectionEnabled=True,
             )
-    except ClientError as cause:
-        if code_of(cause) != "ResourceInUseException":  # a retry of the SDK, or somebody else at the same time
+    except StoreUnavailable as error:
+        if (
+            code_of(error.__cause__) != "ResourceInUseException"
+        ):  # a retry of the SDK, or somebody else at the same time
             raise
 
 
@@ -84,17 +84,19 @@ async def _active(client: "DynamoDBClient", table: str, sleep: Sleep) -> tuple[s
 async def _turn_recovery_on(client: "DynamoDBClient", table: str, arn: str, sleep: Sleep) -> bool:
     """Turn point-in-time recovery on; return whether it was off."""
     for _ in range(_POLLS):
-        async with asking("DescribeContinuousBackups", arn):
+        async with asking(client, "DescribeContinuousBackups", arn):
             if await has_recovery(client, table):
                 return False
         try:
-            async with asking("UpdateContinuousBackups", arn):
+            async with asking(client, "UpdateContinuousBackups", arn):
                 await client.update_continuous_backups(
                     TableName=table, PointInTimeRecoverySpecification={"PointInTimeRecoveryEnabled": True}
                 )
             return True
-        except ClientError as cause:
-            if code_of(cause) != "ContinuousBackupsUnavailableException":  # while backups of a new table come up
+        except StoreUnavailable as error:
+            if (
+                code_of(error.__cause__) != "ContinuousBackupsUnavailableException"
+            ):  # while backups of a new table come up
                 raise
         await sleep(_POLL_SECONDS)
     raise StoreUnavailable(f"point-in-time recovery of {arn} cannot be turned on: do so in the console")

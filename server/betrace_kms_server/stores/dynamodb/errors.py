@@ -4,13 +4,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from betrace_kms_server.aws import sdk_errors as aws_sdk
 from betrace_kms_server.core.errors import StoreUnavailable
-
-SDK_ERRORS = (BotoCoreError, ClientError, OSError)
-"""All that a call through the SDK may raise; TimeoutError is an OSError."""
+from betrace_kms_server.host.process import descriptor_shortage
 
 PERMISSIONS: Mapping[str, str] = {
     "TransactGetItems": "dynamodb:GetItem",
@@ -19,9 +17,9 @@ PERMISSIONS: Mapping[str, str] = {
 """What an action needs that has no permission of its own name (DynamoDB developer guide, transaction-apis-iam)."""
 
 _DENIED = re.compile(r"not authorized to perform: (dynamodb:[A-Za-z]{1,64})")
+_CODE = re.compile(r"[A-Za-z.]{1,64}")
 _REASONS = re.compile(r"specific reasons \[([A-Za-z, ]*)\]")
 _CONDITION = "ConditionalCheckFailed"
-_CONTENTION = frozenset({"TransactionConflict", "ProvisionedThroughputExceeded", "ThrottlingError"})
 
 
 def _permission(cause: BaseException, action: str) -> str:
@@ -36,48 +34,67 @@ def _denied(cause: BaseException, action: str, table: str) -> StoreUnavailable:
         f"DynamoDB denies {permission} on {table}: allow it to the daemon's role in its IAM policy, and in the policies"
         " of the table and of the VPC endpoint if there are such",
         metadata={"action": permission, "table": table},
+        place="table",
     )
 
 
 def _throttled(_cause: BaseException, action: str, table: str) -> StoreUnavailable:
     return StoreUnavailable(
         f"DynamoDB throttles dynamodb:{action} on {table}: try again later; if it stays, raise the table's maximum"
-        " throughput, or ask AWS for a higher quota"
+        " throughput, or ask AWS for a higher quota",
+        place="table",
     )
 
 
 def _contended(_cause: BaseException, action: str, table: str) -> StoreUnavailable:
     return StoreUnavailable(
-        f"too many write to the same tenant in {table} at once (dynamodb:{action}): try again later"
+        f"too many write to the same tenant in {table} at once (dynamodb:{action}): try again later",
+        place="table",
     )
 
 
 def _missing(_cause: BaseException, _action: str, table: str) -> StoreUnavailable:
     return StoreUnavailable(
         f"the DynamoDB table {table} is not there: check kms.store.table and kms.store.region; if it was deleted,"
-        " restore it from a backup"
+        " restore it from a backup",
+        place="table",
     )
 
 
 def _unreachable(_cause: BaseException, action: str, table: str) -> StoreUnavailable:
+    if shortage := descriptor_shortage():
+        return StoreUnavailable(shortage, place="process")
     return StoreUnavailable(
         f"no answer from DynamoDB to dynamodb:{action} on {table}: check kms.store.region, the route to DynamoDB, and"
-        " kms.store.endpoint if it is set"
+        " kms.store.endpoint if it is set",
+        place="table",
+    )
+
+
+def _changing(_cause: BaseException, action: str, table: str) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"the DynamoDB table {table} is being changed (dynamodb:{action}): try again when it is ACTIVE", place="table"
     )
 
 
 def _credentials(_cause: BaseException, _action: str, _table: str) -> StoreUnavailable:
     return StoreUnavailable(
         "the daemon's own AWS credentials for the key store are missing, expired or refused: check its role, its"
-        " environment and the machine's clock"
+        " environment and the machine's clock",
+        place="table",
     )
 
 
-CODES: Mapping[str, Callable[[BaseException, str, str], StoreUnavailable]] = {
+Translation = Callable[[BaseException, str, str], StoreUnavailable]
+
+CODES: Mapping[str, Translation] = {
     # Amazon DynamoDB API reference, "Errors" of the actions that we use
+    "ContinuousBackupsUnavailableException": _changing,
     "InternalServerError": _unreachable,
     "LimitExceededException": _throttled,
     "ProvisionedThroughputExceededException": _throttled,
+    "ReplicatedWriteConflictException": _contended,
+    "ResourceInUseException": _changing,
     "ResourceNotFoundException": _missing,
     "TableNotFoundException": _missing,
     "TransactionConflictException": _contended,
@@ -89,26 +106,76 @@ CODES: Mapping[str, Callable[[BaseException, str, str], StoreUnavailable]] = {
 }
 
 
-def translated(cause: BaseException, action: str, table: str) -> StoreUnavailable | None:
-    """Return our error for an SDK's, or None where there is none: then it is a defect of ours, and INTERNAL.
+DEFECTS = frozenset(
+    {
+        "DuplicateItem",
+        "IdempotentParameterMismatchException",
+        "ItemCollectionSizeLimitExceeded",
+        "ItemCollectionSizeLimitExceededException",
+        "ValidationError",
+        "ValidationException",
+    }
+)
+"""Codes and reasons that only a request of ours which is wrong can have."""
+
+LASTING_REASONS: Mapping[str, Translation] = {"AccessDenied": _denied, "ResourceNotFound": _missing}
+PASSING_REASONS: Mapping[str, Translation] = {
+    "ProvisionedThroughputExceeded": _throttled,
+    "RequestLimitExceeded": _throttled,
+    "ThrottlingError": _throttled,
+    "InternalServerError": _unreachable,
+    "ReplicatedWriteConflict": _contended,
+    "TransactionConflict": _contended,
+}
+"""Why a transaction was cancelled as a whole. For a passing reason it may be tried again at once."""
+
+
+def translated(cause: Exception, action: str, table: str) -> StoreUnavailable:
+    """Return our error for whatever a call through the SDK raised.
 
     `table` is the table's ARN, or its name as long as nothing else is known.
     """
+    if (trouble := aws_sdk.trouble_of(cause, "DynamoDB")) is not None:
+        return StoreUnavailable(trouble.message, metadata={"kind": trouble.kind})
+    if isinstance(cause, ClientError):
+        return _of_answer(cause, action, table)
+    if isinstance(cause, aws_sdk.CREDENTIALS):
+        return _credentials(cause, action, table)
     if isinstance(cause, aws_sdk.NETWORK):
         return _unreachable(cause, action, table)
-    if not isinstance(cause, ClientError):
-        return _credentials(cause, action, table) if isinstance(cause, aws_sdk.CREDENTIALS) else None
-    if cause.operation_name != action:  # the SDK asked STS for credentials first, and STS refused
+    return StoreUnavailable(
+        f"the AWS SDK fails at dynamodb:{action} on {table} with {type(cause).__name__}: check kms.store.endpoint and"
+        " the daemon's AWS_* environment",
+        metadata={"kind": "sdk"},
+    )
+
+
+def _of_answer(cause: ClientError, action: str, table: str) -> StoreUnavailable:
+    if getattr(cause, "operation_name", action) != action:  # the SDK asked STS for credentials first, and STS refused
         return _credentials(cause, action, table)
-    if is_contention(cause):
-        return _contended(cause, action, table)
-    known = CODES.get(code_of(cause))
+    known = CODES.get(code_of(cause)) or _of_cancellation(_cancellation_reasons(cause))
     if known is not None:
         return known(cause, action, table)
-    status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    status = aws_sdk.status_of(cause)
     if status == 403:
         return _denied(cause, action, table)
-    return _unreachable(cause, action, table) if status >= 500 else None
+    if status >= 500:
+        return _unreachable(cause, action, table)
+    code = code_of(cause)
+    named = code if _CODE.fullmatch(code) else "an error without a name"
+    return StoreUnavailable(
+        f"DynamoDB refuses dynamodb:{action} on {table} with {named}: check kms.store.endpoint and kms.store.table, and"
+        " report it if both are right",
+        metadata={"kind": "unknown_code"},
+    )
+
+
+def _of_cancellation(reasons: frozenset[str]) -> Translation | None:
+    """Return what the reasons of a cancelled transaction mean: a defect first, then what lasts, then what passes."""
+    if not reasons.isdisjoint(DEFECTS):
+        return None
+    known = {**LASTING_REASONS, **PASSING_REASONS}
+    return next((translation for reason, translation in known.items() if reason in reasons), None)
 
 
 def is_refusal(cause: BaseException) -> bool:
@@ -118,10 +185,10 @@ def is_refusal(cause: BaseException) -> bool:
 
 def is_contention(cause: BaseException) -> bool:
     """Tell whether a write was not done because others were in its way, so that it may be tried again at once."""
-    if code_of(cause) == "TransactionConflictException":
+    if code_of(cause) in ("TransactionConflictException", "ReplicatedWriteConflictException"):
         return True
     reasons = _cancellation_reasons(cause)
-    return _CONDITION not in reasons and not _CONTENTION.isdisjoint(reasons)
+    return bool(reasons) and reasons <= PASSING_REASONS.keys()
 
 
 def _cancellation_reasons(cause: BaseException) -> frozenset[str]:
@@ -129,15 +196,19 @@ def _cancellation_reasons(cause: BaseException) -> frozenset[str]:
         return frozenset()
     listed: Any = cause.response.get("CancellationReasons")
     if listed:
-        return frozenset(reason.get("Code", "None") for reason in listed)
+        return frozenset(reason.get("Code", "None") for reason in listed) - {"None"}
     said = _REASONS.search(_message(cause))
-    return frozenset(said[1].replace(" ", "").split(",")) if said else frozenset()
+    return frozenset(said[1].replace(" ", "").split(",")) - {"None"} if said else frozenset()
 
 
 def code_of(cause: BaseException | None) -> str:
     """Return AWS's code of an error; of one that AWS did not answer, nothing."""
-    return cause.response.get("Error", {}).get("Code", "") if isinstance(cause, ClientError) else ""
+    return aws_sdk.code_of(cause) if isinstance(cause, ClientError) else ""
 
 
 def _message(cause: BaseException) -> str:
-    return cause.response.get("Error", {}).get("Message", "") if isinstance(cause, ClientError) else ""
+    return (
+        str(getattr(cause, "response", {}).get("Error", {}).get("Message", ""))
+        if isinstance(cause, ClientError)
+        else ""
+    )

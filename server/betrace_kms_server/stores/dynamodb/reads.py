@@ -32,7 +32,7 @@ class Reads:
         if not can_exist(key):
             return None
         projection: dict[str, Any] = {"ProjectionExpression": attribute} if attribute else {}
-        async with asking("GetItem", self._arn):
+        async with asking(self._client, "GetItem", self._arn):
             answer = await self._client.get_item(TableName=self._table, Key=key, ConsistentRead=True, **projection)
         return answer.get("Item")
 
@@ -41,7 +41,7 @@ class Reads:
         if not all(map(can_exist, keys)):
             return [None for _ in keys]
         gets: Any = [{"Get": {"TableName": self._table, "Key": key}} for key in keys]
-        async with asking("TransactGetItems", self._arn):
+        async with asking(self._client, "TransactGetItems", self._arn):
             answer = await without_contention(lambda: self._client.transact_get_items(TransactItems=gets))
         return [each.get("Item") for each in answer["Responses"]]
 
@@ -65,7 +65,7 @@ class Reads:
             **({"Limit": page_items} if page_items else {}),
         }
         while tenant_id:
-            async with asking("Query", self._arn):
+            async with asking(self._client, "Query", self._arn):
                 page = await self._client.query(**query)
             for item in page["Items"]:
                 yield item
@@ -93,7 +93,7 @@ class Reads:
         if projection:
             scan["ProjectionExpression"] = projection
         while True:
-            async with asking("Scan", self._arn):
+            async with asking(self._client, "Scan", self._arn):
                 page = await self._client.scan(**scan)
             for item in page["Items"]:
                 yield item

@@ -24,7 +24,7 @@ from betrace_kms_server.core.errors import StoreUnavailable
 from betrace_kms_server.core.keys import StoredKey
 from betrace_kms_server.stores.damage import damaged_key, no_active_key
 from betrace_kms_server.stores.dynamodb.client import ClientFactory, asking, dynamodb_client, without_contention
-from betrace_kms_server.stores.dynamodb.errors import SDK_ERRORS, is_refusal
+from betrace_kms_server.stores.dynamodb.errors import is_refusal
 from betrace_kms_server.stores.dynamodb.items import (
     PARTITION_KEY,
     head_of,
@@ -164,7 +164,7 @@ class DynamoStore:
     async def raise_generation(self, tenant_id: str) -> None:
         """See KeyStore. A retry that raises it twice does no harm."""
         update = self._writes.next_generation(tenant_id)["Update"]
-        async with asking("UpdateItem", self._arn):
+        async with asking(self._client, "UpdateItem", self._arn):
             await without_contention(lambda: self._client.update_item(**update))
 
     async def created_before(self, time_ms: int) -> AsyncIterator[str]:
@@ -199,7 +199,7 @@ class DynamoStore:
     async def replace(self, stored: StoredKey, replacement: StoredKey) -> None:
         """See KeyStore."""
         update = self._writes.wrapped_anew(stored, replacement)
-        async with asking("UpdateItem", self._arn):
+        async with asking(self._client, "UpdateItem", self._arn):
             try:
                 await without_contention(lambda: self._client.update_item(**update))
             except ClientError as cause:
@@ -226,7 +226,7 @@ class DynamoStore:
         AWS looks at permissions, at the table and at its throughput before it looks at the condition, so that being
         refused for the condition alone tells that a key would be kept. Nothing is written, not even for a moment.
         """
-        async with asking("TransactWriteItems", self._arn):
+        async with asking(self._client, "TransactWriteItems", self._arn):
             try:
                 await without_contention(
                     lambda: self._client.transact_write_items(
@@ -244,10 +244,10 @@ class DynamoStore:
 
         Whatever was answered last, a try before may have been done: `landed` reads whether it was.
         """
-        async with asking("TransactWriteItems", self._arn):
+        async with asking(self._client, "TransactWriteItems", self._arn):
             try:
                 await without_contention(lambda: self._client.transact_write_items(TransactItems=writes))
-            except SDK_ERRORS as cause:
+            except Exception as cause:  # whatever it was, the write may have been done
                 if await landed():
                     return True
                 if is_refusal(cause):

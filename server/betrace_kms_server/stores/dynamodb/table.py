@@ -6,11 +6,11 @@ The daemon's role needs dynamodb:DescribeTable and dynamodb:DescribeContinuousBa
 from typing import TYPE_CHECKING
 
 import structlog
-from botocore.exceptions import ClientError
+from botocore.exceptions import ParamValidationError
 
 from betrace_kms_server.core.errors import StartRefused, StoreUnavailable
 from betrace_kms_server.stores.dynamodb.client import asking
-from betrace_kms_server.stores.dynamodb.errors import SDK_ERRORS, code_of
+from betrace_kms_server.stores.dynamodb.errors import code_of
 from betrace_kms_server.stores.dynamodb.items import PARTITION_KEY, SORT_KEY
 
 if TYPE_CHECKING:
@@ -55,17 +55,17 @@ async def inspect_table(client: "DynamoDBClient", table: str) -> str:
 async def describe_table(client: "DynamoDBClient", table: str) -> "TableDescriptionTypeDef | None":
     """Return what DynamoDB tells of a table, or None if there is none. Raises StartRefused if it cannot be asked."""
     try:
-        async with asking("DescribeTable", table):
+        async with asking(client, "DescribeTable", table):
             return (await client.describe_table(TableName=table))["Table"]
     except StoreUnavailable as error:
         if code_of(error.__cause__) == "ResourceNotFoundException":
             return None
+        if code_of(error.__cause__) == "ValidationException" or isinstance(error.__cause__, ParamValidationError):
+            raise StartRefused(
+                f"kms.store.table {table!r} is no name of a DynamoDB table: it takes 3 to 255 letters, digits, dots,"
+                " dashes and underscores"
+            ) from error
         raise StartRefused(f"the DynamoDB table {table} cannot be looked at: {error.message}") from error
-    except SDK_ERRORS as cause:
-        raise StartRefused(
-            f"kms.store.table {table!r} is no name of a DynamoDB table: it takes 3 to 255 letters, digits, dots, dashes"
-            " and underscores"
-        ) from cause
 
 
 def refuse_unfit(described: "TableDescriptionTypeDef", table: str) -> None:
@@ -99,11 +99,10 @@ async def has_recovery(client: "DynamoDBClient", table: str) -> bool:
 
 async def _warn_without_recovery(client: "DynamoDBClient", table: str, arn: str) -> None:
     try:
-        async with asking("DescribeContinuousBackups", arn):
+        async with asking(client, "DescribeContinuousBackups", arn):
             recoverable = await has_recovery(client, table)
-    except (StoreUnavailable, ClientError) as error:
-        problem = error.message if isinstance(error, StoreUnavailable) else code_of(error)
-        log.warning("Whether the key store's table can be recovered is not known", table=arn, problem=problem)
+    except StoreUnavailable as error:
+        log.warning("Whether the key store's table can be recovered is not known", table=arn, problem=error.message)
         return
     if not recoverable:
         log.warning("Keys that are lost cannot be brought back: turn point-in-time recovery on", table=arn)

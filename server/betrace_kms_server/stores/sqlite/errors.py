@@ -5,9 +5,10 @@ from reading or writing may pass, and a backup in place of an intact file would 
 """
 
 import errno
-import os
 import sqlite3
 from collections.abc import Mapping
+
+from betrace_kms_server.host.process import descriptor_shortage
 
 _DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 _NEXT_STEP: Mapping[str, str] = {
@@ -45,7 +46,7 @@ def explained(cause: BaseException) -> str:
     name = _name(cause)
     if isinstance(cause, OSError) and cause.errno is not None:
         step = _OF_ERRNO.get(cause.errno, _OTHERWISE)
-    elif name.startswith(("SQLITE_CANTOPEN", "SQLITE_IOERR")) and _out_of_descriptors():
+    elif name.startswith(("SQLITE_CANTOPEN", "SQLITE_IOERR")) and descriptor_shortage():
         step = _OPEN_FILES
     else:
         step = _NEXT_STEP.get("_".join(name.split("_")[:2]), _OTHERWISE)
@@ -58,12 +59,3 @@ def _name(cause: BaseException) -> str:
     if isinstance(cause, OSError) and cause.errno is not None:
         return errno.errorcode.get(cause.errno, type(cause).__name__)
     return type(cause).__name__
-
-
-def _out_of_descriptors() -> bool:
-    """Return whether no file can be opened: SQLite does not pass the operating system's error on."""
-    try:
-        os.close(os.open(os.devnull, os.O_RDONLY))
-    except OSError as error:
-        return error.errno in (errno.EMFILE, errno.ENFILE)
-    return False

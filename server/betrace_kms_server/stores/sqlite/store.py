@@ -19,6 +19,7 @@ import aiosqlite
 
 from betrace_kms_server.core.errors import StartRefused, StoreUnavailable
 from betrace_kms_server.core.keys import KeyStatus, StoredKey, WrappedKey
+from betrace_kms_server.host.process import descriptor_shortage
 from betrace_kms_server.stores.damage import damaged_key, no_active_key
 from betrace_kms_server.stores.sqlite.errors import explained, is_damage
 from betrace_kms_server.stores.sqlite.schema import SCHEMA_VERSION, create_file, prepare
@@ -252,6 +253,8 @@ class SqliteStore:
                 raise StoreUnavailable(
                     "the key store is damaged: stop the daemon and restore the store from a backup"
                 ) from cause
+            if shortage := descriptor_shortage():
+                raise StoreUnavailable(shortage, place="process") from cause
             raise StoreUnavailable(f"the key store cannot be used {explained(cause)}") from cause
 
     async def _rows(self, statement: str, parameters: Sequence[object]) -> Sequence[sqlite3.Row]:

@@ -1,0 +1,218 @@
+"""Answers that a key-management service must not give are refused by every adapter, and nothing is made of them.
+
+A new provider joins by an entry in SERVICES, which says how its service's answers are altered on their way.
+"""
+
+import base64
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from betrace_kms_server.cache.key_cache import KeyCache
+from betrace_kms_server.core.errors import BadAnswer, KmsError
+from betrace_kms_server.core.keys import KeyMaterial, WrappedKey
+from betrace_kms_server.data_keys.keyring import KeyRing
+from betrace_kms_server.providers import answers
+from betrace_kms_server.providers.aws.provider import AwsProvider
+from betrace_kms_server.providers.protocol import KeyProvider
+from betrace_kms_server.signing_keys.seeds import new_key
+from betrace_kms_server.telemetry.figures import CallStats
+from betrace_kms_server.telemetry.observers import KmsCallObserver
+
+from tests.aws_proxy import aws_proxy
+from tests.contract.conftest import PROVIDERS
+from tests.contract.samples import ARN
+from tests.moto_server import REGION, MotoServer
+
+CONTEXT = {"tenantId": "acme", "keyType": "encryption"}
+MISSING = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A provider, and how its service's answers are altered.
+
+    `alter` replaces a part of each answer, "plaintext", "blob" or "key", by a value; MISSING leaves it out.
+    """
+
+    provider: KeyProvider
+    alter: Callable[[str, Any], None]
+    stats: CallStats = field(default_factory=CallStats)
+
+
+@asynccontextmanager
+async def _aws(request: pytest.FixtureRequest) -> AsyncIterator[Service]:
+    moto: MotoServer = request.getfixturevalue("moto")
+    stats = CallStats()
+    names = {"plaintext": "Plaintext", "blob": "CiphertextBlob", "key": "KeyId"}
+    with aws_proxy(moto.url) as proxy:
+
+        def alter(part: str, value: Any) -> None:
+            def doctor(action: str, answer: dict[str, Any]) -> None:
+                name = names[part]
+                if name not in answer:
+                    return
+                del answer[name]
+                if value is not MISSING:
+                    answer[name] = base64.b64encode(value).decode() if isinstance(value, bytes) else value
+
+            proxy.doctor = doctor
+
+        observe = KmsCallObserver(stats, None)
+        async with AwsProvider(moto.create_key(), region=REGION, endpoint=proxy.url, observe=observe) as provider:
+            yield Service(provider, alter, stats)
+
+
+SERVICES: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Service]]] = {"aws": _aws}
+
+
+@pytest.fixture(params=SERVICES)
+async def service(request: pytest.FixtureRequest) -> AsyncIterator[Service]:
+    """Give every provider that asks a service, in turn."""
+    async with SERVICES[request.param](request) as service:
+        yield service
+
+
+def test_every_provider_with_a_service_is_held_to_it() -> None:
+    """Provider local asks no service; all others are here."""
+    assert set(PROVIDERS) - {"local"} == set(SERVICES)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        *(pytest.param("plaintext", bytes(size), id=f"{size} bytes") for size in (0, 3, 31, 33, 64)),
+        pytest.param("plaintext", MISSING, id="no plaintext"),
+        pytest.param("blob", b"", id="empty blob"),
+        pytest.param("blob", MISSING, id="no blob"),
+        pytest.param("blob", bytes(6145), id="blob too long"),
+        pytest.param("key", ARN, id="another key"),
+        pytest.param("key", "", id="empty key id"),
+        pytest.param("key", MISSING, id="no key id"),
+    ],
+)
+async def test_bad_data_key_is_refused(service: Service, part: str, value: Any) -> None:
+    """A data key of another length, without its wrapped half, or of another master key is neither used nor retried."""
+    service.alter(part, value)
+    with pytest.raises(BadAnswer, match=r"kms:GenerateDataKey on .*: it was not used; check") as caught:
+        await service.provider.generate_data_key(32, CONTEXT)
+    assert (Counter({("GenerateDataKey", "KMS_BAD_ANSWER"): 1}), None) == (
+        service.stats.counts,
+        caught.value.retry_after,
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        pytest.param("blob", b"", id="empty blob"),
+        pytest.param("blob", MISSING, id="no blob"),
+        pytest.param("blob", bytes(6145), id="blob too long"),
+        pytest.param("key", ARN, id="another key"),
+        pytest.param("key", MISSING, id="no key id"),
+    ],
+)
+async def test_bad_wrapped_key_is_refused(service: Service, part: str, value: Any) -> None:
+    """A key that is there already would be lost with a wrapped half that is not one."""
+    service.alter(part, value)
+    with pytest.raises(BadAnswer, match="kms:Encrypt"):
+        await service.provider.wrap(KeyMaterial(bytes(32)), CONTEXT)
+    assert Counter({("Encrypt", "KMS_BAD_ANSWER"): 1}) == service.stats.counts
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        pytest.param("plaintext", b"", id="empty"),
+        pytest.param("plaintext", MISSING, id="no plaintext"),
+        pytest.param("plaintext", bytes(4097), id="too long"),
+        pytest.param("key", ARN, id="another key"),
+        pytest.param("key", MISSING, id="no key id"),
+    ],
+)
+async def test_bad_unwrapped_key_is_refused(service: Service, part: str, value: Any) -> None:
+    """What another master key unwrapped, and what is no key, is not used."""
+    made = await service.provider.generate_data_key(32, CONTEXT)
+    service.alter(part, value)
+    with pytest.raises(BadAnswer, match="kms:Decrypt"):
+        await service.provider.unwrap(made.wrapped, CONTEXT)
+    assert 1 == service.stats.counts["Decrypt", "KMS_BAD_ANSWER"]
+
+
+@pytest.mark.parametrize("size", [0, 3, 33])
+async def test_nothing_is_sealed_or_signed_under_a_bad_key(
+    service: Service, new_cache: Callable[..., KeyCache], size: int
+) -> None:
+    """Encrypt, GenerateDataKey, a fresh one too, and a new signing key are refused, and nothing stays in the cache."""
+    cache = new_cache()
+    ring = KeyRing(service.provider, cache)
+    service.alter("plaintext", bytes(size))
+    for attempt in (
+        lambda: ring.seal("acme", b"payload", {}),
+        lambda: ring.data_key("acme", 32, {}),
+        lambda: ring.data_key("acme", 32, {}, fresh=True),
+        lambda: new_key(service.provider, "acme", 0),
+    ):
+        with pytest.raises(BadAnswer):
+            await attempt()
+    assert 0 == len(cache)
+
+
+@pytest.mark.parametrize("size", [3, 31, 33])
+async def test_a_message_is_not_opened_with_a_key_of_another_length(
+    service: Service, new_cache: Callable[..., KeyCache], size: int
+) -> None:
+    """Suite 0x0478 has keys of 32 bytes; the text is that of every ciphertext that does not open."""
+    sealed = await KeyRing(service.provider, new_cache()).seal("acme", b"payload", {})
+    service.alter("plaintext", bytes(size))
+    with pytest.raises(KmsError) as caught:
+        await KeyRing(service.provider, new_cache()).open("acme", sealed.ciphertext, {})
+    assert "CIPHERTEXT_DOES_NOT_OPEN" == caught.value.reason
+
+
+MRK = "arn:aws:kms:us-east-1:123456789012:key/mrk-1234abcd12ab34cd56ef1234567890ab"
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "taken"),
+    [
+        (ARN, ARN, True),
+        (MRK, MRK.replace("us-east-1", "eu-west-1"), True),
+        (MRK, MRK.replace("123456789012", "999999999999"), False),
+        (ARN, ARN.replace("us-east-1", "eu-west-1"), False),
+        (ARN, ARN.rpartition("/")[2], False),
+        ("alias/betrace", ARN, True),
+        ("alias/betrace", "alias/betrace", True),
+        ("alias/betrace", "elsewhere", False),
+        (ARN.rpartition("/")[2], ARN, True),
+        (ARN.rpartition("/")[2], MRK, False),
+        (ARN, None, False),
+        (ARN, 7, False),
+    ],
+)
+def test_master_key_is_the_one_asked_or_its_replica(asked: str, answered: object, taken: bool) -> None:
+    """A replica has the same key; an alias and a bare id, of emulators only, stand for an ARN."""
+    try:
+        named: object = answers.master_key("Encrypt", asked, answered)
+    except BadAnswer:
+        named = None
+    assert (answered if taken else None) == named
+
+
+@pytest.mark.parametrize("value", ["text", 32, None, [1], bytearray(32)], ids=repr)
+def test_what_is_not_bytes_is_no_key(value: object) -> None:
+    """A part of another type is refused, and the text shows nothing of it."""
+    with pytest.raises(BadAnswer, match="holds no key: ") as caught:
+        answers.data_key(ARN, 32, plaintext=value, blob=b"blob", key_id=ARN)
+    assert "text" not in caught.value.message
+
+
+async def test_wrapped_key_of_the_largest_size_is_taken(service: Service) -> None:
+    """The bounds are those of the API, and what lies on them is good."""
+    service.alter("blob", bytes(6144))
+    assert WrappedKey(bytes(6144), service.provider.master_key_arn) == await service.provider.wrap(
+        KeyMaterial(bytes(32)), CONTEXT
+    )
