@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from betrace_kms_server.cache.key_cache import KeyCache
+from betrace_kms_server.core.errors import Stopping
 
 TTL = 1000.0
 KEY = ("data key", "arn", "acme", 32)
@@ -525,7 +526,7 @@ async def test_close_cancels_running_loads(cache: KeyCache, clock: Clock) -> Non
     assert loads.runs[0].cancelled()
     assert refresh.runs[0].cancelled()
     assert 0 == len(cache)
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(Stopping, match="the daemon is stopping"):
         await caller
     assert {asyncio.current_task()} == asyncio.all_tasks()
 

@@ -84,7 +84,8 @@ class Generations:
     async def _check(self, tenant: str) -> None:
         before = self._known.get(tenant)
         after = await self._read(tenant)
-        if before is not None and after is not None and before.generation != after:
+        # Of a tenant that was not known, something may have been loaded by callers who lost patience with this read.
+        if after is not None and (before is None or before.generation != after):
             self._drop(tenant)
 
     async def _read(self, tenant: str) -> int | None:
@@ -92,7 +93,7 @@ class Generations:
         began = self._clock()
         try:
             generation = await self._store.generation(tenant)
-        except KmsError as error:
+        except Exception as error:  # noqa: BLE001  # also a defect, or each warm call would read the store; logged below
             self._say(error)
             former = self._known.get(tenant)
             retry_at = self._clock() + min(RETRY_SECONDS, self._max_age)
@@ -111,12 +112,13 @@ class Generations:
     def _drop(self, tenant: str) -> int:
         return sum(cache.invalidate(tenant) for cache in self.caches)
 
-    def _say(self, error: KmsError | None) -> None:
+    def _say(self, error: Exception | None) -> None:
         if error is not None and not self._failing:
             log.error(
                 "The key store cannot be read: changes by other daemons are not seen, and cached keys serve to the end"
                 " of their time to live",
-                problem=error.message,
+                problem=error.message if isinstance(error, KmsError) else "internal error",
+                exc_info=None if isinstance(error, KmsError) else error,
             )
         elif error is None and self._failing:
             log.info("The key store can be read again")

@@ -5,6 +5,8 @@ What it keeps:
 - A hit never waits: no task, no timer, no lock, no KMS.
 - However many callers miss one key at once, one load runs. It belongs to the cache, not to the caller that began it,
   so a caller that is cancelled takes nobody's load with it.
+- What a caller brought is cached only after it was found good: a load for which `accept` is given lands only if one of
+  those who wait for it accepts the value. A forgery that makes a load leaves no entry and evicts none.
 - A load that began before an invalidation of its tenant never lands: not in the cache, and not in the hands of those
   who waited for it; they load anew.
 - From 75 % of the time to live on, a hit refreshes its entry in the background, at a moment that is jittered so that
@@ -21,14 +23,21 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from aiocache.base import SENTINEL, BaseCache
 from aiocache.serializers import NullSerializer
 
 from betrace_kms_server.cache.gate import OPEN, Gate
-from betrace_kms_server.core.errors import AccessDenied, DoesNotOpen, KeyDamaged, KmsError, MasterKeyUnusable
+from betrace_kms_server.core.errors import (
+    AccessDenied,
+    DoesNotOpen,
+    KeyDamaged,
+    KmsError,
+    MasterKeyUnusable,
+    Stopping,
+)
 from betrace_kms_server.core.key_event import KeyEvent, Recorder, current_event, ignore, note_cache, note_shared
 
 log = logging.getLogger(__name__)
@@ -65,6 +74,7 @@ class _Flight:
     task: asyncio.Task[Any]
     event: KeyEvent | None
     disowned: bool = False
+    accepts: list[Callable[[Any], bool]] = field(default_factory=list)
 
 
 class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
@@ -129,8 +139,12 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         value: V = entry.value
         return value
 
-    async def get_or_load(self, key: Key, load: Load[V]) -> V:
-        """Return the cached value, or load it once for all who ask. Raises what `load` raises."""
+    async def get_or_load(self, key: Key, load: Load[V], accept: Callable[[V], bool] | None = None) -> V:
+        """Return the cached value, or load it once for all who ask. Raises what `load` raises, and Stopping.
+
+        With `accept`, which is quick, the value is cached only if `accept` returns True, for this caller or another one
+        that waits for the same load; it is returned to each of them all the same, to be checked.
+        """
         while True:
             if not self._gate.is_open(key[_TENANT]):
                 await self._gate.revalidate(key[_TENANT])
@@ -139,8 +153,12 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
             self.misses += 1
             note_cache(hit=False)
             flight = self._flights.get(key) or self._start(key, load, current_event.get())
+            if accept is not None:
+                flight.accepts.append(accept)
             await asyncio.wait([flight.task])
             note_shared(flight.event)
+            if flight.task.cancelled():
+                raise Stopping("the daemon is stopping: call again")
             if not flight.disowned:
                 loaded: V = flight.task.result()
                 return loaded
@@ -187,14 +205,14 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         return max(0.0, min(left)) if left else None
 
     def _refresh(self, key: Key, load: Load[V]) -> None:
-        event = KeyEvent("RefreshKey", str(key[_TENANT]))
+        event, refreshed = KeyEvent("RefreshKey", str(key[_TENANT])), self._entries.get(key)
 
         def finished(task: asyncio.Task[Any]) -> None:
             if task.cancelled():
                 return
             if (error := task.exception()) is not None:
                 event.result = error.reason if isinstance(error, KmsError) else "INTERNAL"
-                if isinstance(error, _DENIES) and key in self._entries:
+                if isinstance(error, _DENIES) and self._entries.get(key) is refreshed:
                     self._evict(key, "denied")
                     log.warning("refreshing a cached %s key was refused, it is dropped: %s", self.kind, error)
                 else:
@@ -208,7 +226,7 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
             current_event.set(event)
             try:
                 value = await load()
-                if not flight.disowned:
+                if not flight.disowned and (not flight.accepts or any(accept(value) for accept in flight.accepts)):
                     self._put(key, value, self.ttl)
                 return value
             finally:

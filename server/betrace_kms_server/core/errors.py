@@ -14,6 +14,7 @@
     ├── Overloaded                more calls wait for KMS than the daemon lets wait
     ├── KmsUnreachable            no answer from KMS in time
     ├── CredentialsUnavailable    the daemon's own AWS credentials are missing or expired
+    ├── Stopping                  the daemon stops before the key came that a call waits for
     ├── StoreUnavailable          the key store is unreachable, full or read-only
     └── AuditUnavailable          the audit trail cannot be written, and kms.audit.required is set
     StartRefused                  the daemon cannot start safely; exit code 2
@@ -152,6 +153,13 @@ class CredentialsUnavailable(KmsError):
 
     reason = "KMS_CREDENTIALS_UNAVAILABLE"
     retry_after = 5.0
+
+
+class Stopping(KmsError):
+    """The daemon stops, and ended the load of the key that this call waits for."""
+
+    reason = "STOPPING"
+    retry_after = 1.0
 
 
 class StoreUnavailable(KmsError):

@@ -64,6 +64,8 @@ from betrace_kms_server.core.errors import DoesNotOpen
 
 MAX_WRAPPED_KEY_BYTES = 6144
 """Largest ciphertext that KMS Decrypt takes (AWS KMS API reference, Decrypt)."""
+MAX_HEADER_BYTES = 128 * 1024
+"""Largest header that is read. Ten wrapped keys of KMS and the longest context of a caller need half of it."""
 DATA_KEY_BYTES = 32
 FRAME_BYTES = 65_536
 
@@ -130,6 +132,8 @@ class Message:
             raise DoesNotOpen
         for _ in range(3 * count):
             reader.skip()
+        if reader.at > MAX_HEADER_BYTES:
+            raise DoesNotOpen
         fields = data[start : reader.at]
         context, keys = _read_fields(fields) if len(fields) > _REMEMBERED_BYTES else _remembered_fields(fields)
         content_type, frame_length = reader.integer(1), reader.integer(4)
@@ -137,6 +141,20 @@ class Message:
             raise DoesNotOpen
         commitment = reader.take(_COMMITMENT_BYTES)
         return cls(context, keys, fields, suite, message_id, frame_length, commitment, data, reader.at)
+
+    def is_under(self, data_key: bytes | bytearray) -> bool:
+        """Return whether this is the message's data key: its commitment and the header's tag verify under it."""
+        if len(data_key) != DATA_KEY_BYTES:
+            return False
+        commitment, key = _derive(data_key, self.suite, self.message_id)
+        if not bytes_eq(commitment, self.commitment):
+            return False
+        tag = self._data[self._body_at : self._body_at + _TAG_BYTES]
+        try:
+            AESGCM(key).decrypt(bytes(_IV_BYTES), tag, self._data[: self._body_at])
+        except (InvalidTag, ValueError):  # ValueError: shorter than a tag
+            return False
+        return True
 
     def open(self, data_key: bytes | bytearray) -> bytes:
         """Return the plaintext. Raises DoesNotOpen unless the commitment, every tag and the footer verify."""

@@ -6,7 +6,7 @@ that a tenant's data key is used for is bound to the tenant twice, by the cache 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from hashlib import sha256
 from typing import Protocol, TypeVar
 
 from betrace_kms_server.cache.key_cache import Key, KeyCache, Load
@@ -25,6 +25,7 @@ from betrace_kms_server.data_keys.envelope import (
 )
 from betrace_kms_server.providers.protocol import KeyProvider
 
+_NO_PAIRS = bytes(32)
 _VERSION_1_MESSAGE = b"\x01\x80"
 
 
@@ -69,6 +70,20 @@ class _OpeningKey:
     master_key_arn: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Wrapped:
+    """A wrapped data key that a caller brought, and what there is to know to unwrap it."""
+
+    use: str
+    tenant_id: str
+    identity: bytes = field(repr=False)
+    """What tells it from others of its use: a bare key itself, or a message's header fields."""
+    context: Context = field(repr=False)
+    candidates: Callable[[], Sequence[WrappedKey]] = field(repr=False)
+    accept: Callable[[_OpeningKey], bool] | None = field(default=None, repr=False)
+    """Whether an unwrapped key is the right one; None where the master key's service has checked all there is."""
+
+
 class _Budgeted(Protocol):
     @property
     def budget(self) -> Budget: ...
@@ -109,7 +124,7 @@ class KeyRing:
         async def load() -> _HandedOut:
             return _HandedOut(await self._provider.generate_data_key(number_of_bytes, context), Budget(self._max_uses))
 
-        key = ("data key", self._provider.master_key_arn, tenant_id, number_of_bytes, _pairs(caller))
+        key = ("data key", self._provider.master_key_arn, tenant_id, number_of_bytes, digest(caller))
         return (await self._spend(key, load)).data_key
 
     async def seal(self, tenant_id: str, plaintext: bytes, caller: Context) -> Sealed:
@@ -122,7 +137,7 @@ class KeyRing:
             encrypted = EncryptedDataKey(self._provider.message_provider_id, wrapped.master_key_arn, wrapped.blob)
             return _SealingKey(data_key, Sealer(encrypted, context), Budget(self._max_messages))
 
-        key = ("sealing key", self._provider.master_key_arn, tenant_id, DATA_KEY_BYTES, _pairs(caller))
+        key = ("sealing key", self._provider.master_key_arn, tenant_id, DATA_KEY_BYTES, digest(caller))
         found = await self._spend(key, load)
         ciphertext = found.sealer.seal(plaintext, found.data_key.material.raw)
         return Sealed(ciphertext, found.data_key.wrapped.master_key_arn)
@@ -137,7 +152,14 @@ class KeyRing:
             if not belongs_to(message.context, tenant_id, caller):
                 raise DoesNotOpen
             found = await self._unwrap(
-                "message key", tenant_id, message.fields, partial(self._candidates, message), message.context, caller
+                _Wrapped(
+                    "message key",
+                    tenant_id,
+                    message.fields,
+                    message.context,
+                    candidates=lambda: self._candidates(message),
+                    accept=lambda key: message.is_under(key.material.raw),
+                )
             )
             return Opened(message.open(found.material.raw), found.master_key_arn)
         found = await self._unwrap_bare(tenant_id, ciphertext, caller)
@@ -184,43 +206,43 @@ class KeyRing:
             return [WrappedKey(blob, arn) for arn in self._provider.decrypt_key_arns]
 
         return await self._unwrap(
-            "bare key", tenant_id, blob, candidates, encryption_context(tenant_id, caller), caller
+            _Wrapped("bare key", tenant_id, blob, encryption_context(tenant_id, caller), candidates)
         )
 
-    async def _unwrap(
-        self,
-        use: str,
-        tenant_id: str,
-        wrapped_as: bytes,
-        candidates: Callable[[], Sequence[WrappedKey]],
-        context: Context,
-        caller: Context,
-    ) -> _OpeningKey:
-        """Return the key of the first candidate that unwraps; if none does, raise what says most about why.
-
-        `wrapped_as` tells this wrapped key from others of its use: a bare key itself, or a message's header fields.
-        """
+    async def _unwrap(self, wrapped: _Wrapped) -> _OpeningKey:
+        """Return the key of the first candidate that unwraps; if none does, raise what says most about why."""
 
         async def load() -> _OpeningKey:
             failure: KmsError = DoesNotOpen()
-            if not fits_kms(context):
+            if not fits_kms(wrapped.context):
                 raise failure
-            for wrapped in candidates():
+            for candidate in wrapped.candidates():
                 try:
-                    return _OpeningKey(await self._provider.unwrap(wrapped, context), wrapped.master_key_arn)
+                    material = await self._provider.unwrap(candidate, wrapped.context)
+                    return _OpeningKey(material, candidate.master_key_arn)
                 except DoesNotOpen:
                     continue
                 except KmsError as error:
                     failure = error
             raise failure
 
-        key = (use, self._provider.master_key_arn, tenant_id, wrapped_as, _pairs(caller))
-        return await self._cache.get_or_load(key, load)
+        key = (
+            wrapped.use,
+            self._provider.master_key_arn,
+            wrapped.tenant_id,
+            sha256(wrapped.identity).digest(),
+            digest(wrapped.context),
+        )
+        return await self._cache.get_or_load(key, load, wrapped.accept)
 
 
 def _is_message(ciphertext: bytes) -> bool:
     return ciphertext.startswith(KNOWN_MESSAGES)
 
 
-def _pairs(context: Context) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted(context.items()))
+def digest(context: Context) -> bytes:
+    """Return 32 bytes that stand for an encryption context in a cache key, however large it is."""
+    if not context:
+        return _NO_PAIRS
+    parts = [part.encode() for pair in sorted(context.items()) for part in pair]
+    return sha256(b"".join(len(part).to_bytes(4, "big") + part for part in parts)).digest()

@@ -97,7 +97,9 @@ def _guarded(call: Callable[..., Awaitable[Any]], path: str, observer: CallObser
             if event is not None and request_id:
                 event.request_id = request_id
             observer.end(method, status, time.perf_counter() - began, event, reason, response)
-        # Outside the except blocks, so that the abort does not carry the cause with it.
+        # Outside the except blocks, so that the abort does not carry the cause with it. gRPC keeps the error that aborts
+        # a call in a cycle with this frame, and the garbage collector may come late: the request must not wait for it.
+        request = response = None
         await context.abort_with_status(answer)
 
     return guarded

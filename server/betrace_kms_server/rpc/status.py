@@ -30,6 +30,7 @@ STATUS: Mapping[type[errors.KmsError], grpc.StatusCode] = {
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.KmsUnreachable: grpc.StatusCode.UNAVAILABLE,
     errors.CredentialsUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.Stopping: grpc.StatusCode.UNAVAILABLE,
     errors.StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.AuditUnavailable: grpc.StatusCode.UNAVAILABLE,
 }
