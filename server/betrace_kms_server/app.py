@@ -67,8 +67,10 @@ class Daemon:
 async def serve(settings: Settings, origins: Mapping[str, str]) -> None:
     """Run a daemon until SIGTERM or SIGINT. Raises StartRefused if it cannot start safely."""
     stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signal_number, stopping.set)
+        loop.add_signal_handler(signal_number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, _hang_up)
     for name, value, origin in described(settings, origins):
         if value:
             log.info(f"{name} = {value}", source=origin)  # noqa: G004  # the line is the message
@@ -76,6 +78,11 @@ async def serve(settings: Settings, origins: Mapping[str, str]) -> None:
         await stopping.wait()
         log.info("Stopping")
     log.info("Stopped")
+
+
+def _hang_up() -> None:
+    """Go on: a terminal that closes and a process manager that asks for a reload must not cost calls."""
+    log.info("SIGHUP: the daemon goes on; settings are read at start only, so restart it to change them")
 
 
 @asynccontextmanager

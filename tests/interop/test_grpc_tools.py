@@ -43,6 +43,14 @@ def test_grpcurl_lists_and_describes_without_files(daemon: Process) -> None:
     described = run(tool("grpcurl"), "-plaintext", daemon.address, "describe", "betrace.kms.v1.GenerateDataKeyRequest")
     assert {"betrace.kms.v1.KeyManagementService", "grpc.health.v1.Health"} <= set(listed.stdout.split())
     assert "map<string, string> encryption_context" in described.stdout
+    for symbol, words in {
+        "betrace.kms.v1.KeyManagementService.Encrypt": "rpc Encrypt ( .betrace.kms.v1.EncryptRequest )",
+        "betrace.kms.v1.EncryptRequest.tenant_id": "string tenant_id",
+        "grpc.reflection.v1.ServerReflection": "rpc ServerReflectionInfo",
+        "betrace.kms.v1.KeySpec": "AES_256",
+    }.items():
+        found = run(tool("grpcurl"), "-plaintext", daemon.address, "describe", symbol)
+        assert (0, True) == (found.returncode, words in found.stdout), (symbol, found)
 
 
 def test_grpcurl_shows_the_details_of_an_error(daemon: Process) -> None:

@@ -13,6 +13,7 @@ from betrace_kms_server.core.tenancy import check_key_id, check_tenant_id
 from betrace_kms_server.operations.validation import Validation
 from betrace_kms_server.signing_keys.lifecycle import Lifecycle
 from betrace_kms_server.signing_keys.rotation import Rotation
+from betrace_kms_server.telemetry.observers import MessageShape, observed_as
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -54,6 +55,7 @@ class AdminService(admin_pb2_grpc.KmsAdminServiceServicer):
         """Return the daemon's state."""
         return pb.GetStatusResponse(provider=self._provider, json=orjson.dumps(self._status()).decode())
 
+    @observed_as(MessageShape())
     async def RotateKeys(self, request: pb.RotateKeysRequest, context: _Context) -> pb.RotateKeysResponse:
         """Give one tenant, or every tenant, a new signing key."""
         if request.WhichOneof("scope") == "tenant_id":
@@ -64,11 +66,13 @@ class AdminService(admin_pb2_grpc.KmsAdminServiceServicer):
         outcome = await self._rotation.run_for_all()
         return pb.RotateKeysResponse(rotated=outcome.rotated, failed=outcome.failed)
 
+    @observed_as(MessageShape(request_key_id=True))
     async def RevokeKey(self, request: pb.RevokeKeyRequest, context: _Context) -> pb.RevokeKeyResponse:
         """Revoke one key of a tenant."""
         active = await self._lifecycle.revoke(check_tenant_id(request.tenant_id), check_key_id(request.key_id))
         return pb.RevokeKeyResponse(active_key_id=active)
 
+    @observed_as(MessageShape())
     async def InvalidateTenant(
         self, request: pb.InvalidateTenantRequest, context: _Context
     ) -> pb.InvalidateTenantResponse:

@@ -28,23 +28,24 @@ class HealthService(health_pb2_grpc.HealthServicer):
 
     def __init__(self) -> None:
         self._serving = {PROCESS: True, KEY_MANAGEMENT: False, KMS: False}
+        self.drained = asyncio.Event()
+        """Set when the server drains: what else is a stream ends by it, too."""
         self._watchers: set[asyncio.Event] = set()
-        self._draining = False
 
     def set(self, service: str, serving: bool) -> None:
         """Change a service's state. After `drain` nothing changes any more."""
-        if not self._draining and self._serving.get(service) != serving:
+        if not self.drained.is_set() and self._serving.get(service) != serving:
             self._serving[service] = serving
             self._wake()
 
     def is_serving(self, service: str) -> bool:
-        """Tell a service's state now."""
+        """Return a service's state now."""
         return self._serving[service]
 
     def drain(self) -> None:
         """Declare everything NOT_SERVING for good, tell the watchers, and end their calls."""
         self._serving = dict.fromkeys(self._serving, False)
-        self._draining = True
+        self.drained.set()
         self._wake()
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: _Context) -> _Status:
@@ -63,7 +64,7 @@ class HealthService(health_pb2_grpc.HealthServicer):
         try:
             while True:
                 changed.clear()
-                draining = self._draining  # a drain during the write below must still be told
+                draining = self.drained.is_set()  # a drain during the write below must still be told
                 state = self._state(request.service)
                 if state != last:
                     await context.write(_Status(status=state))

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from betrace_kms_server.core.errors import InvalidRequest, KmsError, cause_of
 from betrace_kms_server.rpc.status import STATUS, of_defect, of_error
-from betrace_kms_server.telemetry.observers import REQUEST_ID, UNOBSERVED, CallObserver
+from betrace_kms_server.telemetry.observers import NO_SHAPE, REQUEST_ID, UNOBSERVED, CallObserver, MessageShape
 
 log = structlog.get_logger()
 
@@ -59,13 +59,19 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
 def _guarded(call: Callable[..., Awaitable[Any]], path: str, observer: CallObserver) -> Callable[..., Awaitable[Any]]:
     service, _, method = path.lstrip("/").rpartition("/")
+    shape: MessageShape = getattr(call, "shape", NO_SHAPE)
 
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         began = time.perf_counter()
         event = None
         if observer.keeps_events:
-            readable = None if request is _MALFORMED else request
-            event = observer.begin(service, method, readable, context.invocation_metadata() or (), context.peer())
+            known = NO_SHAPE if request is _MALFORMED else shape
+            try:
+                event = observer.begin(
+                    service, method, known, request, context.invocation_metadata() or (), context.peer()
+                )
+            except Exception as error:  # noqa: BLE001  # logged, and none of the caller's business
+                _log_defect("begin", error)
         status, reason, response, request_id = "CANCELLED", "CANCELLED", None, ""
         try:
             if request is _MALFORMED:
@@ -96,13 +102,26 @@ def _guarded(call: Callable[..., Awaitable[Any]], path: str, observer: CallObser
         finally:
             if event is not None and request_id:
                 event.request_id = request_id
-            observer.end(method, status, time.perf_counter() - began, event, reason, response)
-        # Outside the except blocks, so that the abort does not carry the cause with it. gRPC keeps the error that aborts
-        # a call in a cycle with this frame, and the garbage collector may come late: the request must not wait for it.
+            try:
+                observer.end(method, status, time.perf_counter() - began, event, shape, reason, response)
+            except Exception as error:  # noqa: BLE001  # as above
+                _log_defect("end", error)
+        # Outside the except blocks, so that the abort does not carry the cause with it. gRPC keeps the error that
+        # aborts a call in a cycle with this frame; the request must not wait there for the garbage collector.
         request = response = None
         await context.abort_with_status(answer)
 
     return guarded
+
+
+_logged: set[tuple[str, type[Exception]]] = set()
+
+
+def _log_defect(where: str, error: Exception) -> None:
+    """Log a defect of the observer, once for each kind: a call is answered whether or not it is observed."""
+    if (kind := (where, type(error))) not in _logged:
+        _logged.add(kind)
+        log.error("A call could not be observed; more of this kind are not logged", where=where, exc_info=error)
 
 
 def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:

@@ -13,11 +13,13 @@ from betrace_kms_server.core.tenancy import check_caller_context, check_tenant_i
 from betrace_kms_server.data_keys.keyring import KeyRing
 from betrace_kms_server.rpc.spans import SpanCalls
 from betrace_kms_server.signing_keys.signer import Signer
+from betrace_kms_server.telemetry.observers import MessageShape, observed_as
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 MAX_DATA_KEY_BYTES = 1024
 """AWS KMS API reference, GenerateDataKey, NumberOfBytes."""
+_OF_DATA_KEYS = MessageShape("encryption", response_key_id=True)
 _SPEC_BYTES: Mapping[int, int] = {pb.AES_256: 32, pb.AES_128: 16}
 
 
@@ -30,6 +32,7 @@ class KeyManagementService(SpanCalls, key_management_pb2_grpc.KeyManagementServi
         self._threads = threads
         self._max_payload_bytes = max_payload_bytes
 
+    @observed_as(_OF_DATA_KEYS)
     async def GenerateDataKey(
         self, request: pb.GenerateDataKeyRequest, context: _Context
     ) -> pb.GenerateDataKeyResponse:
@@ -42,6 +45,7 @@ class KeyManagementService(SpanCalls, key_management_pb2_grpc.KeyManagementServi
             plaintext=bytes(key.material.raw), ciphertext_blob=key.wrapped.blob, key_id=key.wrapped.master_key_arn
         )
 
+    @observed_as(_OF_DATA_KEYS)
     async def Encrypt(self, request: pb.EncryptRequest, context: _Context) -> pb.EncryptResponse:
         """Seal a payload."""
         tenant_id = check_tenant_id(request.tenant_id)
@@ -55,6 +59,7 @@ class KeyManagementService(SpanCalls, key_management_pb2_grpc.KeyManagementServi
         )
         return pb.EncryptResponse(ciphertext_blob=sealed.ciphertext, key_id=sealed.master_key_arn)
 
+    @observed_as(_OF_DATA_KEYS)
     async def Decrypt(self, request: pb.DecryptRequest, context: _Context) -> pb.DecryptResponse:
         """Open a ciphertext of Encrypt, or unwrap a key of GenerateDataKey."""
         tenant_id = check_tenant_id(request.tenant_id)
@@ -64,6 +69,7 @@ class KeyManagementService(SpanCalls, key_management_pb2_grpc.KeyManagementServi
         )
         return pb.DecryptResponse(plaintext=opened.plaintext, key_id=opened.master_key_arn)
 
+    @observed_as(_OF_DATA_KEYS)
     async def ReEncrypt(self, request: pb.ReEncryptRequest, context: _Context) -> pb.ReEncryptResponse:
         """Seal what a ciphertext holds again, under today's keys."""
         tenant_id = check_tenant_id(request.tenant_id)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import grpc
 from betrace.kms.v1 import admin_pb2, admin_pb2_grpc, key_management_pb2_grpc
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from betrace_kms_server.core.errors import StartRefused
 from betrace_kms_server.host.sockets import Address
@@ -13,6 +12,7 @@ from betrace_kms_server.rpc.admin import AdminService
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT, HealthService
 from betrace_kms_server.rpc.interceptors import ErrorInterceptor
 from betrace_kms_server.rpc.key_management import KeyManagementService
+from betrace_kms_server.rpc.reflection import add_reflection
 from betrace_kms_server.telemetry.observers import CallObserver
 
 ADMIN = admin_pb2.DESCRIPTOR.services_by_name["KmsAdminService"].full_name
@@ -41,7 +41,7 @@ def build_server(
     key_management_pb2_grpc.add_KeyManagementServiceServicer_to_server(key_management, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     if reflect:
-        reflection.enable_server_reflection((KEY_MANAGEMENT, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        add_reflection(server, (KEY_MANAGEMENT, health.SERVICE_NAME), health_service.drained)
     return server
 
 
@@ -50,7 +50,7 @@ def build_admin_server(admin: AdminService, health_service: HealthService, obser
     server = _server(observer, 0)
     admin_pb2_grpc.add_KmsAdminServiceServicer_to_server(admin, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-    reflection.enable_server_reflection((ADMIN, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    add_reflection(server, (ADMIN, health.SERVICE_NAME), health_service.drained)
     return server
 
 

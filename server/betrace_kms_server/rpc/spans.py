@@ -20,6 +20,7 @@ from betrace_kms_server.core.tenancy import check_key_id, check_tenant_id
 from betrace_kms_server.rpc import batches
 from betrace_kms_server.rpc.batches import Refusal
 from betrace_kms_server.signing_keys.signer import Signer, public_key_of
+from betrace_kms_server.telemetry.observers import MessageShape, observed_as
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 T = TypeVar("T")
@@ -38,6 +39,7 @@ class SpanCalls:
     _signer: Signer
     _threads: Executor
 
+    @observed_as(MessageShape("signing", response_key_id=True))
     async def SignSpan(self, request: pb.SignSpanRequest, context: _Context) -> pb.SignSpanResponse:
         """Sign a span with the tenant's active key."""
         tenant_id = check_tenant_id(request.tenant_id)
@@ -51,6 +53,7 @@ class SpanCalls:
             payload=signed.payload if request.return_payload else b"",
         )
 
+    @observed_as(MessageShape("signing", spans=True, results=True))
     async def SignSpans(self, request: pb.SignSpansRequest, context: _Context) -> pb.SignSpansResponse:
         """Sign a batch, each span for itself or all under one tree head. A bad span fails alone."""
         tenant_id = check_tenant_id(request.tenant_id)
@@ -70,6 +73,7 @@ class SpanCalls:
         signatures = await self._in_threads(lambda part: batches.signatures_of(key, part), payloads)
         return batches.each_response(key.key_id, payloads, signatures, return_payload=request.return_payload)
 
+    @observed_as(MessageShape("public", request_key_id=True))
     async def VerifySpan(self, request: pb.VerifySpanRequest, context: _Context) -> pb.VerifySpanResponse:
         """Tell whether a signature belongs to a span."""
         tenant_id = check_tenant_id(request.tenant_id)
@@ -85,6 +89,7 @@ class SpanCalls:
             raise InvalidRequest(str(cause)) from cause
         return pb.VerifySpanResponse(valid=reason == "VALID", reason=pb.VerifyReason.Value(reason))
 
+    @observed_as(MessageShape("public", spans=True))
     async def VerifySpans(self, request: pb.VerifySpansRequest, context: _Context) -> pb.VerifySpansResponse:
         """Judge a batch of signed spans. A malformed one fails alone."""
         tenant_id = check_tenant_id(request.tenant_id)
@@ -93,6 +98,7 @@ class SpanCalls:
         results = await self._in_threads(lambda part: batches.verdicts_of(verifier, part), request.spans)
         return pb.VerifySpansResponse(results=results)
 
+    @observed_as(MessageShape())
     async def GetPublicKeys(self, request: pb.GetPublicKeysRequest, context: _Context) -> pb.GetPublicKeysResponse:
         """Return every public key that the tenant ever had."""
         tenant_id = check_tenant_id(request.tenant_id)

@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from betrace_kms_server.audit.trail import AuditTrail
 from betrace_kms_server.core.errors import KmsError
@@ -15,33 +15,37 @@ from betrace_kms_server.telemetry.tracing import TRACEPARENT, Tracing, failed, t
 
 
 @dataclass(frozen=True, slots=True)
-class _Shape:
-    """What the messages of a method have: asking protobuf for a field that is not there costs microseconds."""
+class MessageShape:
+    """What the messages of a method have: asking protobuf for a field that is not there costs microseconds.
+
+    A handler declares its own, by `observed_as`.
+    """
 
     key_type: str | None = None
     """Kind of the key that the method asks a cache for, if it asks one."""
     tenant: bool = True
     request_key_id: bool = False
     response_key_id: bool = False
-    batch: bool = False
+    spans: bool = False
+    """The request has `spans`."""
+    results: bool = False
+    """The response has `results`, each with a key id."""
 
 
-_DATA_KEYS = _Shape("encryption", response_key_id=True)
-_SHAPES = {
-    "GenerateDataKey": _DATA_KEYS,
-    "Encrypt": _DATA_KEYS,
-    "Decrypt": _DATA_KEYS,
-    "ReEncrypt": _DATA_KEYS,
-    "SignSpan": _Shape("signing", response_key_id=True),
-    "SignSpans": _Shape("signing", batch=True),
-    "VerifySpan": _Shape("public", request_key_id=True),
-    "VerifySpans": _Shape("public", batch=True),
-    "GetPublicKeys": _Shape(),
-    "InvalidateTenant": _Shape(),
-    "RotateKeys": _Shape(),
-    "RevokeKey": _Shape(request_key_id=True),
-}
-_NO_SHAPE = _Shape(tenant=False)
+NO_SHAPE = MessageShape(tenant=False)
+H = TypeVar("H", bound=Callable[..., Any])
+
+
+def observed_as(shape: MessageShape) -> Callable[[H], H]:
+    """Declare what the messages of a handler have."""
+
+    def declare(handler: H) -> H:
+        handler.shape = shape  # type: ignore[attr-defined]
+        return handler
+
+    return declare
+
+
 REQUEST_ID = "x-request-id"
 """Metadata by which a caller names its call."""
 _UNAUDITED = frozenset({"GetStatus"})
@@ -60,13 +64,14 @@ class CallObserver:
         self.keeps_events = audit is not None or tracing is not None
 
     def admit(self, method: str) -> None:
-        """Raise AuditUnavailable if a call must be audited and cannot be. Operators may always look what is wrong."""
+        """Raise AuditUnavailable if a call must be audited and cannot be. Operators may always ask what is wrong."""
         if self._audit is not None and method not in _ALWAYS_ADMITTED:
             self._audit.check()
 
-    def begin(self, service: str, method: str, request: Any, metadata: Iterable[Any], peer: str) -> KeyEvent:
-        """Return the event of a call, and make it the current one. `request` is None if it could not be read."""
-        shape = _NO_SHAPE if request is None else _SHAPES.get(method, _NO_SHAPE)
+    def begin(
+        self, service: str, method: str, shape: MessageShape, request: Any, metadata: Iterable[Any], peer: str
+    ) -> KeyEvent:
+        """Return the event of a call, and make it the current one."""
         texts = dict(metadata)
         event = KeyEvent(
             method,
@@ -74,7 +79,7 @@ class CallObserver:
             request.key_id[:_ID_CHARACTERS] if shape.request_key_id else "",
             f"{peer} {texts.get('user-agent', '')}"[:_CALLER_CHARACTERS],
         )
-        if shape.batch:
+        if shape.spans:
             event.items = len(request.spans)
         if (request_id := texts.get(REQUEST_ID)) is not None:
             event.request_id = str(request_id)[:_ID_CHARACTERS]
@@ -88,18 +93,24 @@ class CallObserver:
         return event
 
     def end(
-        self, method: str, status: str, seconds: float, event: KeyEvent | None, reason: str = "OK", response: Any = None
+        self,
+        method: str,
+        status: str,
+        seconds: float,
+        event: KeyEvent | None,
+        shape: MessageShape = NO_SHAPE,
+        reason: str = "OK",
+        response: Any = None,
     ) -> None:
         """Note how a call ended."""
         self._stats.observe(method, status, seconds)
         if event is None:
             return
         event.result = reason
-        shape = _SHAPES.get(method, _NO_SHAPE)
         if response is not None:
             if shape.response_key_id:
                 event.key_id = response.key_id
-            elif shape.batch and method == "SignSpans":
+            elif shape.results:
                 event.key_id = next((result.key_id for result in response.results if result.key_id), "")
             if event.cache_hit is None and shape.key_type:
                 event.cache_hit = True
