@@ -167,7 +167,7 @@ def main(what: str, *versions: str) -> None:
             sys.exit(f"Python {version} is not here: found {', '.join(here) or 'none'}")
     for version in chosen:
         if what == "pins":
-            try_pins(version, here[version], unit_tests=version != chosen[0])
+            try_pins(version, here[version], unit_tests=version == chosen[-1] != chosen[0])
         else:
             try_ranges(version, here[version])
 

@@ -10,7 +10,7 @@ DEFAULT_TIMEOUT = 10.0
 
 _SERVICE = key_management_pb2.DESCRIPTOR.services_by_name["KeyManagementService"].full_name
 
-# Every call of this service may be repeated: at worst a second try makes a key or a ciphertext that nobody uses. The
+# Every call of this service may be repeated: at worst a second try makes a key or a ciphertext that no one uses. The
 # admin service is not named here, so its calls are tried once. See gRFC A6, client retries.
 _SERVICE_CONFIG = {
     "methodConfig": [

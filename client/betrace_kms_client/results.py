@@ -59,7 +59,7 @@ class SignedSpan:
 
 @dataclass(frozen=True, slots=True)
 class SpanRefusal:
-    """Why one span of a batch was neither signed nor judged: the name of a gRPC status, and what to mend."""
+    """Why one span of a batch was neither signed nor judged: the name of a gRPC status, and what to fix."""
 
     status: str
     message: str

@@ -120,7 +120,7 @@ class KmsClient:
         *,
         timeout: float | None = None,
     ) -> Verdict:
-        """Tell whether this signature (64 bytes) of this key belongs to the span, by its proof if there is one."""
+        """Return whether this signature (64 bytes) of this key belongs to the span, by its proof if there is one."""
         request = messages.verify_request(tenant_id, span, signature, key_id, proof)
         return messages.verdict(self._call(self._stub.VerifySpan, request, timeout))
 

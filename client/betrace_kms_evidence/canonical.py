@@ -57,7 +57,7 @@ _DURATION_SECONDS = 315_576_000_000  # about 10,000 years (google/protobuf/durat
 
 
 class InvalidSpan(ValueError):
-    """The span has no canonical form. The message says which field to mend, and never quotes a value."""
+    """The span has no canonical form. The message says which field to fix, and never quotes a value."""
 
 
 def canonical_span(
@@ -79,7 +79,7 @@ def canonical_span(
 
 
 def has_unknown_fields(message: Message) -> bool:
-    """Tell whether a message holds, however deep, what a newer sender put in and this version would leave unsigned.
+    """Return whether a message holds, however deep, what a newer sender put in and this version would leave unsigned.
 
     Dropping unknown fields and looking whether anything went is the cheapest way to find them; a message that had some
     gets them back.

@@ -25,7 +25,7 @@ def sign(key: Ed25519PrivateKey, payload: bytes, payload_type: str = PAYLOAD_TYP
 
 
 def verify(key: Ed25519PublicKey, signature: bytes, payload: bytes, payload_type: str = PAYLOAD_TYPE) -> bool:
-    """Tell whether `signature` was made by `key` over exactly this payload and type."""
+    """Return whether `signature` was made by `key` over exactly this payload and type."""
     try:
         key.verify(signature, pre_authentication_encoding(payload_type, payload))
     except InvalidSignature:

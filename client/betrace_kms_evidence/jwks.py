@@ -26,7 +26,7 @@ SMALL_ORDER = frozenset({0, 1, _PRIME - 1, _Y8, _PRIME - _Y8})
 
 
 class InvalidKeySet(ValueError):
-    """The document is no key set of ours. The message says what to mend."""
+    """The document is no key set of ours. The message says what to fix."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ def span_to_json(span: pb.ComplianceSpan) -> dict[str, Any]:
 
 
 def span_from_json(members: Mapping[str, Any]) -> pb.ComplianceSpan:
-    """Return the span that the JSON members describe. Raises InvalidSpan, naming the member to mend."""
+    """Return the span that the JSON members describe. Raises InvalidSpan, naming the member to fix."""
     if unknown := set(members) - _MEMBERS:
         raise InvalidSpan(f"span has no member {min(unknown)!r}; it may have {', '.join(sorted(_MEMBERS))}")
     span = pb.ComplianceSpan()

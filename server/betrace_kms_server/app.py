@@ -20,18 +20,17 @@ import grpc
 import structlog
 
 from betrace_kms_server.audit.trail import AuditTrail
-from betrace_kms_server.cache.gate import OPEN
-from betrace_kms_server.cache.generations import Generations
-from betrace_kms_server.cache.key_cache import KeyCache
+from betrace_kms_server.cache.key_caches import KeyCaches
 from betrace_kms_server.config.settings import Settings
 from betrace_kms_server.config.sources import described
-from betrace_kms_server.core.key_event import KeyEvent, ignore, recorded
+from betrace_kms_server.core.key_event import KeyEvent, Recorder, ignore, recorded
 from betrace_kms_server.data_keys.keyring import KeyRing
-from betrace_kms_server.host.sockets import admin_socket, claimed
+from betrace_kms_server.host.sockets import Address, admin_socket, claimed
 from betrace_kms_server.jobs import background, leave_former_keys, on_kms_state, rotate_on_schedule, sweep
 from betrace_kms_server.operations.http import build_app, serving_ops
 from betrace_kms_server.operations.monitor import KmsMonitor
 from betrace_kms_server.operations.validation import Validation, Validator
+from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.rpc.admin import AdminService
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT, HealthService
 from betrace_kms_server.rpc.key_management import KeyManagementService
@@ -40,6 +39,7 @@ from betrace_kms_server.signing_keys.lifecycle import Lifecycle
 from betrace_kms_server.signing_keys.rotation import Rotation
 from betrace_kms_server.signing_keys.signer import Signer
 from betrace_kms_server.startup import ephemeral_volume, open_data_dir, open_provider, open_store
+from betrace_kms_server.stores.protocol import KeyStore
 from betrace_kms_server.telemetry import export
 from betrace_kms_server.telemetry.figures import CallStats, Figures
 from betrace_kms_server.telemetry.metrics import Metrics
@@ -53,6 +53,27 @@ READY_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
+class Core:
+    """What makes, keeps and uses keys, and what counts that. No caller reaches it yet."""
+
+    provider: KeyProvider
+    store: KeyStore
+    caches: KeyCaches
+    keyring: KeyRing
+    signer: Signer
+    lifecycle: Lifecycle
+    rotation: Rotation
+    monitor: KmsMonitor
+    validator: Validator
+    health: HealthService
+    audit: AuditTrail | None
+    tracing: Tracing | None
+    rpcs: CallStats
+    figures: Figures
+    record: Recorder
+
+
+@dataclass(frozen=True, slots=True)
 class Daemon:
     """A daemon that takes calls."""
 
@@ -61,7 +82,7 @@ class Daemon:
     ops_address: str
     """host:port of the HTTP port for operators."""
     health: HealthService
-    caches: Sequence[KeyCache]
+    caches: KeyCaches
 
 
 async def serve(settings: Settings, origins: Mapping[str, str]) -> None:
@@ -94,101 +115,123 @@ async def running(settings: Settings) -> AsyncIterator[Daemon]:
         admin_address = admin_socket(settings.data_dir)
         for address in (*settings.listen, admin_address):
             resources.enter_context(claimed(address))
-        store = await open_store(settings, resources)
-        audit = await _open_audit(settings, resources)
-        record = ignore if audit is None else audit.record
-        tracing = _open_tracing(resources)
-        rpcs, kms_calls = CallStats(), CallStats()
-        provider = await open_provider(settings, store, KmsCallObserver(kms_calls, tracing), resources)
-        health, caches = HealthService(), list[KeyCache]()
-        monitor = KmsMonitor(provider, on_kms_state(health, provider, caches))
-        generations = Generations(store, max_age=settings.version_check_seconds, limit=10 * settings.cache_max_size)
-        resources.push_async_callback(generations.close)
-        gate = generations if store.shared else OPEN
-        caches += (
-            KeyCache(
-                kind,
-                ttl=ttl,
-                max_size=settings.cache_max_size,
-                record=record,
-                request_check=monitor.request_check,
-                gate=gate,
-            )
-            for kind, ttl in (
-                ("encryption", settings.encryption_key_ttl_minutes * 60.0),
-                ("signing", settings.private_key_ttl_minutes * 60.0),
-                ("public", settings.public_key_ttl_hours * 3600.0),
-            )
-        )
-        encryption_keys, signing_keys, public_keys = generations.caches = caches
-        for cache in caches:
-            resources.push_async_callback(cache.close)
-        signer = Signer(
-            provider,
-            store,
-            signing_keys=signing_keys,
-            public_keys=public_keys,
-            auto_create=settings.auto_create,
-            now=time.time,
-            record=record,
-        )
-        keyring = KeyRing(
-            provider,
-            encryption_keys,
-            max_messages=settings.encryption_key_max_messages,
-            max_uses=settings.data_key_max_uses,
-            max_encrypted_data_keys=settings.max_encrypted_data_keys,
-        )
-        lifecycle = Lifecycle(provider, store, generations.changed, now=time.time, record=record)
-        rotation = Rotation(lifecycle, store, batch_size=settings.rotation_batch_size, record=record)
-        resources.push_async_callback(lifecycle.close)
-        resources.push_async_callback(rotation.close)
-        figures = Figures(monitor, caches, signer.retrievals, rpcs, kms_calls, audit, rotation, provider)
-        metrics = _open_metrics(figures, resources)
-        validator = Validator(provider, store, endpoint=settings.endpoint, ephemeral=ephemeral)
-        resources.push_async_callback(validator.close)
-
-        def validate_over_http() -> Awaitable[Validation]:
-            return recorded(KeyEvent("Validate", "", caller="http"), record, validator.run())
-
-        def status() -> dict[str, Any]:
-            return figures.status(store=settings.store, serving=health.is_serving(KEY_MANAGEMENT))
-
-        threads = resources.enter_context(ThreadPoolExecutor(2, thread_name_prefix="evidence"))
-        observer = CallObserver(rpcs, audit, tracing)
-        server = build_server(
-            KeyManagementService(keyring, signer, threads=threads, max_payload_bytes=settings.max_message_bytes),
-            health,
-            observer,
-            max_payload_bytes=settings.max_message_bytes,
-            reflect=settings.reflection,
-        )
-        addresses = bind(server, settings.listen)
-        admin = build_admin_server(
-            AdminService(provider.name, validate=validator.run, status=status, lifecycle=lifecycle, rotation=rotation),
-            health,
-            observer,
-        )
-        bind(admin, [admin_address])
-        await asyncio.gather(server.start(), admin.start())
-        resources.push_async_callback(_stop, (server, admin), settings.drain_seconds)
-        ops = build_app(
-            provider.name,
-            readiness=lambda: monitor.fresh(READY_SECONDS),
-            metrics=metrics.text,
-            validate=validate_over_http,
-            status=status,
-        )
-        ops_address = await resources.enter_async_context(serving_ops(settings.ops_listen, ops))
-        resources.callback(health.drain)
+        core = await build_core(settings, ephemeral, resources)
+        daemon = await build_edges(core, settings, admin_address, resources)
         async with background(
-            monitor.watch(settings.health_check_seconds),
-            leave_former_keys(provider, store, monitor.usable, record),
-            sweep(caches),
-            rotate_on_schedule(settings, rotation, monitor.usable),
+            core.monitor.watch(settings.health_check_seconds),
+            leave_former_keys(core.provider, core.store, core.monitor.usable, core.record),
+            sweep(core.caches),
+            rotate_on_schedule(settings, core.rotation, core.monitor.usable),
         ):
-            log.info("Listening", addresses=addresses, operations=ops_address)
-            yield Daemon(addresses, ops_address, health, caches)
+            log.info("Listening", addresses=daemon.addresses, operations=daemon.ops_address)
+            yield daemon
+
+
+async def build_core(settings: Settings, ephemeral: str | None, resources: AsyncExitStack) -> Core:
+    """Open the key store and the provider, and build what stands on them. Raises StartRefused."""
+    store = await open_store(settings, resources)
+    audit = await _open_audit(settings, resources)
+    record = ignore if audit is None else audit.record
+    tracing = _open_tracing(resources)
+    rpcs, kms_calls = CallStats(), CallStats()
+    provider = await open_provider(settings, store, KmsCallObserver(kms_calls, tracing), resources)
+    caches = KeyCaches(
+        store,
+        encryption_ttl=settings.encryption_key_ttl_minutes * 60.0,
+        signing_ttl=settings.private_key_ttl_minutes * 60.0,
+        public_ttl=settings.public_key_ttl_hours * 3600.0,
+        max_size=settings.cache_max_size,
+        version_check_seconds=settings.version_check_seconds,
+        record=record,
+        request_check=lambda: monitor.request_check(),
+    )
+    resources.push_async_callback(caches.close)
+    health = HealthService()
+    monitor = KmsMonitor(provider, on_kms_state(health, provider, caches))
+    signer = Signer(
+        provider,
+        store,
+        signing_keys=caches.signing,
+        public_keys=caches.public,
+        auto_create=settings.auto_create,
+        now=time.time,
+        record=record,
+    )
+    keyring = KeyRing(
+        provider,
+        caches.encryption,
+        max_messages=settings.encryption_key_max_messages,
+        max_uses=settings.data_key_max_uses,
+        max_encrypted_data_keys=settings.max_encrypted_data_keys,
+    )
+    lifecycle = Lifecycle(provider, store, caches.changed, now=time.time, record=record)
+    rotation = Rotation(lifecycle, store, batch_size=settings.rotation_batch_size, record=record)
+    validator = Validator(provider, store, endpoint=settings.endpoint, ephemeral=ephemeral)
+    for part in (lifecycle, rotation, validator):
+        resources.push_async_callback(part.close)
+    return Core(
+        provider=provider,
+        store=store,
+        caches=caches,
+        keyring=keyring,
+        signer=signer,
+        lifecycle=lifecycle,
+        rotation=rotation,
+        monitor=monitor,
+        validator=validator,
+        health=health,
+        audit=audit,
+        tracing=tracing,
+        rpcs=rpcs,
+        figures=Figures(monitor, caches, signer.retrievals, rpcs, kms_calls, audit, rotation, provider),
+        record=record,
+    )
+
+
+async def build_edges(core: Core, settings: Settings, admin_address: Address, resources: AsyncExitStack) -> Daemon:
+    """Let callers and operators reach the core: two gRPC servers and the HTTP port. Raises StartRefused."""
+    metrics = _open_metrics(core.figures, resources)
+
+    def validate_over_http() -> Awaitable[Validation]:
+        return recorded(KeyEvent("Validate", "", caller="http"), core.record, core.validator.run())
+
+    def status() -> dict[str, Any]:
+        return core.figures.status(store=settings.store, serving=core.health.is_serving(KEY_MANAGEMENT))
+
+    threads = resources.enter_context(ThreadPoolExecutor(2, thread_name_prefix="evidence"))
+    observer = CallObserver(core.rpcs, core.audit, core.tracing)
+    server = build_server(
+        KeyManagementService(core.keyring, core.signer, threads=threads, max_payload_bytes=settings.max_message_bytes),
+        core.health,
+        observer,
+        max_payload_bytes=settings.max_message_bytes,
+        reflect=settings.reflection,
+    )
+    addresses = bind(server, settings.listen)
+    admin = build_admin_server(
+        AdminService(
+            core.provider.name,
+            validate=core.validator.run,
+            status=status,
+            lifecycle=core.lifecycle,
+            rotation=core.rotation,
+        ),
+        core.health,
+        observer,
+    )
+    bind(admin, [admin_address])
+    await asyncio.gather(server.start(), admin.start())
+    resources.push_async_callback(_stop, (server, admin), settings.drain_seconds)
+    ops = build_app(
+        core.provider.name,
+        readiness=lambda: core.monitor.fresh(READY_SECONDS),
+        metrics=metrics.text,
+        validate=validate_over_http,
+        status=status,
+    )
+    ops_address = await resources.enter_async_context(serving_ops(settings.ops_listen, ops))
+    resources.callback(core.health.drain)
+    return Daemon(addresses, ops_address, core.health, core.caches)
 
 
 async def _open_audit(settings: Settings, resources: AsyncExitStack) -> AuditTrail | None:

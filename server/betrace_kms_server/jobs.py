@@ -1,13 +1,13 @@
-"""What the daemon does by itself, beside the calls that it answers."""
+"""What the daemon does automatically, beside the calls that it answers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import structlog
 
-from betrace_kms_server.cache.key_cache import KeyCache
+from betrace_kms_server.cache.key_caches import KeyCaches
 from betrace_kms_server.config.settings import Settings
 from betrace_kms_server.core.errors import KmsError
 from betrace_kms_server.core.key_event import Recorder
@@ -21,12 +21,10 @@ from betrace_kms_server.stores.protocol import KeyStore
 log = structlog.get_logger()
 
 SWEEP_SECONDS = 60.0
-"""How often expired keys that nobody asks for are dropped from memory."""
+"""How often expired keys that no one asks for are dropped from memory."""
 
 
-def on_kms_state(
-    health: HealthService, provider: KeyProvider, caches: Sequence[KeyCache]
-) -> Callable[[KmsState], None]:
+def on_kms_state(health: HealthService, provider: KeyProvider, caches: KeyCaches) -> Callable[[KmsState], None]:
     """Return what is to be done when the master key was checked.
 
     The health service shows KMS as it is now, and our own service from the first time that the master key was enabled.
@@ -39,7 +37,7 @@ def on_kms_state(
         if state.enabled:
             health.set(KEY_MANAGEMENT, True)
         if state.withdrawn:
-            dropped = sum(cache.purge(provider.master_key_arn) for cache in caches if cache.kind != "public")
+            dropped = caches.purge(provider.master_key_arn)
             if dropped:
                 log.error("The master key may not be used any more: its keys were dropped", entries=dropped)
 
@@ -85,9 +83,8 @@ async def rotate_on_schedule(settings: Settings, rotation: Rotation, usable: asy
         await rotation.follow(settings.rotation_check_cron, timedelta(days=settings.rotation_max_age_days))
 
 
-async def sweep(caches: Sequence[KeyCache]) -> None:
+async def sweep(caches: KeyCaches) -> None:
     """Drop expired keys from memory again and again."""
     while True:
         await asyncio.sleep(SWEEP_SECONDS)
-        for cache in caches:
-            cache.drop_expired()
+        caches.drop_expired()

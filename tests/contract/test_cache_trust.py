@@ -172,9 +172,8 @@ class Store:
 
 def gated(store: Any, clock: FakeClock, limit: int = 100) -> tuple[Generations, KeyCache]:
     """Return a gate and a cache behind it."""
-    gate = Generations(store, max_age=60.0, limit=limit, clock=clock)
+    gate = Generations(store, lambda tenant: cache.invalidate(tenant), max_age=60.0, limit=limit, clock=clock)
     cache = KeyCache("signing", ttl=3600.0, max_size=10, clock=clock, gate=gate)
-    gate.caches = [cache]
     return gate, cache
 
 

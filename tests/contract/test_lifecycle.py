@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from betrace_kms_server.cache.generations import RETRY_SECONDS, Generations
-from betrace_kms_server.cache.key_cache import KeyCache
+from betrace_kms_server.cache.generations import RETRY_SECONDS
+from betrace_kms_server.cache.key_caches import KeyCaches
 from betrace_kms_server.core.errors import (
     AccessDenied,
     CredentialsUnavailable,
@@ -65,30 +65,28 @@ class Pod:
 
     def __init__(self, provider: CountedLocalProvider, store: Any, clock: FakeClock) -> None:
         self.store = Shared(store)
-        self.generations = Generations(self.store, max_age=MAX_AGE, limit=100, clock=clock)
         self.doubts: list[None] = []
-        signing, public, data = self.generations.caches = [
-            KeyCache(
-                kind,
-                ttl=TTL,
-                max_size=100,
-                clock=clock,
-                jitter=lambda: 0.0,
-                gate=self.generations,
-                request_check=lambda: self.doubts.append(None),
-            )
-            for kind in ("signing", "public", "encryption")
-        ]
+        self.caches = KeyCaches(
+            self.store,
+            encryption_ttl=TTL,
+            signing_ttl=TTL,
+            public_ttl=TTL,
+            max_size=100,
+            version_check_seconds=MAX_AGE,
+            clock=clock,
+            jitter=lambda: 0.0,
+            request_check=lambda: self.doubts.append(None),
+        )
         self.signer = Signer(
             provider,
             self.store,
-            signing_keys=signing,
-            public_keys=public,
+            signing_keys=self.caches.signing,
+            public_keys=self.caches.public,
             auto_create=True,
             now=clock,
         )
-        self.keyring = KeyRing(provider, data)
-        self.lifecycle = Lifecycle(provider, self.store, self.generations.changed, now=clock)
+        self.keyring = KeyRing(provider, self.caches.encryption)
+        self.lifecycle = Lifecycle(provider, self.store, self.caches.changed, now=clock)
 
     async def signs_with(self, tenant: str = "acme") -> str:
         """Return the id of the key that signs for a tenant here."""
@@ -307,7 +305,7 @@ async def test_an_unusable_master_key_is_doubted_before_anything_is_dropped(
     assert pod.doubts
     assert await pod.signs_with() == key_id
     arn = pod.signer._provider.master_key_arn
-    assert sum(cache.purge(arn) for cache in pod.generations.caches) == 1
+    assert pod.caches.purge(arn) == 1
     with pytest.raises(MasterKeyUnusable):
         await pod.signs_with()
 

@@ -151,7 +151,10 @@ async def test_a_due_key_is_rotated_at_start_once(tmp_path: Path) -> None:
             "SELECT tenant_id, key_id, provider, wrapped_seed, master_key_arn, public_key FROM signing_keys"
         ).fetchone()
         aged = StoredKey(tenant_id, key_id, provider, WrappedKey(seed, arn), public_key, "active", create_time_ms=1)
-        database.execute("UPDATE signing_keys SET create_time_ms = 1, checksum = ?", [aged.checksum()])
+        database.execute(
+            "UPDATE signing_keys SET create_time_ms = 1, checksum = ?, state_checksum = ?",
+            [aged.checksum(), aged.state_checksum()],
+        )
     database.close()
     for _ in range(2):
         async with subject(tmp_path) as on:

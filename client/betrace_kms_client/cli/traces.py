@@ -25,7 +25,7 @@ _CLEAR = "\r\x1b[K"
 
 
 def sign_traces(head: Iterable[bytes], source: BinaryIO, output: Path | None, sign: Sign) -> bool:
-    """Write the file with signatures; name on stderr each span that has none. Tell whether all have one."""
+    """Write the file with signatures; name on stderr each span that has none. Return whether all have one."""
     complete, empty = True, True
     with replacing(output) as out, _progress(source) as (groups, clear):
         for group in groups(lines_of(head, source)):
@@ -42,7 +42,7 @@ def sign_traces(head: Iterable[bytes], source: BinaryIO, output: Path | None, si
 
 
 def verify_traces(head: Iterable[bytes], source: BinaryIO, judge: Judge) -> bool:
-    """Name each span that is not VALID, then sum up. Tell whether there are spans, and all are VALID."""
+    """Name each span that is not VALID, then sum up. Return whether there are spans, and all are VALID."""
     verdicts: Counter[str] = Counter()
     with _progress(source) as (groups, clear):
         for group in groups(lines_of(head, source)):

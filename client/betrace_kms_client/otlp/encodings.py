@@ -166,7 +166,7 @@ def _refuse_encoded(head: bytes) -> None:
 
 
 def _is_otlp(head: bytes, size: int | None) -> bool:
-    """Tell whether these are the first bytes of an export request, of `size` bytes if that is known.
+    """Return whether these are the first bytes of an export request, of `size` bytes if that is known.
 
     Its first byte is that of a newline, so a text that begins with blank lines must not pass: no text has the control
     characters that are protobuf's tags and lengths.

@@ -65,7 +65,7 @@ _CODES = {"STATUS_CODE_UNSET": 0, "STATUS_CODE_OK": 1, "STATUS_CODE_ERROR": 2}
 
 
 def span_from_otlp(members: Any) -> pb.ComplianceSpan:
-    """Return what is signed of a span of OTLP/JSON. Raises InvalidSpan, naming what to mend."""
+    """Return what is signed of a span of OTLP/JSON. Raises InvalidSpan, naming what to fix."""
     members = members_of(members, _SPAN, "span")
     span = pb.ComplianceSpan(trace_id=id_of(members.get("traceId"), 16, "traceId"))
     span.span_id = id_of(members.get("spanId"), 8, "spanId")

@@ -25,7 +25,7 @@ _PAIR = frozenset({"key", "value"})
 
 
 def is_signature_attribute(item: Any) -> bool:
-    """Tell whether an item of a span's attributes is one of those that hold its signature."""
+    """Return whether an item of a span's attributes is one of those that hold its signature."""
     key = item.get("key") if isinstance(item, dict) else None
     return isinstance(key, str) and key in SIGNATURE_ATTRIBUTES
 

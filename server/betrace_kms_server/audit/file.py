@@ -82,7 +82,7 @@ class ChainedFile:
     def _opened(self) -> int:
         if self.name == STDOUT:
             descriptor = os.dup(_STDOUT_DESCRIPTOR)
-        else:  # O_NONBLOCK so that a FIFO that nobody reads is an error and no wait without end
+        else:  # O_NONBLOCK so that a FIFO that no one reads is an error and no wait without end
             descriptor = os.open(self.name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o600)
         try:
             last = None

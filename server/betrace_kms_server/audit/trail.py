@@ -100,7 +100,7 @@ class AuditTrail:
         """Raise AuditUnavailable if what is done now must be recorded and cannot be."""
         if self.required and self.problem is not None:
             raise AuditUnavailable(
-                "the audit trail cannot be written, and kms.audit.required is set: the daemon's log says what to mend"
+                "the audit trail cannot be written, and kms.audit.required is set: the daemon's log says what to fix"
             )
 
     async def __aenter__(self) -> Self:

@@ -33,7 +33,7 @@ def region_of(arn: str) -> str | None:
 
 
 def are_replicas(arn: str, other: str) -> bool:
-    """Tell whether two ARNs name one multi-Region key: alike but for the Region, with an id that begins with mrk-."""
+    """Return whether two ARNs name one multi-Region key: alike but for the Region, with an id that begins with mrk-."""
     parts, others = arn.split(":"), other.split(":")
     if len(parts) != _PARTS or len(others) != _PARTS or not parts[-1].startswith(_MULTI_REGION):
         return False

@@ -166,7 +166,7 @@ def _proxy(error: BaseException, service: str) -> Trouble | None:
 
 
 def _is_of_another_host(error: EndpointConnectionError) -> bool:
-    """Tell whether the host that could not be reached is not the endpoint's: then it is the proxy's."""
+    """Return whether the host that could not be reached is not the endpoint's: then it is the proxy's."""
     fields = getattr(error, "kwargs", {})
     host = getattr(fields.get("error"), "host", None)
     return bool(host) and str(host) not in str(fields.get("endpoint_url", ""))

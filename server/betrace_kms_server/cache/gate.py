@@ -7,7 +7,7 @@ class Gate(Protocol):
     """Lets a tenant's entries be used only while it is known that no other daemon changed the tenant's keys."""
 
     def is_open(self, tenant: str) -> bool:
-        """Tell, at once, whether the entries may be used."""
+        """Return at once whether the entries may be used."""
 
     async def revalidate(self, tenant: str) -> None:
         """Find out, and drop the tenant's entries if they are out of date. What is left may be used then."""

@@ -11,12 +11,11 @@ one of ours. That is the bound within which a revocation may be overlooked.
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
 
-from betrace_kms_server.cache.key_cache import KeyCache
 from betrace_kms_server.core.errors import KmsError
 from betrace_kms_server.stores.protocol import KeyStore
 
@@ -36,20 +35,28 @@ class _Known:
 
 
 class Generations:
-    """The gate of the caches: see gate.Gate. `max_age` is in seconds of `clock`; `limit` bounds the tenants known."""
+    """The gate of the caches: see gate.Gate.
+
+    `drop` drops what is cached for a tenant; `max_age` is in seconds of `clock`; `limit` bounds the tenants known.
+    """
 
     def __init__(
-        self, store: KeyStore, *, max_age: float, limit: int, clock: Callable[[], float] = time.monotonic
+        self,
+        store: KeyStore,
+        drop: Callable[[str], int],
+        *,
+        max_age: float,
+        limit: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
+        self._drop = drop
         self._max_age = max_age
         self._limit = limit
         self._clock = clock
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._checks: dict[str, asyncio.Task[None]] = {}
         self._failing = False
-        self.caches: Sequence[KeyCache] = ()
-        """What is dropped from; set once the caches are made, which need this gate."""
 
     def is_open(self, tenant: str) -> bool:
         """See gate.Gate."""
@@ -62,7 +69,7 @@ class Generations:
         if check is None:
             check = self._checks[tenant] = asyncio.create_task(self._check(tenant), name="read generation")
             check.add_done_callback(lambda _: self._checks.pop(tenant, None))
-        # While the store is away, nobody waits for it to run out of time.
+        # While the store is away, no one waits for it to run out of time.
         await asyncio.wait([check], timeout=_PATIENCE_SECONDS if self._failing else None)
 
     async def changed(self, tenant: str) -> int:
@@ -108,9 +115,6 @@ class Generations:
         self._known.move_to_end(tenant)
         while len(self._known) > self._limit:
             self._drop(self._known.popitem(last=False)[0])  # nothing may stay cached of which nothing is known
-
-    def _drop(self, tenant: str) -> int:
-        return sum(cache.invalidate(tenant) for cache in self.caches)
 
     def _say(self, error: Exception | None) -> None:
         if error is not None and not self._failing:

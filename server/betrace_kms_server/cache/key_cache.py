@@ -241,7 +241,7 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        # Whoever waits gets the exception; if nobody does any more, asyncio must not report it as unseen.
+        # Whoever waits gets the exception; if no one does any more, asyncio must not report it as unseen.
         if not task.cancelled() and isinstance(task.exception(), MasterKeyUnusable | AccessDenied):
             self._request_check()
 

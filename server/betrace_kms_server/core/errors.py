@@ -57,7 +57,7 @@ class InvalidRequest(KmsError):
 
 
 class DoesNotOpen(KmsError):
-    """A ciphertext does not open. The text is one for every cause, so that nobody learns how close a forgery came."""
+    """A ciphertext does not open. The text is one for every cause, so that no one learns how close a forgery came."""
 
     reason = "CIPHERTEXT_DOES_NOT_OPEN"
 
@@ -184,7 +184,7 @@ class AuditUnavailable(KmsError):
 
 
 class StartRefused(Exception):
-    """The daemon does not start: each line says what to mend. The process exits with code 2."""
+    """The daemon does not start: each line says what to fix. The process exits with code 2."""
 
 
 def cause_of(error: BaseException) -> str | None:

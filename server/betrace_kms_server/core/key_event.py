@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 R = TypeVar("R")
 
 DAEMON = "daemon"
-"""The caller of what the daemon does by itself."""
+"""The caller of what the daemon does automatically."""
 
 
 @dataclass(slots=True)

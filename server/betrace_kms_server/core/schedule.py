@@ -105,7 +105,7 @@ class Schedule:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read an expression. Raises ValueError, with one sentence that says what to mend."""
+        """Read an expression. Raises ValueError, with one sentence that says what to fix."""
         parts = text.upper().split()
         if len(parts) not in (6, 7):
             raise _refusal(

@@ -66,12 +66,12 @@ def signing_context(tenant_id: str, key_id: str) -> dict[str, str]:
 
 
 def fits_kms(whole: Context) -> bool:
-    """Tell whether KMS takes a context of this size; one that it did not take cannot have wrapped anything."""
+    """Return whether KMS takes a context of this size; one that it did not take cannot have wrapped anything."""
     return len(orjson.dumps(dict(whole))) <= _KMS_CONTEXT_LIMIT
 
 
 def belongs_to(whole: Context, tenant_id: str, caller: Context) -> bool:
-    """Tell whether a message's whole context is that of this tenant's data key with exactly the caller's pairs.
+    """Return whether a message's whole context is that of this tenant's data key with exactly the caller's pairs.
 
     Pairs that begin with ``aws-crypto-`` are the message format's own and are not the caller's to give.
     """

@@ -5,7 +5,7 @@ and using happen without an await in between, so the bound is exact however many
 """
 
 SOFT = 0.9
-"""Share of the budget after which the successor is fetched in the background, so that nobody waits at the limit."""
+"""Share of the budget after which the successor is fetched in the background, so that no one waits at the limit."""
 
 
 class Budget:

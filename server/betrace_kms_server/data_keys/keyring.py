@@ -115,7 +115,7 @@ class KeyRing:
         self._max_encrypted_data_keys = max_encrypted_data_keys
 
     async def data_key(self, tenant_id: str, number_of_bytes: int, caller: Context, *, fresh: bool = False) -> DataKey:
-        """Return a data key of 1 to 1,024 bytes: the cached one, or one that nobody else gets if `fresh`."""
+        """Return a data key of 1 to 1,024 bytes: the cached one, or one that no one else gets if `fresh`."""
         context = encryption_context(tenant_id, caller)
         if fresh or self._max_uses == 1:
             note_cache(hit=False)

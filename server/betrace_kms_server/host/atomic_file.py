@@ -1,4 +1,4 @@
-"""Makes a file whole or not at all, and never over one that is there: for files that nobody could make again."""
+"""Makes a file whole or not at all, and never over one that is there: for files that no one could make again."""
 
 import os
 import tempfile

@@ -42,7 +42,7 @@ class Address:
 
 
 def parse_addresses(value: object) -> tuple[Address, ...]:
-    """Parse addresses that are separated by commas. Raises ValueError that says what to mend."""
+    """Parse addresses that are separated by commas. Raises ValueError that says what to fix."""
     addresses = tuple(_parse(part.strip()) for part in str(value).split(",") if part.strip())
     if not addresses:
         raise ValueError("give at least one address, such as 127.0.0.1:50051 or unix:/run/betrace-kms/kms.sock")
@@ -50,7 +50,7 @@ def parse_addresses(value: object) -> tuple[Address, ...]:
 
 
 def parse_host_port(value: object) -> Address:
-    """Parse one TCP address, which other machines may reach. Raises ValueError that says what to mend."""
+    """Parse one TCP address, which other machines may reach. Raises ValueError that says what to fix."""
     text = str(value).strip()
     parts = _HOST_PORT.fullmatch(text)
     if parts is None or int(parts["port"]) > _MAX_PORT:
@@ -98,7 +98,7 @@ def admin_socket(data_dir: Path) -> Address:
 def claimed(address: Address) -> Iterator[None]:
     """Hold a unix socket's path for this process while it lives; make sure that a TCP port is free.
 
-    Raises StartRefused if another daemon has it. Removes a socket that nobody answers on, and nothing else.
+    Raises StartRefused if another daemon has it. Removes a socket that no one answers on, and nothing else.
     """
     path = address.socket_path
     if path is None:

@@ -1,4 +1,4 @@
-"""Tries everything that the daemon needs of KMS, of its store and of its clock, and says what to mend.
+"""Tries everything that the daemon needs of KMS, of its store and of its clock, and says what to fix.
 
 It leaves nothing behind: data keys are dropped, the cache it tries is its own, and the store stays as it is. However
 often it is asked, KMS is called a bounded number of times, because an outcome is good for `FRESH_SECONDS`.
@@ -67,7 +67,7 @@ class Validation:
 
     @property
     def passed(self) -> bool:
-        """Tell whether every test passed."""
+        """Return whether every test passed."""
         return all(test.passed for test in self.tests)
 
 
@@ -146,7 +146,7 @@ class _Run:
         self._clock = clock
 
     async def try_kms(self) -> None:
-        """Try each action of KMS by itself, that it binds keys to their context, and a cache in front of it."""
+        """Try each action of KMS on its own, that it binds keys to their context, and a cache in front of it."""
         await self.attempt("describe_key", self._provider.check, CALL_TARGET_MS)
         made = await self.attempt("generate_data_key", self._generate_data_key, CALL_TARGET_MS)
         encrypted = await self.attempt("encrypt", self._encrypt, CALL_TARGET_MS)

@@ -40,7 +40,7 @@ class KeyProvider(Protocol):
         """How many attempts to obtain the daemon's own credentials ended so: OK, or the kind of failure."""
 
     def is_current(self, arn: str) -> bool:
-        """Tell whether an ARN is the current master key's or that of one of its replicas."""
+        """Return whether an ARN is the current master key's or that of one of its replicas."""
 
     def unwrapping_key_for(self, arn: str) -> str | None:
         """Return which of `decrypt_key_arns` unwraps what `arn` wrapped, or None if none does."""

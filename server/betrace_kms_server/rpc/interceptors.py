@@ -125,7 +125,7 @@ def _log_defect(where: str, error: Exception) -> None:
 
 
 def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
-    """Let a request that cannot be read reach the handler as `_MALFORMED`: gRPC would answer UNKNOWN by itself."""
+    """Let a request that cannot be read reach the handler as `_MALFORMED`: gRPC would answer UNKNOWN automatically."""
 
     def tolerant(wire: bytes) -> Any:
         try:

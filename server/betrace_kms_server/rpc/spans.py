@@ -75,7 +75,7 @@ class SpanCalls:
 
     @observed_as(MessageShape("public", request_key_id=True))
     async def VerifySpan(self, request: pb.VerifySpanRequest, context: _Context) -> pb.VerifySpanResponse:
-        """Tell whether a signature belongs to a span."""
+        """Return whether a signature belongs to a span."""
         tenant_id = check_tenant_id(request.tenant_id)
         _check_span(request)
         if len(request.signature) != SIGNATURE_BYTES:

@@ -23,7 +23,7 @@ _ATTEMPTS = 5
 
 
 class Lifecycle:
-    """Changes keys of one store. `changed` is told of each tenant whose keys were changed, and returns what it dropped.
+    """Changes keys of one store. `changed` gets each tenant whose keys were changed, and returns what it dropped.
 
     `now` is seconds since the Unix epoch.
     """
@@ -67,7 +67,7 @@ class Lifecycle:
         await asyncio.gather(*self._running, return_exceptions=True)
 
     async def _whole(self, change: Coroutine[Any, Any, R]) -> R:
-        """Make a change to its end, even if the caller leaves: caches and audit trail must hear of what was stored."""
+        """Make a change to its end, even if the caller leaves: caches and audit trail must learn of what was stored."""
         task = asyncio.create_task(change)
         self._running.add(task)
         task.add_done_callback(self._running.discard)

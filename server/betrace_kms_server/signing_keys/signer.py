@@ -1,7 +1,7 @@
 """The use cases of signing keys: the key that signs for a tenant, and those that verify.
 
 A tenant's first key is made when it first signs. Its id is drawn before KMS is asked, because the id is part of the
-encryption context; its seed is the plaintext of a KMS data key; and nobody learns of it before the store has made it
+encryption context; its seed is the plaintext of a KMS data key; and no one learns of it before the store has made it
 durable. Whatever unwraps from the store must have the public key that the store tells, or it is not used at all.
 """
 
@@ -44,7 +44,7 @@ class _VerificationKey:
 class Signer:
     """Signing keys of all tenants, cached in front of a provider and a store.
 
-    `now` is seconds since the Unix epoch; `record` is told of every key that is made; `retrievals` counts the seconds
+    `now` is seconds since the Unix epoch; `record` gets every key that is made; `retrievals` counts the seconds
     that it took to get a key that signs.
     """
 

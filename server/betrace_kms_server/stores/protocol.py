@@ -19,7 +19,7 @@ class KeyStore(Protocol):
 
     @property
     def shared(self) -> bool:
-        """Tell whether other daemons may write to this store while this one runs."""
+        """Return whether other daemons may write to this store while this one runs."""
 
     async def active(self, tenant_id: str) -> StoredKey | None:
         """Return the key that a tenant signs with, or None if it has none yet.

@@ -9,6 +9,7 @@ from typing import Any
 
 from betrace_kms_server.audit.trail import AuditTrail
 from betrace_kms_server.cache.key_cache import KeyCache
+from betrace_kms_server.cache.key_caches import KeyCaches
 from betrace_kms_server.core.histogram import Histogram
 from betrace_kms_server.operations.monitor import KmsMonitor
 from betrace_kms_server.operations.pricing import SECONDS_PER_MONTH, monthly_dollars
@@ -46,7 +47,7 @@ class Figures:
     """Everything that can be counted. Reading it costs something; counting does not."""
 
     monitor: KmsMonitor
-    caches: Sequence[KeyCache]
+    caches: KeyCaches
     retrievals: Histogram
     rpcs: CallStats
     kms_calls: CallStats

@@ -173,7 +173,7 @@ class Metrics:
         counter("kms_calls_saved", "Calls to KMS that the cache saved.", lambda: [({}, figures.calls_saved())])
         gauge(
             "kms_up",
-            "1 if the last look at the master key was good.",
+            "1 if the last check of the master key was good.",
             lambda: [({}, int(figures.monitor.state.usable))],
         )
         gauge(

@@ -134,7 +134,7 @@ def of_opening(cause: Exception, action: str, arn: str) -> KmsError:
 
 
 def says_nothing_of_kms(error: KmsError) -> bool:
-    """Tell whether an error is about this machine or the daemon's credentials, and no reason to leave KMS alone."""
+    """Return whether an error is about this machine or the daemon's credentials, and no reason to leave KMS alone."""
     return isinstance(error, CredentialsUnavailable) or error.metadata.get("kind") in aws_sdk.LOCAL_KINDS
 
 

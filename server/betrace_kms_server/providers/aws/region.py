@@ -177,7 +177,7 @@ class KmsRegion:
         return error
 
     def _report(self, permit: Permit, *, answered: bool) -> None:
-        """Tell the breaker how a call ended, and the operator if that opens or closes it."""
+        """Report to the breaker how a call ended, and the operator if that opens or closes it."""
         before = self.breaker.state
         (permit.success if answered else permit.failure)()
         after = self.breaker.state

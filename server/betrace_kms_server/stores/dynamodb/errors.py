@@ -179,12 +179,12 @@ def _of_cancellation(reasons: frozenset[str]) -> Translation | None:
 
 
 def is_refusal(cause: BaseException) -> bool:
-    """Tell whether a write was not done because one of its conditions does not hold."""
+    """Return whether a write was not done because one of its conditions does not hold."""
     return code_of(cause) == "ConditionalCheckFailedException" or _CONDITION in _cancellation_reasons(cause)
 
 
 def is_contention(cause: BaseException) -> bool:
-    """Tell whether a write was not done because others were in its way, so that it may be tried again at once."""
+    """Return whether a write was not done because others were in its way, so that it may be tried again at once."""
     if code_of(cause) in ("TransactionConflictException", "ReplicatedWriteConflictException"):
         return True
     reasons = _cancellation_reasons(cause)

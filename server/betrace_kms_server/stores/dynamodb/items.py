@@ -42,7 +42,7 @@ def row_of(tenant_id: str, key_id: str) -> "dict[str, UniversalAttributeValueTyp
 
 
 def can_exist(primary_key: Mapping[str, Any]) -> bool:
-    """Tell whether DynamoDB could hold such an item. It refuses to be asked for one that it could not."""
+    """Return whether DynamoDB could hold such an item. It refuses to be asked for one that it could not."""
     tenant_id, name = primary_key[PARTITION_KEY]["S"], primary_key[SORT_KEY]["S"]
     return bool(tenant_id) and len(name.encode()) <= _MAX_SORT_KEY_BYTES
 

@@ -91,7 +91,7 @@ def refuse_unfit(described: "TableDescriptionTypeDef", table: str) -> None:
 
 
 async def has_recovery(client: "DynamoDBClient", table: str) -> bool:
-    """Tell whether point-in-time recovery is on."""
+    """Return whether point-in-time recovery is on."""
     answer = await client.describe_continuous_backups(TableName=table)
     recovery = answer["ContinuousBackupsDescription"].get("PointInTimeRecoveryDescription", {})
     return recovery.get("PointInTimeRecoveryStatus") == "ENABLED"

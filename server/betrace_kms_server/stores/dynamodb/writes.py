@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def may_follow(former: StoredKey, successor: StoredKey) -> bool:
-    """Tell whether a key is another one of the same tenant. Where it is not, no condition would keep it out."""
+    """Return whether a key is another one of the same tenant. Where it is not, no condition would keep it out."""
     return former.tenant_id == successor.tenant_id and former.key_id != successor.key_id
 
 

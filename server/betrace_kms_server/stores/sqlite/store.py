@@ -222,7 +222,7 @@ class SqliteStore:
         )
 
     async def _holds(self, key: StoredKey) -> bool:
-        """Tell whether a key is there, whatever became of it since, or whichever master key wraps it now."""
+        """Return whether a key is there, whatever became of it since, or whichever master key wraps it now."""
         row = await self.get(key.tenant_id, key.key_id)
         return row is not None and row.public_key == key.public_key
 

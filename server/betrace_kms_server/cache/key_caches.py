@@ -1,0 +1,82 @@
+"""KeyCaches: the three caches of keys that a daemon has, and the gate before them, as one thing.
+
+Data keys, signing keys and public keys are bounded and expire separately. Where other daemons write to the key store,
+one gate decides for all three whether what is cached of a tenant may be used.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+
+from betrace_kms_server.cache.gate import OPEN, Gate
+from betrace_kms_server.cache.generations import Generations
+from betrace_kms_server.cache.key_cache import KeyCache
+from betrace_kms_server.core.key_event import Recorder, ignore
+from betrace_kms_server.stores.protocol import KeyStore
+
+TENANTS_PER_ENTRY = 10
+"""How many tenants' generations are known for each entry that a cache may have."""
+
+
+class KeyCaches:
+    """Caches in front of one key store. Times to live are in seconds; see KeyCache for the rest."""
+
+    def __init__(
+        self,
+        store: KeyStore,
+        *,
+        encryption_ttl: float,
+        signing_ttl: float,
+        public_ttl: float,
+        max_size: int,
+        version_check_seconds: float,
+        record: Recorder = ignore,
+        request_check: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.generations = Generations(
+            store, self.drop, max_age=version_check_seconds, limit=TENANTS_PER_ENTRY * max_size, clock=clock
+        )
+        gate: Gate = self.generations if store.shared else OPEN
+
+        def cache(kind: str, ttl: float) -> KeyCache:
+            return KeyCache(
+                kind,
+                ttl=ttl,
+                max_size=max_size,
+                clock=clock,
+                jitter=jitter,
+                record=record,
+                request_check=request_check,
+                gate=gate,
+            )
+
+        self.encryption = cache("encryption", encryption_ttl)
+        self.signing = cache("signing", signing_ttl)
+        self.public = cache("public", public_ttl)
+
+    def __iter__(self) -> Iterator[KeyCache]:
+        return iter((self.encryption, self.signing, self.public))
+
+    async def changed(self, tenant: str) -> int:
+        """Drop what is cached for a tenant whose keys this daemon has just changed. Returns the number of entries."""
+        return await self.generations.changed(tenant)
+
+    def drop(self, tenant: str) -> int:
+        """Drop what is cached for a tenant, and disown its loads. Returns the number of entries."""
+        return sum(cache.invalidate(tenant) for cache in self)
+
+    def purge(self, master_key_arn: str) -> int:
+        """Drop what a master key wrapped that may not be used any more. Returns the number of entries."""
+        return sum(cache.purge(master_key_arn) for cache in (self.encryption, self.signing))
+
+    def drop_expired(self) -> int:
+        """Drop what expired and was not asked for since. Returns the number of entries."""
+        return sum(cache.drop_expired() for cache in self)
+
+    async def close(self) -> None:
+        """End all loads and reads of generations, and empty the caches."""
+        for cache in self:
+            await cache.close()
+        await self.generations.close()
