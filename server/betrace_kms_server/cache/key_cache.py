@@ -38,7 +38,7 @@ from betrace_kms_server.core.errors import (
     MasterKeyUnusable,
     Stopping,
 )
-from betrace_kms_server.core.key_event import KeyEvent, Recorder, current_event, ignore, note_cache, note_shared
+from betrace_kms_server.core.key_event import KeyEvent, Recorder, current_event, ignore, note_miss, note_shared
 
 log = logging.getLogger(__name__)
 
@@ -139,11 +139,14 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         value: V = entry.value
         return value
 
-    async def get_or_load(self, key: Key, load: Load[V], accept: Callable[[V], bool] | None = None) -> V:
+    async def get_or_load(
+        self, key: Key, load: Load[V], accept: Callable[[V], bool] | None = None, event: KeyEvent | None = None
+    ) -> V:
         """Return the cached value, or load it once for all who ask. Raises what `load` raises, and Stopping.
 
         With `accept`, which is quick, the value is cached only if `accept` returns True, for this caller or another one
-        that waits for the same load; it is returned to each of them all the same, to be checked.
+        that waits for the same load; it is returned to each of them all the same, to be checked. A miss is noted in
+        `event`.
         """
         while True:
             if not self._gate.is_open(key[_TENANT]):
@@ -151,12 +154,12 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
             if (value := self._hit(key, load)) is not None:
                 return value
             self.misses += 1
-            note_cache(hit=False)
-            flight = self._flights.get(key) or self._start(key, load, current_event.get())
+            note_miss(event)
+            flight = self._flights.get(key) or self._start(key, load, event)
             if accept is not None:
                 flight.accepts.append(accept)
             await asyncio.wait([flight.task])
-            note_shared(flight.event)
+            note_shared(event, flight.event)
             if flight.task.cancelled():
                 raise Stopping("the daemon is stopping: call again")
             if not flight.disowned:

@@ -1,8 +1,8 @@
 """What happened to a key, noted on the way: read by the audit trail, by traces and by logs.
 
-The edge that begins something (a call, a job of the daemon's own) makes a KeyEvent; whatever happens below notes what
-only it knows: the cache a miss, a provider the request id of KMS. A context variable leads from one to the other, and
-asyncio hands it on to the tasks that a call starts.
+The edge that begins something (a call, a job of the daemon's own) makes a KeyEvent and passes it down, and whatever
+happens below notes what only it knows: the cache a miss. Only the request ids of KMS arrive by a context variable,
+because a provider does not know for whom it is asked; asyncio hands it on to the tasks that a call starts.
 """
 
 from collections.abc import Awaitable, Callable
@@ -47,18 +47,17 @@ Recorder = Callable[[KeyEvent], None]
 """Takes an event that is over. Never raises and never waits."""
 
 current_event: ContextVar[KeyEvent | None] = ContextVar("current_event", default=None)
-"""What the running task works for, if anybody observes it."""
+"""Whose KMS request ids the running task collects, if the call is observed."""
 
 
 def ignore(event: KeyEvent) -> None:
     """Record nothing."""
 
 
-def note_cache(*, hit: bool) -> None:
-    """Note that a cache was asked, on a path that is not hot; a miss is not undone by a later hit."""
-    event = current_event.get()
-    if event is not None and event.cache_hit is not False:
-        event.cache_hit = hit
+def note_miss(event: KeyEvent | None) -> None:
+    """Note in an event, if there is one, that a cache was asked in vain."""
+    if event is not None:
+        event.cache_hit = False
 
 
 def part_of_current(operation: str, tenant_id: str, key_id: str) -> KeyEvent:
@@ -88,11 +87,10 @@ async def recorded(event: KeyEvent, record: Recorder, work: Awaitable[R]) -> R:
         record(event)
 
 
-def note_shared(event: KeyEvent | None) -> None:
-    """Note that the running task waited for KMS calls that were made for another event."""
-    mine = current_event.get()
-    if mine is not None and event is not None and mine is not event:
-        mine.kms_request_ids += event.kms_request_ids
+def note_shared(event: KeyEvent | None, other: KeyEvent | None) -> None:
+    """Note in an event that it waited for KMS calls that were made for another one."""
+    if event is not None and other is not None and event is not other:
+        event.kms_request_ids += other.kms_request_ids
 
 
 class KmsCall(Protocol):

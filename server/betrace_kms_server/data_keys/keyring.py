@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 from betrace_kms_server.cache.key_cache import Key, KeyCache, Load
 from betrace_kms_server.core.errors import DoesNotOpen, KmsError
-from betrace_kms_server.core.key_event import note_cache
+from betrace_kms_server.core.key_event import KeyEvent, note_miss
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.core.tenancy import Context, belongs_to, encryption_context, fits_kms
 from betrace_kms_server.data_keys.budget import Budget
@@ -114,20 +114,28 @@ class KeyRing:
         self._max_uses = max_uses
         self._max_encrypted_data_keys = max_encrypted_data_keys
 
-    async def data_key(self, tenant_id: str, number_of_bytes: int, caller: Context, *, fresh: bool = False) -> DataKey:
+    async def data_key(
+        self,
+        tenant_id: str,
+        number_of_bytes: int,
+        caller: Context,
+        *,
+        fresh: bool = False,
+        event: KeyEvent | None = None,
+    ) -> DataKey:
         """Return a data key of 1 to 1,024 bytes: the cached one, or one that no one else gets if `fresh`."""
         context = encryption_context(tenant_id, caller)
         if fresh or self._max_uses == 1:
-            note_cache(hit=False)
+            note_miss(event)
             return await self._provider.generate_data_key(number_of_bytes, context)
 
         async def load() -> _HandedOut:
             return _HandedOut(await self._provider.generate_data_key(number_of_bytes, context), Budget(self._max_uses))
 
         key = ("data key", self._provider.master_key_arn, tenant_id, number_of_bytes, digest(caller))
-        return (await self._spend(key, load)).data_key
+        return (await self._spend(key, load, event)).data_key
 
-    async def seal(self, tenant_id: str, plaintext: bytes, caller: Context) -> Sealed:
+    async def seal(self, tenant_id: str, plaintext: bytes, caller: Context, event: KeyEvent | None = None) -> Sealed:
         """Seal a payload into an AWS Encryption SDK message under the tenant's sealing key for this context."""
         context = encryption_context(tenant_id, caller)
 
@@ -138,11 +146,11 @@ class KeyRing:
             return _SealingKey(data_key, Sealer(encrypted, context), Budget(self._max_messages))
 
         key = ("sealing key", self._provider.master_key_arn, tenant_id, DATA_KEY_BYTES, digest(caller))
-        found = await self._spend(key, load)
+        found = await self._spend(key, load, event)
         ciphertext = found.sealer.seal(plaintext, found.data_key.material.raw)
         return Sealed(ciphertext, found.data_key.wrapped.master_key_arn)
 
-    async def open(self, tenant_id: str, ciphertext: bytes, caller: Context) -> Opened:
+    async def open(self, tenant_id: str, ciphertext: bytes, caller: Context, event: KeyEvent | None = None) -> Opened:
         """Open a message, or unwrap a bare data key. Raises DoesNotOpen, whatever the cause.
 
         What it was given is told by its first bytes. Version 1 messages commit to no key and are refused.
@@ -159,29 +167,37 @@ class KeyRing:
                     message.context,
                     candidates=lambda: self._candidates(message),
                     accept=lambda key: message.is_under(key.material.raw),
-                )
+                ),
+                event,
             )
             return Opened(message.open(found.material.raw), found.master_key_arn)
-        found = await self._unwrap_bare(tenant_id, ciphertext, caller)
+        found = await self._unwrap_bare(tenant_id, ciphertext, caller, event)
         return Opened(bytes(found.material.raw), found.master_key_arn)
 
-    async def reseal(self, tenant_id: str, ciphertext: bytes, caller: Context, destination: Context) -> Sealed:
+    async def reseal(
+        self,
+        tenant_id: str,
+        ciphertext: bytes,
+        caller: Context,
+        destination: Context,
+        event: KeyEvent | None = None,
+    ) -> Sealed:
         """Open a ciphertext and seal what it held for the destination context under today's keys.
 
         A message becomes a message, and a bare data key is wrapped anew. Raises DoesNotOpen.
         """
         if _is_message(ciphertext):
-            opened = await self.open(tenant_id, ciphertext, caller)
-            return await self.seal(tenant_id, opened.plaintext, destination)
-        found = await self._unwrap_bare(tenant_id, ciphertext, caller)
-        note_cache(hit=False)
+            opened = await self.open(tenant_id, ciphertext, caller, event)
+            return await self.seal(tenant_id, opened.plaintext, destination, event)
+        found = await self._unwrap_bare(tenant_id, ciphertext, caller, event)
+        note_miss(event)
         wrapped = await self._provider.wrap(found.material, encryption_context(tenant_id, destination))
         return Sealed(wrapped.blob, wrapped.master_key_arn)
 
-    async def _spend(self, key: Key, load: Load[B]) -> B:
+    async def _spend(self, key: Key, load: Load[B], event: KeyEvent | None) -> B:
         """Return a key after taking one use of its budget; a key without any left makes way for its successor."""
         while True:
-            found = await self._cache.get_or_load(key, load)
+            found = await self._cache.get_or_load(key, load, event=event)
             if found.budget.spend():
                 if found.budget.just_ran_low:
                     self._cache.refresh_soon(key)
@@ -198,7 +214,7 @@ class KeyRing:
                     candidates.append(WrappedKey(encrypted.ciphertext, arn))
         return candidates
 
-    async def _unwrap_bare(self, tenant_id: str, blob: bytes, caller: Context) -> _OpeningKey:
+    async def _unwrap_bare(self, tenant_id: str, blob: bytes, caller: Context, event: KeyEvent | None) -> _OpeningKey:
         if blob.startswith(_VERSION_1_MESSAGE) or not 1 <= len(blob) <= MAX_WRAPPED_KEY_BYTES:
             raise DoesNotOpen
 
@@ -206,10 +222,10 @@ class KeyRing:
             return [WrappedKey(blob, arn) for arn in self._provider.decrypt_key_arns]
 
         return await self._unwrap(
-            _Wrapped("bare key", tenant_id, blob, encryption_context(tenant_id, caller), candidates)
+            _Wrapped("bare key", tenant_id, blob, encryption_context(tenant_id, caller), candidates), event
         )
 
-    async def _unwrap(self, wrapped: _Wrapped) -> _OpeningKey:
+    async def _unwrap(self, wrapped: _Wrapped, event: KeyEvent | None) -> _OpeningKey:
         """Return the key of the first candidate that unwraps; if none does, raise what says most about why."""
 
         async def load() -> _OpeningKey:
@@ -233,7 +249,7 @@ class KeyRing:
             sha256(wrapped.identity).digest(),
             digest(wrapped.context),
         )
-        return await self._cache.get_or_load(key, load, wrapped.accept)
+        return await self._cache.get_or_load(key, load, wrapped.accept, event)
 
 
 def _is_message(ciphertext: bytes) -> bool:

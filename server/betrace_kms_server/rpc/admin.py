@@ -9,6 +9,7 @@ from betrace.kms.v1 import admin_pb2 as pb
 from betrace.kms.v1 import admin_pb2_grpc
 
 from betrace_kms_server.core.errors import InvalidRequest
+from betrace_kms_server.core.key_event import KeyEvent
 from betrace_kms_server.core.tenancy import check_key_id, check_tenant_id
 from betrace_kms_server.operations.validation import Validation
 from betrace_kms_server.signing_keys.lifecycle import Lifecycle
@@ -56,7 +57,9 @@ class AdminService(admin_pb2_grpc.KmsAdminServiceServicer):
         return pb.GetStatusResponse(provider=self._provider, json=orjson.dumps(self._status()).decode())
 
     @observed_as(MessageShape())
-    async def RotateKeys(self, request: pb.RotateKeysRequest, context: _Context) -> pb.RotateKeysResponse:
+    async def RotateKeys(
+        self, request: pb.RotateKeysRequest, context: _Context, event: KeyEvent | None = None
+    ) -> pb.RotateKeysResponse:
         """Give one tenant, or every tenant, a new signing key."""
         if request.WhichOneof("scope") == "tenant_id":
             rotated = await self._lifecycle.rotate(check_tenant_id(request.tenant_id))
@@ -67,14 +70,16 @@ class AdminService(admin_pb2_grpc.KmsAdminServiceServicer):
         return pb.RotateKeysResponse(rotated=outcome.rotated, failed=outcome.failed)
 
     @observed_as(MessageShape(request_key_id=True))
-    async def RevokeKey(self, request: pb.RevokeKeyRequest, context: _Context) -> pb.RevokeKeyResponse:
+    async def RevokeKey(
+        self, request: pb.RevokeKeyRequest, context: _Context, event: KeyEvent | None = None
+    ) -> pb.RevokeKeyResponse:
         """Revoke one key of a tenant."""
         active = await self._lifecycle.revoke(check_tenant_id(request.tenant_id), check_key_id(request.key_id))
         return pb.RevokeKeyResponse(active_key_id=active)
 
     @observed_as(MessageShape())
     async def InvalidateTenant(
-        self, request: pb.InvalidateTenantRequest, context: _Context
+        self, request: pb.InvalidateTenantRequest, context: _Context, event: KeyEvent | None = None
     ) -> pb.InvalidateTenantResponse:
         """Drop what is cached for a tenant."""
         entries = await self._lifecycle.invalidate(check_tenant_id(request.tenant_id))

@@ -60,6 +60,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 def _guarded(call: Callable[..., Awaitable[Any]], path: str, observer: CallObserver) -> Callable[..., Awaitable[Any]]:
     service, _, method = path.lstrip("/").rpartition("/")
     shape: MessageShape = getattr(call, "shape", NO_SHAPE)
+    takes_event = shape is not NO_SHAPE
 
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         began = time.perf_counter()
@@ -77,7 +78,7 @@ def _guarded(call: Callable[..., Awaitable[Any]], path: str, observer: CallObser
             if request is _MALFORMED:
                 raise InvalidRequest("the request is no valid message of this call: check fields and UTF-8 texts")
             observer.admit(method)
-            response = await call(request, context)
+            response = await (call(request, context, event) if takes_event else call(request, context))
             status, reason = "OK", "OK"
             return response
         except grpc.aio.AbortError:

@@ -9,6 +9,7 @@ from betrace.kms.v1 import key_management_pb2 as pb
 from betrace.kms.v1 import key_management_pb2_grpc
 
 from betrace_kms_server.core.errors import InvalidRequest
+from betrace_kms_server.core.key_event import KeyEvent
 from betrace_kms_server.core.tenancy import check_caller_context, check_tenant_id
 from betrace_kms_server.data_keys.keyring import KeyRing
 from betrace_kms_server.rpc.spans import SpanCalls
@@ -34,19 +35,25 @@ class KeyManagementService(SpanCalls, key_management_pb2_grpc.KeyManagementServi
 
     @observed_as(_OF_DATA_KEYS)
     async def GenerateDataKey(
-        self, request: pb.GenerateDataKeyRequest, context: _Context
+        self, request: pb.GenerateDataKeyRequest, context: _Context, event: KeyEvent | None = None
     ) -> pb.GenerateDataKeyResponse:
         """Return a data key, cached unless `fresh`."""
         tenant_id = check_tenant_id(request.tenant_id)
         key = await self._keyring.data_key(
-            tenant_id, _number_of_bytes(request), check_caller_context(request.encryption_context), fresh=request.fresh
+            tenant_id,
+            _number_of_bytes(request),
+            check_caller_context(request.encryption_context),
+            fresh=request.fresh,
+            event=event,
         )
         return pb.GenerateDataKeyResponse(
             plaintext=bytes(key.material.raw), ciphertext_blob=key.wrapped.blob, key_id=key.wrapped.master_key_arn
         )
 
     @observed_as(_OF_DATA_KEYS)
-    async def Encrypt(self, request: pb.EncryptRequest, context: _Context) -> pb.EncryptResponse:
+    async def Encrypt(
+        self, request: pb.EncryptRequest, context: _Context, event: KeyEvent | None = None
+    ) -> pb.EncryptResponse:
         """Seal a payload."""
         tenant_id = check_tenant_id(request.tenant_id)
         if len(request.plaintext) > self._max_payload_bytes:
@@ -55,22 +62,26 @@ class KeyManagementService(SpanCalls, key_management_pb2_grpc.KeyManagementServi
                 " kms.server.max-message-bytes, or encrypt it yourself under a key of GenerateDataKey"
             )
         sealed = await self._keyring.seal(
-            tenant_id, request.plaintext, check_caller_context(request.encryption_context)
+            tenant_id, request.plaintext, check_caller_context(request.encryption_context), event
         )
         return pb.EncryptResponse(ciphertext_blob=sealed.ciphertext, key_id=sealed.master_key_arn)
 
     @observed_as(_OF_DATA_KEYS)
-    async def Decrypt(self, request: pb.DecryptRequest, context: _Context) -> pb.DecryptResponse:
+    async def Decrypt(
+        self, request: pb.DecryptRequest, context: _Context, event: KeyEvent | None = None
+    ) -> pb.DecryptResponse:
         """Open a ciphertext of Encrypt, or unwrap a key of GenerateDataKey."""
         tenant_id = check_tenant_id(request.tenant_id)
         _check_ciphertext(request.ciphertext_blob)
         opened = await self._keyring.open(
-            tenant_id, request.ciphertext_blob, check_caller_context(request.encryption_context)
+            tenant_id, request.ciphertext_blob, check_caller_context(request.encryption_context), event
         )
         return pb.DecryptResponse(plaintext=opened.plaintext, key_id=opened.master_key_arn)
 
     @observed_as(_OF_DATA_KEYS)
-    async def ReEncrypt(self, request: pb.ReEncryptRequest, context: _Context) -> pb.ReEncryptResponse:
+    async def ReEncrypt(
+        self, request: pb.ReEncryptRequest, context: _Context, event: KeyEvent | None = None
+    ) -> pb.ReEncryptResponse:
         """Seal what a ciphertext holds again, under today's keys."""
         tenant_id = check_tenant_id(request.tenant_id)
         _check_ciphertext(request.ciphertext_blob)
@@ -79,6 +90,7 @@ class KeyManagementService(SpanCalls, key_management_pb2_grpc.KeyManagementServi
             request.ciphertext_blob,
             check_caller_context(request.encryption_context),
             check_caller_context(request.destination_encryption_context, "destination_encryption_context"),
+            event,
         )
         return pb.ReEncryptResponse(ciphertext_blob=sealed.ciphertext, key_id=sealed.master_key_arn)
 

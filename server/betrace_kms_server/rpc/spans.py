@@ -15,6 +15,7 @@ from betrace_kms_evidence import ALGORITHM, PAYLOAD_TYPE, SIGNATURE_BYTES, Inval
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from betrace_kms_server.core.errors import InvalidRequest
+from betrace_kms_server.core.key_event import KeyEvent
 from betrace_kms_server.core.keys import StoredKey
 from betrace_kms_server.core.tenancy import check_key_id, check_tenant_id
 from betrace_kms_server.rpc import batches
@@ -40,11 +41,13 @@ class SpanCalls:
     _threads: Executor
 
     @observed_as(MessageShape("signing", response_key_id=True))
-    async def SignSpan(self, request: pb.SignSpanRequest, context: _Context) -> pb.SignSpanResponse:
+    async def SignSpan(
+        self, request: pb.SignSpanRequest, context: _Context, event: KeyEvent | None = None
+    ) -> pb.SignSpanResponse:
         """Sign a span with the tenant's active key."""
         tenant_id = check_tenant_id(request.tenant_id)
         _check_span(request)
-        signed = await self._signer.sign(tenant_id, request.span)
+        signed = await self._signer.sign(tenant_id, request.span, event)
         return pb.SignSpanResponse(
             signature=signed.signature,
             key_id=signed.key_id,
@@ -54,14 +57,16 @@ class SpanCalls:
         )
 
     @observed_as(MessageShape("signing", spans=True, results=True))
-    async def SignSpans(self, request: pb.SignSpansRequest, context: _Context) -> pb.SignSpansResponse:
+    async def SignSpans(
+        self, request: pb.SignSpansRequest, context: _Context, event: KeyEvent | None = None
+    ) -> pb.SignSpansResponse:
         """Sign a batch, each span for itself or all under one tree head. A bad span fails alone."""
         tenant_id = check_tenant_id(request.tenant_id)
         _check_batch(request.spans)
         if request.mode not in pb.SignMode.values():
             raise InvalidRequest("mode must be EACH or BATCH_PROOF")
         try:
-            key = await self._signer.signing_key(tenant_id, request.spans)
+            key = await self._signer.signing_key(tenant_id, request.spans, event)
         except InvalidSpan:  # not one of them can be signed, so there is no need of a key
             payloads = await self._payloads(tenant_id, "", request)
             return batches.each_response("", payloads, [b""] * len(payloads), return_payload=False)
@@ -74,14 +79,16 @@ class SpanCalls:
         return batches.each_response(key.key_id, payloads, signatures, return_payload=request.return_payload)
 
     @observed_as(MessageShape("public", request_key_id=True))
-    async def VerifySpan(self, request: pb.VerifySpanRequest, context: _Context) -> pb.VerifySpanResponse:
+    async def VerifySpan(
+        self, request: pb.VerifySpanRequest, context: _Context, event: KeyEvent | None = None
+    ) -> pb.VerifySpanResponse:
         """Return whether a signature belongs to a span."""
         tenant_id = check_tenant_id(request.tenant_id)
         _check_span(request)
         if len(request.signature) != SIGNATURE_BYTES:
             raise InvalidRequest(f"signature must be {SIGNATURE_BYTES} bytes, not {len(request.signature)}")
         key_id = check_key_id(request.key_id)
-        verifier = await self._signer.verifier(tenant_id, [key_id])
+        verifier = await self._signer.verifier(tenant_id, [key_id], event)
         proof = request.proof if request.HasField("proof") else None
         try:
             reason = verifier.verify(request.span, request.signature, key_id, proof)
@@ -90,16 +97,20 @@ class SpanCalls:
         return pb.VerifySpanResponse(valid=reason == "VALID", reason=pb.VerifyReason.Value(reason))
 
     @observed_as(MessageShape("public", spans=True))
-    async def VerifySpans(self, request: pb.VerifySpansRequest, context: _Context) -> pb.VerifySpansResponse:
+    async def VerifySpans(
+        self, request: pb.VerifySpansRequest, context: _Context, event: KeyEvent | None = None
+    ) -> pb.VerifySpansResponse:
         """Judge a batch of signed spans. A malformed one fails alone."""
         tenant_id = check_tenant_id(request.tenant_id)
         _check_batch(request.spans)
-        verifier = await self._signer.verifier(tenant_id, (signed.key_id for signed in request.spans))
+        verifier = await self._signer.verifier(tenant_id, (signed.key_id for signed in request.spans), event)
         results = await self._in_threads(lambda part: batches.verdicts_of(verifier, part), request.spans)
         return pb.VerifySpansResponse(results=results)
 
     @observed_as(MessageShape())
-    async def GetPublicKeys(self, request: pb.GetPublicKeysRequest, context: _Context) -> pb.GetPublicKeysResponse:
+    async def GetPublicKeys(
+        self, request: pb.GetPublicKeysRequest, context: _Context, event: KeyEvent | None = None
+    ) -> pb.GetPublicKeysResponse:
         """Return every public key that the tenant ever had."""
         tenant_id = check_tenant_id(request.tenant_id)
         stored = await self._signer.public_keys(tenant_id)

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from betrace_kms_server.cache.key_cache import KeyCache, Load
 from betrace_kms_server.core.errors import InvalidRequest, KeyDamaged, NoSigningKey
 from betrace_kms_server.core.histogram import Histogram
-from betrace_kms_server.core.key_event import Recorder, ignore, part_of_current
+from betrace_kms_server.core.key_event import KeyEvent, Recorder, ignore, part_of_current
 from betrace_kms_server.core.keys import SigningKey, StoredKey
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.signing_keys.batched_reads import BatchedReads
@@ -68,16 +68,18 @@ class Signer:
         self._record = record
         self.retrievals = Histogram()
 
-    async def sign(self, tenant_id: str, span: span_pb2.ComplianceSpan) -> Signed:
+    async def sign(self, tenant_id: str, span: span_pb2.ComplianceSpan, event: KeyEvent | None = None) -> Signed:
         """Sign a span with the tenant's active key. Raises InvalidRequest for a span that cannot be signed."""
         try:
-            key = await self.signing_key(tenant_id, [span])
+            key = await self.signing_key(tenant_id, [span], event)
             payload = canonical_span(tenant_id, key.key_id, span)
         except InvalidSpan as cause:
             raise InvalidRequest(str(cause)) from cause
         return Signed(sign(key.private_key, payload), key.key_id, payload)
 
-    async def signing_key(self, tenant_id: str, spans: Sequence[span_pb2.ComplianceSpan]) -> SigningKey:
+    async def signing_key(
+        self, tenant_id: str, spans: Sequence[span_pb2.ComplianceSpan], event: KeyEvent | None = None
+    ) -> SigningKey:
         """Return the tenant's active key, made if need be and if at least one of the spans can be signed with it.
 
         Raises InvalidSpan, about the last span, if none can.
@@ -91,11 +93,11 @@ class Signer:
         found = self._signing_keys.get_nowait(key, load)
         if found is None:
             _refuse_unless_one_is_signable(tenant_id, spans)
-            found = await self._signing_keys.get_or_load(key, load)
+            found = await self._signing_keys.get_or_load(key, load, event=event)
         self.retrievals.observe(time.perf_counter() - began)
         return found
 
-    async def verifier(self, tenant_id: str, key_ids: Iterable[str]) -> SpanVerifier:
+    async def verifier(self, tenant_id: str, key_ids: Iterable[str], event: KeyEvent | None = None) -> SpanVerifier:
         """Return what verifies signatures of these keys of a tenant; other ids are unknown to it."""
         reads = BatchedReads(self._store, tenant_id)
         keys: list[_VerificationKey] = []
@@ -105,7 +107,7 @@ class Signer:
             key = ("public key", self._provider.master_key_arn, tenant_id, key_id)
             found = self._public_keys.get_nowait(key, load)
             if found is None:
-                cold.append(self._public_keys.get_or_load(key, load))
+                cold.append(self._public_keys.get_or_load(key, load, event=event))
             else:
                 keys.append(found)
         for outcome in await asyncio.gather(*cold, return_exceptions=True):
