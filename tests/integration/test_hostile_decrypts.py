@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,18 +22,35 @@ def resident(daemon: Process) -> int:
     return int(found[1])
 
 
-@pytest.mark.parametrize("junk", [60_000, 7_000], ids=["1 MiB headers", "128 KiB headers"])
-def test_refused_decrypts_leave_nothing_behind(tmp_path: Path, junk: int) -> None:
-    """450 messages with nine junk keys each, all different: memory grows by less than 10 MiB, and warm keys stay."""
+def with_many_pairs(message: bytes) -> bytes:
+    """Give a message a context of 651 random pairs, as its header may have in 4 KiB."""
+    names = {os.urandom(1).hex() + os.urandom(1).hex() for _ in range(651)}
+    pairs = b"".join(len(name).to_bytes(2, "big") + name.encode() + b"\0\0" for name in names)
+    context = len(names).to_bytes(2, "big") + pairs
+    size = int.from_bytes(message[35:37], "big")
+    return message[:35] + len(context).to_bytes(2, "big") + context + message[37 + size :]
+
+
+HOSTILE: dict[str, Callable[[bytes], bytes]] = {
+    "1 MiB headers": lambda message: with_junk_keys(message, 9, 60_000),
+    "128 KiB headers": lambda message: with_junk_keys(message, 9, 7_000),
+    "many pairs": with_many_pairs,
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_refused_decrypts_leave_nothing_behind(tmp_path: Path, kind: str) -> None:
+    """450 hostile messages, all different: memory grows by less than 10 MiB, and warm keys stay."""
+    made = HOSTILE[kind]
     with spawned("--data-dir", str(tmp_path / "data"), "--listen", f"unix:{tmp_path}/kms.sock") as daemon:
         daemon.wait_for("serving")
         with KmsClient(f"unix:{tmp_path}/kms.sock") as client:
             good = client.encrypt("acme", b"hello").ciphertext_blob
             for _ in range(20):  # so that buffers of gRPC and of the allocator have their size
-                refused(client, with_junk_keys(good, 9, junk))
+                refused(client, made(good))
             before = resident(daemon)
             for _ in range(CALLS):
-                refused(client, with_junk_keys(good, 9, junk))
+                refused(client, made(good))
             for _ in range(CALLS):
                 refused(client, os.urandom(6_000))
             assert resident(daemon) - before < 10 * MIB

@@ -82,7 +82,7 @@ class Generations:
         return dropped
 
     async def close(self) -> None:
-        """End the looks that run."""
+        """End the reads that run."""
         checks = list(self._checks.values())
         for look in checks:
             look.cancel()

@@ -48,9 +48,9 @@ one: DoesNotOpen.
 import os
 from base64 import b64decode
 from binascii import Error as Base64Error
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from types import MappingProxyType
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
@@ -82,7 +82,7 @@ _MESSAGE_ID_BYTES = _COMMITMENT_BYTES = 32
 _IV_BYTES = 12
 _TAG_BYTES = 16
 _FINAL = 0xFFFFFFFF
-_REMEMBERED_BYTES = 4096
+_REMEMBERED, _REMEMBERED_BYTES = 256, 4096
 _PUBLIC_KEY = "aws-crypto-public-key"
 _FRAME_AAD, _FINAL_FRAME_AAD, _SINGLE_BLOCK_AAD = (
     b"AWSKMSEncryptionClient Frame",
@@ -135,7 +135,7 @@ class Message:
         if reader.at > MAX_HEADER_BYTES:
             raise DoesNotOpen
         fields = data[start : reader.at]
-        context, keys = _read_fields(fields) if len(fields) > _REMEMBERED_BYTES else _remembered_fields(fields)
+        context, keys = _fields_of(fields)
         content_type, frame_length = reader.integer(1), reader.integer(4)
         if content_type != (_FRAMED if frame_length else _NON_FRAMED):
             raise DoesNotOpen
@@ -176,6 +176,7 @@ class Message:
             self._verify_footer(reader)
         if reader.at != len(self._data):
             raise DoesNotOpen
+        _remember(self)
         return b"".join(chunks)
 
     def _frames(self, cipher: AESGCM, reader: "_Reader") -> Iterator[bytes]:
@@ -295,8 +296,24 @@ def _read_fields(fields: bytes) -> tuple[Mapping[str, str], Sequence[EncryptedDa
     return context, tuple(keys)
 
 
-# Messages of one data key repeat these fields, and nothing in them is secret.
-_remembered_fields = lru_cache(maxsize=1024)(_read_fields)
+_remembered: OrderedDict[bytes, tuple[Mapping[str, str], Sequence[EncryptedDataKey]]] = OrderedDict()
+"""Fields of messages that opened: those of one data key repeat them, and nothing in them is secret."""
+
+
+def _fields_of(raw: bytes) -> tuple[Mapping[str, str], Sequence[EncryptedDataKey]]:
+    found = _remembered.get(raw)
+    if found is None:
+        return _read_fields(raw)
+    _remembered.move_to_end(raw)
+    return found
+
+
+def _remember(message: Message) -> None:
+    """Keep the fields of a message that opened: what did not verify must not stay, nor push out what did."""
+    if len(message.fields) <= _REMEMBERED_BYTES and message.fields not in _remembered:
+        _remembered[message.fields] = message.context, message.encrypted_data_keys
+        if len(_remembered) > _REMEMBERED:
+            _remembered.popitem(last=False)
 
 
 def _read_context(reader: _Reader) -> dict[str, str]:
