@@ -459,7 +459,13 @@ def leaves() -> Sequence[type[KmsError]]:
 
 def test_every_error_of_a_provider_or_a_store_has_its_step() -> None:
     """An error that is added has a step, or is listed here as one that validation cannot meet."""
-    others = {errors.InvalidRequest, errors.NoSigningKey, errors.KeyDamaged, errors.AuditUnavailable}
+    others = {
+        errors.InvalidRequest,
+        errors.NoSigningKey,
+        errors.KeyDamaged,
+        errors.AuditUnavailable,
+        errors.Stopping,
+    }
     assert set(leaves()) - others == set(REMEDIES)
 
 
