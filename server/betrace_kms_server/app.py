@@ -23,7 +23,7 @@ from betrace_kms_server.audit.trail import AuditTrail
 from betrace_kms_server.cache.key_caches import KeyCaches
 from betrace_kms_server.config.settings import Settings
 from betrace_kms_server.config.sources import described
-from betrace_kms_server.core.key_event import KeyEvent, Recorder, ignore, recorded
+from betrace_kms_server.core.key_event import KeyEvent, Recorder, recorded
 from betrace_kms_server.data_keys.keyring import KeyRing
 from betrace_kms_server.host.sockets import Address, admin_socket, claimed
 from betrace_kms_server.jobs import background, leave_former_keys, on_kms_state, rotate_on_schedule, sweep
@@ -43,7 +43,7 @@ from betrace_kms_server.stores.protocol import KeyStore
 from betrace_kms_server.telemetry import export
 from betrace_kms_server.telemetry.figures import CallStats, Figures
 from betrace_kms_server.telemetry.metrics import Metrics
-from betrace_kms_server.telemetry.observers import CallObserver, KmsCallObserver
+from betrace_kms_server.telemetry.observers import CallObserver, KmsCallObserver, recorder
 from betrace_kms_server.telemetry.tracing import Tracing
 
 log = structlog.get_logger()
@@ -131,7 +131,7 @@ async def build_core(settings: Settings, ephemeral: str | None, resources: Async
     """Open the key store and the provider, and build what stands on them. Raises StartRefused."""
     store = await open_store(settings, resources)
     audit = await _open_audit(settings, resources)
-    record = ignore if audit is None else audit.record
+    record = recorder(audit)
     tracing = _open_tracing(resources)
     rpcs, kms_calls = CallStats(), CallStats()
     provider = await open_provider(settings, store, KmsCallObserver(kms_calls, tracing), resources)

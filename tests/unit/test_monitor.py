@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+import structlog.testing
 from betrace_kms_server.core.errors import (
     AccessDenied,
     BadAnswer,
@@ -231,3 +232,16 @@ async def test_age_counts_from_the_beginning_of_a_check(provider: Any) -> None:
     now = 2.0
     may_end.set()
     assert (True, False) == ((await first).usable, (await second).usable)
+
+
+async def test_a_listener_that_fails_does_not_end_the_watch(provider: Any) -> None:
+    """The state is there for whoever asks, and the log has the defect."""
+
+    def listen(state: KmsState) -> None:
+        raise RuntimeError("a defect of the listener")
+
+    watched = KmsMonitor(provider, listen)
+    with structlog.testing.capture_logs() as logs:
+        state = await watched.fresh(0.0)
+    assert (True, True) == (state.usable, watched.usable.is_set())
+    assert "Acting on the state of the master key failed" in [entry["event"] for entry in logs]

@@ -117,7 +117,10 @@ class KmsMonitor:
         self.state = KmsState(not problem, problem, reason, (described - began) * 1000, began, enabled, withdrawn)
         if not problem:
             self.usable.set()
-        self._changed(self.state)
+        try:
+            self._changed(self.state)
+        except Exception as error:  # nor may a defect of whoever listens
+            log.error("Acting on the state of the master key failed", exc_info=error)
         if before.checked_at is not None and problem == before.problem:
             return
         if problem:

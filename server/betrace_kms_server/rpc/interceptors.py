@@ -1,18 +1,19 @@
 """The edge of the server: whatever a handler raises becomes a status here, once, and is logged here, once.
 
-A call that succeeds pays nothing: the request id is made when there is something to say. The caller may choose it with
-the metadata `x-request-id`.
+That holds for the handlers of calls and of streams, for reading a request, for putting an answer into bytes, and for
+observers: gRPC itself would send the text of an exception to the caller. A call that succeeds pays nothing: the request
+id is made when there is something to say. The caller may choose it with the metadata `x-request-id`.
 """
 
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, TypeAlias
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError
 
 from betrace_kms_server.core.errors import InvalidRequest, KmsError, cause_of
 from betrace_kms_server.rpc.status import STATUS, of_defect, of_error
@@ -22,14 +23,16 @@ log = structlog.get_logger()
 
 _OURS = "/betrace.kms.v1."
 _MALFORMED = object()
+_UNREADABLE = "the request is no valid message of this call: check fields and UTF-8 texts"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns errors of unary handlers into statuses, and shows `observer` the calls of our own services.
+    """Turns errors of handlers into statuses, and shows `observer` the calls of our own services.
 
-    Streams (health, reflection) answer for themselves.
+    A stream's handler is a coroutine that writes with its context, or an asynchronous generator.
     """
 
     def __init__(self, observer: CallObserver) -> None:
@@ -46,23 +49,34 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         wrapped = self._wrapped.get(method)
         if wrapped is None:
             handler = await continuation(handler_call_details)
-            if handler is None or handler.unary_unary is None:
-                return handler
-            observer = self._observer if method.startswith(_OURS) else UNOBSERVED
-            wrapped = self._wrapped[method] = grpc.unary_unary_rpc_method_handler(
-                _guarded(handler.unary_unary, method, observer),
-                _tolerant(handler.request_deserializer),
-                handler.response_serializer,
-            )
+            if handler is None:
+                return None
+            wrapped = self._wrapped[method] = self._wrap(handler, method)
         return wrapped
 
+    def _wrap(self, handler: "grpc.RpcMethodHandler[Any, Any]", method: str) -> "grpc.RpcMethodHandler[Any, Any]":
+        read, write = _tolerant(handler.request_deserializer), handler.response_serializer
+        if handler.unary_unary is not None:
+            observer = self._observer if method.startswith(_OURS) else UNOBSERVED
+            return grpc.unary_unary_rpc_method_handler(_guarded(handler.unary_unary, method, observer, write), read)
+        if handler.unary_stream is not None:
+            return grpc.unary_stream_rpc_method_handler(_guarded_stream(handler.unary_stream, method), read, write)
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(_guarded_stream(handler.stream_stream, method), read, write)
+        return handler
 
-def _guarded(call: Callable[..., Awaitable[Any]], path: str, observer: CallObserver) -> Callable[..., Awaitable[Any]]:
+
+def _guarded(
+    call: Callable[..., Awaitable[Any]],
+    path: str,
+    observer: CallObserver,
+    serialize: Callable[[Any], bytes] | None = None,
+) -> Callable[..., Awaitable[Any]]:
     service, _, method = path.lstrip("/").rpartition("/")
     shape: MessageShape = getattr(call, "shape", NO_SHAPE)
     takes_event = shape is not NO_SHAPE
 
-    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+    async def guarded(request: Any, context: _Context) -> Any:
         began = time.perf_counter()
         event = None
         if observer.keeps_events:
@@ -73,46 +87,76 @@ def _guarded(call: Callable[..., Awaitable[Any]], path: str, observer: CallObser
                 )
             except Exception as error:  # noqa: BLE001  # logged, and none of the caller's business
                 _log_defect("begin", error)
-        status, reason, response, request_id = "CANCELLED", "CANCELLED", None, ""
+        status, reason, request_id = "CANCELLED", "CANCELLED", ""
+        response = wire = answer = None
         try:
             if request is _MALFORMED:
-                raise InvalidRequest("the request is no valid message of this call: check fields and UTF-8 texts")
+                raise InvalidRequest(_UNREADABLE)
             observer.admit(method)
             response = await (call(request, context, event) if takes_event else call(request, context))
-            status, reason = "OK", "OK"
-            return response
+            wire = response if serialize is None else serialize(response)
+            status = reason = "OK"
         except grpc.aio.AbortError:
             raise
-        except KmsError as error:
-            status, reason = STATUS[type(error)].name, error.reason
-            request_id = _request_id(context)
-            log.warning(
-                "Call failed",
-                method=path,
-                reason=error.reason,
-                message=error.message,
-                cause=cause_of(error),
-                request_id=request_id,
-            )
-            answer = of_error(error, request_id)
-        except Exception as error:  # the edge: a defect of ours must not show itself to the caller
-            status, reason = "INTERNAL", "INTERNAL"
-            request_id = _request_id(context)
-            log.error("internal error", method=path, request_id=request_id, exc_info=error)
-            answer = of_defect(request_id)
+        except Exception as error:  # noqa: BLE001  # the edge: it is logged below
+            status, reason, request_id, answer = _failure(error, path, context)
         finally:
             if event is not None and request_id:
                 event.request_id = request_id
             try:
                 observer.end(method, status, time.perf_counter() - began, event, shape, reason, response)
+            except KmsError as error:  # what must be recorded, and was not, has no answer
+                *_, answer = _failure(error, path, context)
             except Exception as error:  # noqa: BLE001  # as above
                 _log_defect("end", error)
+        if answer is None:
+            return wire
         # Outside the except blocks, so that the abort does not carry the cause with it. gRPC keeps the error that
         # aborts a call in a cycle with this frame; the request must not wait there for the garbage collector.
-        request = response = None
+        request = response = wire = None
         await context.abort_with_status(answer)
 
     return guarded
+
+
+def _guarded_stream(call: Callable[..., Any], path: str) -> Callable[..., Awaitable[None]]:
+    async def guarded(request: Any, context: _Context) -> None:
+        try:
+            if request is _MALFORMED:
+                raise InvalidRequest(_UNREADABLE)
+            answers = call(request, context)
+            if isinstance(answers, AsyncGenerator):
+                async with aclosing(answers):
+                    async for answer in answers:
+                        await context.write(answer)
+            else:
+                await answers
+            return
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:  # noqa: BLE001  # the edge
+            *_, failed = _failure(error, path, context)
+        await context.abort_with_status(failed)
+
+    return guarded
+
+
+def _failure(error: Exception, path: str, context: _Context) -> tuple[str, str, str, grpc.Status]:
+    """Log an error. Returns its status and reason, the request id, and the answer to the caller."""
+    request_id = _request_id(context)
+    code = STATUS.get(type(error)) if isinstance(error, KmsError) else None
+    if isinstance(error, KmsError) and code is not None:
+        log.warning(
+            "Call failed",
+            method=path,
+            reason=error.reason,
+            message=error.message,
+            cause=cause_of(error),
+            request_id=request_id,
+        )
+        return code.name, error.reason, request_id, of_error(error, request_id)
+    log.error("internal error", method=path, request_id=request_id, exc_info=error)
+    return "INTERNAL", "INTERNAL", request_id, of_defect(request_id)
 
 
 _logged: set[tuple[str, type[Exception]]] = set()
@@ -126,18 +170,18 @@ def _log_defect(where: str, error: Exception) -> None:
 
 
 def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
-    """Let a request that cannot be read reach the handler as `_MALFORMED`: gRPC would answer UNKNOWN automatically."""
+    """Let a request that cannot be read reach the handler as `_MALFORMED`: gRPC would answer with the exception."""
 
     def tolerant(wire: bytes) -> Any:
         try:
             return deserialize(wire) if deserialize else wire
-        except DecodeError:
+        except Exception:  # noqa: BLE001  # DecodeError, and whatever else a caller's bytes can provoke
             return _MALFORMED
 
     return tolerant
 
 
-def _request_id(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+def _request_id(context: _Context) -> str:
     for name, value in context.invocation_metadata() or ():
         if name == REQUEST_ID and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
             return value

@@ -1,4 +1,8 @@
-"""Observes the calls that the daemon answers, and those that it makes to KMS, for figures, audit trail and traces."""
+"""Observes the calls that the daemon answers, and those that it makes to KMS, for figures, audit trail and traces.
+
+An observer's defect is its own: it is logged once, the other observers go on, and the caller gets its answer. Only an
+audit line that must be written (`kms.audit.required`) and cannot be takes the answer with it.
+"""
 
 import asyncio
 import time
@@ -7,11 +11,15 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
+import structlog
+
 from betrace_kms_server.audit.trail import AuditTrail
-from betrace_kms_server.core.errors import KmsError
-from betrace_kms_server.core.key_event import KeyEvent, current_event
+from betrace_kms_server.core.errors import AuditUnavailable, KmsError
+from betrace_kms_server.core.key_event import KeyEvent, Recorder, current_event, ignore
 from betrace_kms_server.telemetry.figures import CallStats
 from betrace_kms_server.telemetry.tracing import TRACEPARENT, Tracing, failed, trace_id_in, trace_id_of
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,43 @@ _ID_CHARACTERS = 128
 _CALLER_CHARACTERS = 200
 
 
+class Contained:
+    """A context that no defect of an observer leaves. Each kind is logged once, not in every call."""
+
+    def __init__(self, observer: str) -> None:
+        self._observer = observer
+        self._logged: set[type[Exception]] = set()
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self.note(error)
+        return True
+
+    def note(self, error: Exception) -> None:
+        """Log a defect. For hot paths, where `try` is free and a context is not."""
+        if type(error) not in self._logged:
+            self._logged.add(type(error))
+            log.error("An observer failed: calls go on without it", observer=self._observer, exc_info=error)
+
+
+def recorder(audit: AuditTrail | None) -> Recorder:
+    """Return what records the daemon's own work in the audit trail, if there is one. Never raises."""
+    if audit is None:
+        return ignore
+    contained = Contained("audit trail")
+
+    def record(event: KeyEvent) -> None:
+        with contained:
+            audit.record(event)
+
+    return record
+
+
 class CallObserver:
     """Observes the calls that the daemon answers. Without an audit trail and traces a call costs two counters."""
 
@@ -61,6 +106,8 @@ class CallObserver:
         self._stats = stats
         self._audit = audit
         self._tracing = tracing
+        self._in_metrics, self._in_events = Contained("metrics"), Contained("events")
+        self._in_traces, self._in_audit = Contained("traces"), Contained("audit trail")
         self.keeps_events = audit is not None or tracing is not None
 
     def admit(self, method: str) -> None:
@@ -71,25 +118,30 @@ class CallObserver:
     def begin(
         self, service: str, method: str, shape: MessageShape, request: Any, metadata: Iterable[Any], peer: str
     ) -> KeyEvent:
-        """Return the event of a call, and make it the current one."""
-        texts = dict(metadata)
-        event = KeyEvent(
-            method,
-            request.tenant_id[:_ID_CHARACTERS] if shape.tenant else "",
-            request.key_id[:_ID_CHARACTERS] if shape.request_key_id else "",
-            f"{peer} {texts.get('user-agent', '')}"[:_CALLER_CHARACTERS],
-        )
-        if shape.spans:
-            event.items = len(request.spans)
-        if (request_id := texts.get(REQUEST_ID)) is not None:
-            event.request_id = str(request_id)[:_ID_CHARACTERS]
-        if (traceparent := texts.get(TRACEPARENT)) is not None:
-            event.trace_id = trace_id_of(traceparent)
-        if self._tracing is not None:
-            event.span = self._tracing.begin_call(service, method, texts)
-            if event.span is not None:
-                event.trace_id = trace_id_in(event.span)
+        """Return the event of a call, and make it the current one. Never raises: what failed is missing in it."""
+        event = KeyEvent(method, "")
         current_event.set(event)
+        texts: dict[str, Any] = {}
+        try:
+            texts = dict(metadata)
+            event.caller = f"{peer} {texts.get('user-agent', '')}"[:_CALLER_CHARACTERS]
+            if (request_id := texts.get(REQUEST_ID)) is not None:
+                event.request_id = str(request_id)[:_ID_CHARACTERS]
+            if (traceparent := texts.get(TRACEPARENT)) is not None:
+                event.trace_id = trace_id_of(traceparent)
+            if shape.tenant:
+                event.tenant_id = request.tenant_id[:_ID_CHARACTERS]
+            if shape.request_key_id:
+                event.key_id = request.key_id[:_ID_CHARACTERS]
+            if shape.spans:
+                event.items = len(request.spans)
+        except Exception as error:  # noqa: BLE001  # it is logged
+            self._in_events.note(error)
+        if self._tracing is not None:
+            with self._in_traces:
+                event.span = self._tracing.begin_call(service, method, texts)
+                if event.span is not None:
+                    event.trace_id = trace_id_in(event.span)
         return event
 
     def end(
@@ -102,22 +154,36 @@ class CallObserver:
         reason: str = "OK",
         response: Any = None,
     ) -> None:
-        """Note how a call ended."""
-        self._stats.observe(method, status, seconds)
+        """Note how a call ended. Raises AuditUnavailable if it must be recorded and cannot be."""
+        try:
+            self._stats.observe(method, status, seconds)
+        except Exception as error:  # noqa: BLE001  # it is logged
+            self._in_metrics.note(error)
         if event is None:
             return
         event.result = reason
         if response is not None:
-            if shape.response_key_id:
-                event.key_id = response.key_id
-            elif shape.results:
-                event.key_id = next((result.key_id for result in response.results if result.key_id), "")
+            try:
+                if shape.response_key_id:
+                    event.key_id = response.key_id
+                elif shape.results:
+                    event.key_id = next((result.key_id for result in response.results if result.key_id), "")
+            except Exception as error:  # noqa: BLE001  # it is logged
+                self._in_events.note(error)
             if event.cache_hit is None and shape.key_type:
                 event.cache_hit = True
         if event.span is not None:
-            _finish(event, shape.key_type, status, seconds)
+            with self._in_traces:
+                _finish(event, shape.key_type, status, seconds)
         if self._audit is not None and method not in _UNAUDITED:
-            self._audit.record(event)
+            try:
+                self._audit.record(event)
+            except Exception as error:
+                self._in_audit.note(error)
+                if self._audit.required:
+                    raise AuditUnavailable(
+                        "the call could not be recorded, and kms.audit.required is set: the daemon's log says why"
+                    ) from error
 
 
 UNOBSERVED = CallObserver(CallStats(), None, None)
@@ -144,23 +210,28 @@ def _finish(event: KeyEvent, key_type: str | None, status: str, seconds: float) 
 
 
 class KmsCallObserver:
-    """Observes the daemon's calls to KMS: see observation.KmsObserver."""
+    """Observes the daemon's calls to KMS: see key_event.KmsObserver."""
 
     def __init__(self, stats: CallStats, tracing: Tracing | None) -> None:
         self._stats = stats
         self._tracing = tracing
+        self._contained = Contained("calls to KMS")
 
-    def __call__(self, action: str, region: str) -> "_Observed":
+    def __call__(self, action: str, region: str) -> "_ObservedKmsCall":
         """Return the context of one call."""
         event = current_event.get()
         parent = event.span if event is not None else None
-        span = self._tracing.begin_kms(parent, action, region) if self._tracing and parent is not None else None
-        return _Observed(self._stats, action, event, span)
+        span = None
+        if self._tracing is not None and parent is not None:
+            with self._contained:
+                span = self._tracing.begin_kms(parent, action, region)
+        return _ObservedKmsCall(self._stats, self._contained, action, event, span)
 
 
-class _Observed:
-    def __init__(self, stats: CallStats, action: str, event: KeyEvent | None, span: Any) -> None:
+class _ObservedKmsCall:
+    def __init__(self, stats: CallStats, contained: Contained, action: str, event: KeyEvent | None, span: Any) -> None:
         self._stats = stats
+        self._contained = contained
         self._action = action
         self._event = event
         self._span = span
@@ -171,20 +242,21 @@ class _Observed:
         if self._event is not None:
             self._event.kms_request_ids.append(request_id)
         if self._span is not None:
-            self._span.set_attribute("aws.request_id", request_id)
+            with self._contained:
+                self._span.set_attribute("aws.request_id", request_id)
 
-    def __enter__(self) -> "_Observed":
+    def __enter__(self) -> "_ObservedKmsCall":
         self._began = time.perf_counter()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        outcome = "OK"
-        if error is not None:
-            outcome = _outcome(error)
-        self._stats.observe(self._action, outcome, time.perf_counter() - self._began)
+        outcome = "OK" if error is None else _outcome(error)
+        with self._contained:
+            self._stats.observe(self._action, outcome, time.perf_counter() - self._began)
         if self._span is not None:
-            if error is not None:
-                failed(self._span, outcome)
-            self._span.end()
+            with self._contained:
+                if error is not None:
+                    failed(self._span, outcome)
+                self._span.end()
