@@ -3,16 +3,15 @@
 Start: settings, data folder, key store, provider, server; then the master key is looked at, and only when it is usable
 does the service say SERVING. KMS failing is no reason to exit: the daemon stays NOT_SERVING and tries again.
 
-Stop: NOT_SERVING, watches end, calls in flight finish within the grace, then caches, provider and store close.
+Stop: NOT_SERVING, streams end, calls in flight finish within the grace, then caches, provider and store close.
 """
 
 import asyncio
 import os
-import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +24,7 @@ from betrace_kms_server.config.settings import Settings
 from betrace_kms_server.config.sources import described
 from betrace_kms_server.core.key_event import KeyEvent, Recorder, recorded
 from betrace_kms_server.data_keys.keyring import KeyRing
+from betrace_kms_server.host.signals import handle_signals
 from betrace_kms_server.host.sockets import Address, admin_socket, claimed
 from betrace_kms_server.jobs import background, leave_former_keys, on_kms_state, rotate_on_schedule, sweep
 from betrace_kms_server.operations.http import build_app, serving_ops
@@ -86,29 +86,35 @@ class Daemon:
 
 
 async def serve(settings: Settings, origins: Mapping[str, str]) -> None:
-    """Run a daemon until SIGTERM or SIGINT. Raises StartRefused if it cannot start safely."""
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signal_number, stopping.set)
-    loop.add_signal_handler(signal.SIGHUP, _hang_up)
+    """Run a daemon until SIGTERM or SIGINT, which also end a start. Raises StartRefused if it cannot start safely."""
+    signals = handle_signals()
     for name, value, origin in described(settings, origins):
         if value:
             log.info(f"{name} = {value}", source=origin)  # noqa: G004  # the line is the message
-    async with running(settings):
-        await stopping.wait()
-        log.info("Stopping")
+    started = asyncio.Event()
+
+    async def daemon() -> None:
+        async with running(settings, hurry=signals.hurry):
+            started.set()
+            await signals.stop.wait()
+            log.info("Stopping")
+
+    task, stop = asyncio.create_task(daemon()), asyncio.create_task(signals.stop.wait())
+    await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+    if not started.is_set() and not task.done():
+        log.info("Stopping during the start")
+        task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
     log.info("Stopped")
 
 
-def _hang_up() -> None:
-    """Go on: a terminal that closes and a process manager that asks for a reload must not cost calls."""
-    log.info("SIGHUP: the daemon goes on; settings are read at start only, so restart it to change them")
-
-
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Daemon]:
-    """Start a daemon, and drain and stop it on leaving. Raises StartRefused if it cannot start safely."""
+async def running(settings: Settings, hurry: asyncio.Event | None = None) -> AsyncIterator[Daemon]:
+    """Start a daemon, and drain and stop it on leaving. Raises StartRefused if it cannot start safely.
+
+    `hurry` ends the wait for calls in flight.
+    """
     async with AsyncExitStack() as resources:
         ephemeral = ephemeral_volume(settings)
         open_data_dir(settings.data_dir, resources)
@@ -116,7 +122,7 @@ async def running(settings: Settings) -> AsyncIterator[Daemon]:
         for address in (*settings.listen, admin_address):
             resources.enter_context(claimed(address))
         core = await build_core(settings, ephemeral, resources)
-        daemon = await build_edges(core, settings, admin_address, resources)
+        daemon = await build_edges(core, settings, admin_address, resources, hurry or asyncio.Event())
         async with background(
             core.monitor.watch(settings.health_check_seconds),
             leave_former_keys(core.provider, core.store, core.monitor.usable, core.record),
@@ -188,7 +194,9 @@ async def build_core(settings: Settings, ephemeral: str | None, resources: Async
     )
 
 
-async def build_edges(core: Core, settings: Settings, admin_address: Address, resources: AsyncExitStack) -> Daemon:
+async def build_edges(
+    core: Core, settings: Settings, admin_address: Address, resources: AsyncExitStack, hurry: asyncio.Event
+) -> Daemon:
     """Let callers and operators reach the core: two gRPC servers and the HTTP port. Raises StartRefused."""
     metrics = _open_metrics(core.figures, resources)
 
@@ -220,8 +228,8 @@ async def build_edges(core: Core, settings: Settings, admin_address: Address, re
         observer,
     )
     bind(admin, [admin_address])
+    resources.push_async_callback(_stop, (server, admin), settings.drain_seconds, hurry)
     await asyncio.gather(server.start(), admin.start())
-    resources.push_async_callback(_stop, (server, admin), settings.drain_seconds)
     ops = build_app(
         core.provider.name,
         readiness=lambda: core.monitor.fresh(READY_SECONDS),
@@ -255,5 +263,14 @@ def _open_metrics(figures: Figures, resources: AsyncExitStack) -> Metrics:
     return metrics
 
 
-async def _stop(servers: Sequence[grpc.aio.Server], grace: float) -> None:
+async def _stop(servers: Sequence[grpc.aio.Server], grace: float, hurry: asyncio.Event) -> None:
+    """Let the calls in flight end within `grace` seconds, or until `hurry` is set."""
+    hurrying = asyncio.create_task(_end_calls(servers, hurry))
     await asyncio.gather(*(server.stop(grace) for server in servers))
+    hurrying.cancel()
+
+
+async def _end_calls(servers: Sequence[grpc.aio.Server], hurry: asyncio.Event) -> None:
+    await hurry.wait()
+    log.warning("Calls in flight are ended")
+    await asyncio.gather(*(server.stop(None) for server in servers))
