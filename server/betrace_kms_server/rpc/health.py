@@ -9,6 +9,7 @@ first time that the master key was usable until the drain; `kms` is the provider
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import grpc
@@ -28,13 +29,13 @@ class HealthService(health_pb2_grpc.HealthServicer):
 
     def __init__(self) -> None:
         self._serving = {PROCESS: True, KEY_MANAGEMENT: False, KMS: False}
-        self.drained = asyncio.Event()
-        """Set when the server drains: what else is a stream ends by it, too."""
+        self._draining = False
+        self._when_drained: list[Callable[[], None]] = []
         self._watchers: set[asyncio.Event] = set()
 
     def set(self, service: str, serving: bool) -> None:
         """Change a service's state. After `drain` nothing changes any more."""
-        if not self.drained.is_set() and self._serving.get(service) != serving:
+        if not self._draining and self._serving.get(service) != serving:
             self._serving[service] = serving
             self._wake()
 
@@ -45,8 +46,14 @@ class HealthService(health_pb2_grpc.HealthServicer):
     def drain(self) -> None:
         """Declare everything NOT_SERVING for good, tell the watchers, and end their calls."""
         self._serving = dict.fromkeys(self._serving, False)
-        self.drained.set()
+        self._draining = True
         self._wake()
+        for end in self._when_drained:
+            end()
+
+    def when_drained(self, end: Callable[[], None]) -> None:
+        """Let a drain also end other streams."""
+        self._when_drained.append(end)
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: _Context) -> _Status:
         """Return a service's state now."""
@@ -64,7 +71,7 @@ class HealthService(health_pb2_grpc.HealthServicer):
         try:
             while True:
                 changed.clear()
-                draining = self.drained.is_set()  # a drain during the write below must still be told
+                draining = self._draining  # a drain during the write below must still be told
                 state = self._state(request.service)
                 if state != last:
                     await context.write(_Status(status=state))

@@ -12,7 +12,7 @@ from betrace_kms_server.rpc.admin import AdminService
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT, HealthService
 from betrace_kms_server.rpc.interceptors import ErrorInterceptor
 from betrace_kms_server.rpc.key_management import KeyManagementService
-from betrace_kms_server.rpc.reflection import add_reflection
+from betrace_kms_server.rpc.reflection import Reflection
 from betrace_kms_server.telemetry.observers import CallObserver
 
 ADMIN = admin_pb2.DESCRIPTOR.services_by_name["KmsAdminService"].full_name
@@ -41,7 +41,7 @@ def build_server(
     key_management_pb2_grpc.add_KeyManagementServiceServicer_to_server(key_management, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     if reflect:
-        add_reflection(server, (KEY_MANAGEMENT, health.SERVICE_NAME), health_service.drained)
+        _reflect(server, (KEY_MANAGEMENT, health.SERVICE_NAME), health_service)
     return server
 
 
@@ -50,8 +50,14 @@ def build_admin_server(admin: AdminService, health_service: HealthService, obser
     server = _server(observer, 0)
     admin_pb2_grpc.add_KmsAdminServiceServicer_to_server(admin, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-    add_reflection(server, (ADMIN, health.SERVICE_NAME), health_service.drained)
+    _reflect(server, (ADMIN, health.SERVICE_NAME), health_service)
     return server
+
+
+def _reflect(server: grpc.aio.Server, services: Sequence[str], health_service: HealthService) -> None:
+    reflection = Reflection(services)
+    reflection.add_to(server)
+    health_service.when_drained(reflection.drain)
 
 
 def _server(observer: CallObserver, max_payload_bytes: int) -> grpc.aio.Server:
