@@ -113,7 +113,7 @@ def _members(tenant_id: str, key_id: str, span: pb.ComplianceSpan) -> dict[str, 
         "parentSpanId": _id(span.parent_span_id, 8, "parent_span_id") if has("parent_span_id") else None,
         "result": span.result or ("" if has("result") else None),
         "spanId": _id(span.span_id, 8, "span_id"),
-        "startTimeUnixNano": _timestamp(span.start_time) if has("start_time") else None,
+        "startTimeUnixNano": nanoseconds(span.start_time, "span.start_time") if has("start_time") else None,
         "tenantId": tenant_id,
         "traceId": _id(span.trace_id, 16, "trace_id"),
     }
@@ -135,12 +135,11 @@ def _id(raw: bytes, size: int, field: str) -> str:
     return raw.hex()
 
 
-def _timestamp(time: Timestamp) -> str:
+def nanoseconds(time: Timestamp, field: str) -> str:
+    """Return the decimal nanoseconds since the Unix epoch. Raises InvalidSpan for a time that is not normalized."""
     seconds, nanos = time.seconds, time.nanos
     if not (_FIRST_SECOND <= seconds <= _LAST_SECOND and 0 <= nanos < _NANOS):
-        raise InvalidSpan(
-            "span.start_time is not a valid google.protobuf.Timestamp (years 1 to 9999, nanos 0 to 1e9-1)"
-        )
+        raise InvalidSpan(f"{field} is not a valid google.protobuf.Timestamp (years 1 to 9999, nanos 0 to 1e9-1)")
     return str(seconds * _NANOS + nanos)
 
 

@@ -20,7 +20,7 @@ from betrace_kms_evidence.strict_json import base64url_bytes, strict_json
 
 _TRUSTED = ("ACTIVE", "ROTATED")
 _PRIME = 2**255 - 19
-_Y8 = 2707385501144840649318225287225658788936804267575313519463743609750303021
+_Y8 = 2707385501144840649318225287225658788936804267575313519463743609750303402022
 SMALL_ORDER = frozenset({0, 1, _PRIME - 1, _Y8, _PRIME - _Y8})
 """y-coordinates of the points of order 1, 2, 4 and 8 of Curve25519 (RFC 7748, RFC 8032): no key pair has one."""
 

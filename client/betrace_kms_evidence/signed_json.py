@@ -28,7 +28,7 @@ from betrace_kms_evidence.tree_head import TREE_HEAD_TYPE
 
 _MEMBERS = frozenset({"span", "signature", "keyId", "algorithm", "payloadType", "payload", "proof"})
 _PROOF_MEMBERS = frozenset({"leafIndex", "treeSize", "rootHash", "hashes", "signTime"})
-_TIME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,9}))?Z", re.ASCII)
+_TIME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,9}))?Z", re.ASCII)
 _EPOCH = datetime(1970, 1, 1)
 MAX_HASHES = 64
 """A tree of 2^64 leaves has no longer proof."""

@@ -7,6 +7,7 @@ sign or zeros that it does not need, base64 is canonical, and what is unknown is
 """
 
 import json
+import math
 import re
 from base64 import b64decode, b64encode, urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping, Set
@@ -23,13 +24,15 @@ class InvalidDocument(ValueError):
 def strict_json(text: bytes | str) -> Any:
     """Parse JSON (RFC 8259) in UTF-8 without a byte order mark. Raises ValueError.
 
-    A name that comes twice in an object, NaN, the infinities, half a surrogate pair and about a thousand levels of
-    nesting are refused.
+    A name that comes twice in an object, NaN, the infinities, numbers beyond a double's range, half a surrogate pair
+    and about a thousand levels of nesting are refused. Every number is a double.
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8")
     try:
-        document = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        document = json.loads(
+            text, object_pairs_hook=_unique, parse_int=_double, parse_float=_double, parse_constant=_refuse_constant
+        )
     except RecursionError:
         raise InvalidDocument("the document is nested too deeply: more than about 1,000 levels") from None
     if "\\u" in text or "\\U" in text:
@@ -103,6 +106,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(members) != len(pairs):
         raise InvalidDocument("an object has one name twice")
     return members
+
+
+def _double(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise InvalidDocument("a number is beyond a double's range")
+    return number
 
 
 def _refuse_constant(name: str) -> Any:

@@ -24,10 +24,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from betrace_kms_evidence import dsse
+from betrace_kms_evidence.canonical import InvalidSpan, has_unknown_fields, nanoseconds
 from betrace_kms_evidence.merkle import MerkleTree, root_from_proof
 
 TREE_HEAD_TYPE = "application/vnd.betrace.tree-head.v1+json"
-_NANOS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def tree_head(tenant_id: str, key_id: str, root_hash: bytes, tree_size: int, sig
         {
             "keyId": key_id,
             "rootHash": root_hash.hex(),
-            "signTimeUnixNano": str(sign_time.seconds * _NANOS + sign_time.nanos),
+            "signTimeUnixNano": nanoseconds(sign_time, "proof.sign_time"),
             "tenantId": tenant_id,
             "treeSize": str(tree_size),
         }
@@ -78,7 +78,11 @@ def sign_tree(
 def proved_root(payload: bytes, proof: pb.InclusionProof) -> bytes | None:
     """Return the root hash that a canonical span and its proof lead to, or None if they do not fit together.
 
-    The span is proved if the signature of that root's tree head verifies.
+    The span is proved if the signature of that root's tree head verifies. Raises InvalidSpan for a proof that holds
+    more than that signature covers, or its time in another form than the one that a reader of JSON would see.
     """
+    if has_unknown_fields(proof):
+        raise InvalidSpan("proof holds fields that this version does not know; upgrade betrace-kms")
+    nanoseconds(proof.sign_time, "proof.sign_time")
     root = root_from_proof(payload, proof.leaf_index, proof.tree_size, proof.hashes)
     return root if root == proof.root_hash else None

@@ -27,9 +27,10 @@ class SpanVerifier:
     ) -> Reason:
         """Return whether the key signed this span, alone or with a proof in a batch.
 
-        Raises InvalidSpan for a span that has no canonical form, whichever key is named.
+        Raises InvalidSpan for a span or a proof that is not in the one form of evidence, whichever key is named.
         """
         payload = canonical_span(self._keys.tenant_id, key_id, span)
+        root = None if proof is None else proved_root(payload, proof)
         key = self._keys.keys.get(key_id)
         if key is None:
             return "UNKNOWN_KEY"
@@ -38,7 +39,7 @@ class SpanVerifier:
         if proof is None:
             good = dsse.verify(self._keys.verifiers[key_id], signature, payload)
         else:
-            root, time = proved_root(payload, proof), proof.sign_time
+            time = proof.sign_time
             good = root is not None and self._signed(key_id, signature, root, proof.tree_size, time.seconds, time.nanos)
         return "VALID" if good else "BAD_SIGNATURE"
 

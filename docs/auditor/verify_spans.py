@@ -32,7 +32,7 @@ IDS = {"parentSpanId": 16, "spanId": 16, "traceId": 32}
 MEMBERS = {"attributes", "control", "error", "evidenceType", "framework", "name", "result", *IDS, *TIMES}
 SIGNED = {"span", "signature", "keyId", "algorithm", "payloadType", "payload", "proof"}
 PROOF = {"leafIndex", "treeSize", "rootHash", "hashes", "signTime"}
-PRIME, Y8 = 2**255 - 19, 2707385501144840649318225287225658788936804267575313519463743609750303021
+PRIME, Y8 = 2**255 - 19, 2707385501144840649318225287225658788936804267575313519463743609750303402022
 MALFORMED = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
 Proof = tuple[int, int, bytes, list[bytes], int]
 
@@ -138,7 +138,7 @@ def read_proof(proof: dict[str, Any]) -> Proof:
     check(not proof.keys() - PROOF and isinstance(proof.get("hashes", []), list), "the proof has other members")
     root, siblings = raw_bytes(proof["rootHash"]), [raw_bytes(text) for text in proof.get("hashes", [])]
     check({len(each) for each in (root, *siblings)} == {32} and len(siblings) < 65, "a hash has 32 bytes")
-    time = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z", proof["signTime"], re.ASCII)
+    time = re.fullmatch(r"(\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):\d\d:\d\d)(?:\.(\d{1,9}))?Z", proof["signTime"], re.ASCII)
     since = datetime.fromisoformat(time[1] if time else "") - datetime(1970, 1, 1)
     nanos = (since.days * 86_400 + since.seconds) * 10**9 + int(((time and time[2]) or "").ljust(9, "0"))
     return integer(proof.get("leafIndex", "0")), integer(proof["treeSize"]), root, siblings, nanos
@@ -209,6 +209,15 @@ def is_ours(jwk: dict[str, Any]) -> bool:
     return good and isinstance(operations, list) and "verify" in operations
 
 
+def documents(text: bytes) -> list[bytes]:
+    """Return the one document of a file, or its lines."""
+    try:
+        parse(text)
+    except MALFORMED:
+        return text.split(b"\n") if text.partition(b"\n")[0].rstrip().endswith(b"}") else [text]
+    return [text]
+
+
 def main(keys_file: str, spans_file: str) -> int:
     """Print the verdict on each span of a file; return 0 if all are valid."""
     key_set = parse(Path(keys_file).read_bytes())
@@ -216,9 +225,8 @@ def main(keys_file: str, spans_file: str) -> int:
         isinstance(key_set["keys"], list) and isinstance(key_set["tenant_id"], str) and key_set["tenant_id"], "no set"
     )
     keys = unique([(jwk["kid"], jwk) for jwk in key_set["keys"] if is_ours(jwk)])
-    text = Path(spans_file).read_bytes().removeprefix(b"\xef\xbb\xbf").strip()
-    lines = text.split(b"\n") if text.partition(b"\n")[0].rstrip().endswith(b"}") else [text]
-    verdicts = [verdict(key_set["tenant_id"], keys, line) for line in lines]
+    text = Path(spans_file).read_bytes().removeprefix(b"\xef\xbb\xbf").strip(b" \t\r\n")
+    verdicts = [verdict(key_set["tenant_id"], keys, document) for document in documents(text)]
     print("\n".join(f"{place}: {each}" for place, each in enumerate(verdicts, 1)))
     return int(set(verdicts) != {"VALID"})
 

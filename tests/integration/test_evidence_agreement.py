@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from betrace.kms.v1.span_pb2 import ComplianceSpan
-from betrace_kms_client import KmsClient, SpanSignature
+from betrace.kms.v1.span_pb2 import ComplianceSpan, InclusionProof
+from betrace_kms_client import InvalidRequest, KmsClient, SignedSpan, SpanRefusal, SpanSignature
 from betrace_kms_client.cli import main
 from betrace_kms_client.otlp.signature import proof_text
-from betrace_kms_evidence import span_from_json, span_to_json
+from betrace_kms_evidence import read_signed_span, span_from_json, span_to_json
 from click.testing import CliRunner
 
+from tests.curve25519 import PRIME, small_order_ys
 from tests.daemon import Process, spawned
 
 TENANT = "acme"
@@ -45,7 +46,6 @@ SPAN = {
     },
 }
 ATTRIBUTES = frozenset({"text", "whole", "real", "flag", "raw", "list", "pairs"})
-PRIME, Y8 = 2**255 - 19, 2707385501144840649318225287225658788936804267575313519463743609750303021
 ORDER = 2**252 + 27742317777372353535851937790883648493
 INTEGERS = (
     "+1",
@@ -243,6 +243,13 @@ def cases(kind: str, document: dict[str, Any]) -> Iterator[Case]:
         for _ in range(depth):
             nested = {"arrayValue": {"values": [nested]}}
         yield f"{kind}: {depth} levels", dumped(changed(document, ("span", "attributes"), {"a": nested})), verdict
+    for space in (" ", "\t", "\r", "\n", "\r\n\n"):
+        yield f"{kind}: white space {space!r}", f"{space}{text}{space}", "VALID"
+    for space in ("\v", "\f", "\0", "\x1c", "\u00a0", "\u2028"):
+        yield f"{kind}: {space!r} before", space + text, "MALFORMED"
+        yield f"{kind}: {space!r} behind", text + space, "MALFORMED"
+    yield f"{kind}: indented", json.dumps(document, indent=2), "VALID"
+    yield f"{kind}: a first line that ends with a brace", text.replace('}, "signature"', '}\n, "signature"'), "VALID"
     signature = b64decode(document["signature"])
     s = int.from_bytes(signature[32:], "little")
     for what, made in (
@@ -289,7 +296,7 @@ def key_sets(jwks: Mapping[str, Any]) -> Iterator[tuple[str, str, str | None]]:
     yield "key key_ops with verify", with_key(key_ops=["verify"]), "VALID"
     for name in ("alg", "use", "status", "create_time"):
         yield f"key without {name}", with_key(**{name: ...}), "VALID"
-    for y in (0, 1, PRIME - 1, Y8, PRIME - Y8, PRIME, PRIME + 1, 2**255 - 1):
+    for y in sorted({*small_order_ys(), PRIME, PRIME + 1, 2**255 - 1}):
         for sign in (0, 2**255):
             small = urlsafe_b64encode((y + sign).to_bytes(32, "little")).decode().rstrip("=")
             yield f"key of y {y % 97} {bool(sign)}", with_key(x=small), "UNKNOWN_KEY"
@@ -308,6 +315,9 @@ def key_sets(jwks: Mapping[str, Any]) -> Iterator[tuple[str, str, str | None]]:
     yield "key twice", dumped({**jwks, "keys": [key, key]}), None
     yield "kid twice", dumped({**jwks, "keys": [key, {**key, "status": "REVOKED"}]}), None
     yield "tenant of another", dumped({**jwks, "tenant_id": "rival"}), "BAD_SIGNATURE"
+    for digits in ("1e400", "-1e400", "1" + "0" * 400, "1" * 5000):
+        yield f"number {digits[:8]}", f'{dumped(jwks)[:-1]}, "more": {digits}}}', None
+    yield "number 1e-400", f'{dumped(jwks)[:-1]}, "more": 1e-400}}', "VALID"
     no_keys: tuple[Any, ...] = (None, {}, "x", [1], [None], ["x"])
     for keys in no_keys:
         yield f"keys {keys!r}", dumped({**jwks, "keys": keys}), None
@@ -431,3 +441,22 @@ def test_two_spellings_of_the_time_show_one_reader_another_time(signed: Any, tmp
     }
     (tmp_path / "signed.json").write_text(json.dumps(document))
     assert "MALFORMED" == of_command("--jwks", str(tmp_path / "keys.json"), str(tmp_path / "signed.json"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "nanos", "unknown"), [(-1, 10**9, b""), (1, -(10**9), b""), (0, 0, b"\x9a\x06\x01x")]
+)
+def test_calls_take_one_form_of_a_proof(daemon: Process, signed: Any, seconds: int, nanos: int, unknown: bytes) -> None:
+    """VerifySpan and VerifySpans refuse a proof whose time has a second form, or that holds what nothing signed."""
+    documents, _ = signed
+    good = read_signed_span(documents["proved 2"])
+    assert good.proof is not None
+    other = InclusionProof.FromString(good.proof.SerializeToString() + unknown)
+    other.sign_time.seconds += seconds
+    other.sign_time.nanos += nanos
+    with KmsClient(daemon.address) as client:
+        assert client.verify_span(TENANT, good.span, good.signature, good.key_id, good.proof).valid
+        with pytest.raises(InvalidRequest, match="proof"):
+            client.verify_span(TENANT, good.span, good.signature, good.key_id, other)
+        (refusal,) = client.verify_spans(TENANT, [SignedSpan(good.span, good.signature, good.key_id, other)])
+        assert isinstance(refusal, SpanRefusal)

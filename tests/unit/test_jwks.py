@@ -11,6 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.curve25519 import PRIME, small_order_ys
+
 # RFC 8037, appendix A.1 and A.2: the key; appendix A.4: what it signed as a JWS.
 D = "nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A"
 X = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"
@@ -126,9 +128,7 @@ def test_another_tenants_set() -> None:
     assert "acme" == read_jwks(document(JWK), "acme").tenant_id
 
 
-Y8 = 2707385501144840649318225287225658788936804267575313519463743609750303021
-PRIME = 2**255 - 19
-SMALL = [y + sign for y in (0, 1, PRIME - 1, Y8, PRIME - Y8, PRIME, PRIME + 1) for sign in (0, 2**255)]
+SMALL = [y + sign for y in sorted({*small_order_ys(), PRIME, PRIME + 1}) for sign in (0, 2**255)]
 
 
 def encoded(raw: bytes) -> str:

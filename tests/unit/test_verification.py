@@ -214,6 +214,23 @@ def test_nothing_is_verified_for_a_proof_that_does_not_fit() -> None:
     assert 0 == key.verified
 
 
+@pytest.mark.parametrize(
+    ("seconds", "nanos", "unknown"),
+    [(-1, 1_000_000_000, b""), (1, -1_000_000_000, b""), (0, 0, b"\x9a\x06\x01x"), (0, 0, b"\x2a\x04\x9a\x06\x01x")],
+)
+@pytest.mark.parametrize("key_id", ["new", "lost", "never"])
+def test_a_proof_has_one_form(seconds: int, nanos: int, unknown: bytes, key_id: str) -> None:
+    """Another form of the same time, and fields that no signature covers, are refused whichever key is named."""
+    verifier, key = counting()
+    signature, (proof, _) = batch_of([SPAN, *spans_of(1)])
+    other = pb.InclusionProof.FromString(proof.SerializeToString() + unknown)
+    other.sign_time.seconds += seconds
+    other.sign_time.nanos += nanos
+    with pytest.raises(InvalidSpan, match=r"^proof"):
+        verifier.verify(SPAN, signature, key_id, other)
+    assert 0 == key.verified
+
+
 def test_a_remembered_head_serves_no_other() -> None:
     """After a good batch, a proof with another signature, key or time is still bad: memory is of exact heads."""
     verifier, key = counting()
