@@ -1,9 +1,7 @@
 """Reflection in both versions, streams that end with the daemon, signals, and observers that fail."""
 
-import asyncio
 import json
 import signal
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -97,26 +95,6 @@ async def test_what_is_unknown_is_not_found(channel: grpc.aio.Channel, symbol: s
     """The protocol's own error, and the stream goes on."""
     answer = await ask(channel, VERSIONS[0], file_containing_symbol=symbol)
     assert grpc.StatusCode.NOT_FOUND.value[0] == answer.error_response.error_code
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-def test_idle_reflection_stream_does_not_hold_up_a_stop(tmp_path: Path, version: str) -> None:
-    """grpcurl's stream may stay open; a daemon that is told to stop ends it and is gone long before its grace."""
-    with spawned("--data-dir", str(tmp_path / "data"), "--listen", f"unix:{tmp_path}/kms.sock") as daemon:
-        daemon.wait_for("serving")
-
-        async def hold() -> None:
-            async with grpc.aio.insecure_channel(f"unix:{tmp_path}/kms.sock") as channel:
-                stream = reflection(channel, version)
-                await stream.write(pb.ServerReflectionRequest(list_services=""))
-                await stream.read()
-                began = time.monotonic()
-                daemon.process.send_signal(signal.SIGTERM)
-                assert grpc.aio.EOF == await stream.read()
-                assert 0 == await asyncio.to_thread(daemon.process.wait, 60)
-                assert time.monotonic() - began < 8
-
-        asyncio.run(hold())
 
 
 def serves(daemon: Process, address: str) -> bool:
