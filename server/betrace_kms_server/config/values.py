@@ -1,0 +1,58 @@
+"""Types of settings: how the text of a value is read, and what is refused."""
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from betrace_kms_server.host.sockets import Address, parse_addresses, parse_host_port
+
+REGION = r"^[a-z]{2,8}(-[a-z]+)+-[0-9]{1,2}$"
+"""us-east-1, us-gov-west-1, us-isob-east-1, eusc-de-east-1: partitions name their Regions as they like."""
+_ENDPOINT = re.compile(
+    r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?(?:/[^@\s]*)?", re.ASCII
+)
+_MAX_PORT = 65_535
+_WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,18})", re.ASCII)
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _whole_number(value: Any) -> Any:
+    """Accept decimal digits only: int() also takes 1_000, digits of other scripts and, for pydantic, 5.0."""
+    if not isinstance(value, str):
+        return value
+    if _WHOLE_NUMBER.fullmatch(value) is None:
+        raise ValueError("Input should be a whole number in decimal digits, such as 60")
+    return int(value)
+
+
+def _switch(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value.lower() not in ("true", "false"):
+        raise ValueError("Input should be true or false")
+    return value.lower() == "true"
+
+
+def _endpoint(value: Any) -> Any:
+    """Check an endpoint. The error must not show it, because it may hold a password."""
+    found = _ENDPOINT.fullmatch(value) if isinstance(value, str) else None
+    if found is None or not 1 <= int(found["port"] or 1) <= _MAX_PORT:
+        raise ValueError("is no endpoint: write http://HOST:PORT or https://HOST, without a user")
+    return value
+
+
+def _endpoints(value: Any) -> Any:
+    return [_endpoint(part) for part in _split(value)] if isinstance(value, str) else value
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Addresses = Annotated[tuple[Address, ...], BeforeValidator(parse_addresses)]
+OpsAddress = Annotated[Address, BeforeValidator(parse_host_port)]
+WholeNumber = Annotated[int, BeforeValidator(_whole_number)]
+Switch = Annotated[bool, BeforeValidator(_switch)]
+Endpoint = Annotated[str, BeforeValidator(_endpoint)]
+Endpoints = Annotated[tuple[str, ...], BeforeValidator(_endpoints)]
