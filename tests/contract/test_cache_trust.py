@@ -1,16 +1,19 @@
 """What the caches keep: nothing that was not found good, nothing large of a caller, nothing that is out of date."""
 
 import asyncio
+import gc
 import os
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from betrace_kms_server.cache.generations import Generations
 from betrace_kms_server.cache.key_cache import KeyCache
-from betrace_kms_server.core.errors import AccessDenied, DoesNotOpen, StoreUnavailable
+from betrace_kms_server.core.errors import AccessDenied, DoesNotOpen, KeyDamaged, StoreUnavailable
 from betrace_kms_server.data_keys.envelope import MAX_HEADER_BYTES, Message
 from betrace_kms_server.data_keys.keyring import KeyRing, digest
+from structlog.testing import capture_logs
 
 from tests.contract.doubles import CountedLocalProvider, FakeClock
 
@@ -216,6 +219,48 @@ async def test_defect_of_a_read_costs_no_read_per_call(clock: FakeClock) -> None
     clock.now += 6
     await cache.get_or_load(KEY, load)
     assert 2 == store.reads
+
+
+@pytest.mark.parametrize("defect", [ValueError("no number"), KeyDamaged("the generation is damaged")])
+async def test_defect_of_one_tenant_is_logged_once_and_is_none_of_the_store(
+    clock: FakeClock, defect: Exception
+) -> None:
+    """Good reads of other tenants in between do not make it news, and no one is told that the store is away."""
+    store = Store()
+    gate, _ = gated(store, clock)
+    with capture_logs() as logs:
+        for _ in range(5):
+            store.value = defect
+            await gate.revalidate("acme")
+            store.value = 1
+            await gate.revalidate("globex")
+            clock.now += 61
+        assert ["A tenant's generation cannot be read"] == [line["event"].partition(":")[0] for line in logs]
+        await gate.revalidate("acme")
+        store.value = defect
+        clock.now += 61
+        await gate.revalidate("acme")
+    assert 2 == len(logs)
+
+
+async def test_refused_message_is_free_at_once(kms: CountedLocalProvider, new_cache: NewCache) -> None:
+    """No cycle of an error keeps what a caller sent until the garbage collector comes."""
+    forged = tampered((await KeyRing(kms, new_cache()).seal("acme", bytes(100_000), {})).ciphertext)
+    ring = KeyRing(kms, new_cache())
+    alive = []
+    gc.collect()
+    gc.disable()
+    try:
+        for message in (forged, with_junk_keys(forged, 2, 1000), os.urandom(100)):
+            try:
+                await ring.open("acme", message, {})
+            except DoesNotOpen as error:
+                alive.append(weakref.ref(error))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        assert [None] * 3 == [error() for error in alive]
+    finally:
+        gc.enable()
 
 
 async def test_tenant_that_is_forgotten_keeps_no_keys(clock: FakeClock) -> None:

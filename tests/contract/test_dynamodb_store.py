@@ -569,6 +569,22 @@ async def test_head_holds_the_active_key_and_the_generation(store: DynamoStore, 
     assert item_of(rotated(key)) == answer["Item"]
 
 
+@pytest.mark.parametrize("generation", [{"S": "two"}, {"BOOL": True}, {"NULL": True}])
+async def test_generation_that_is_no_number_is_damage(
+    store: DynamoStore, aws: Any, table: str, generation: dict[str, Any]
+) -> None:
+    """It is named as what it is, and not taken for 0."""
+    await store.create(stored_key())
+    await aws.update_item(
+        TableName=table,
+        Key=head_of("acme"),
+        UpdateExpression="SET generation = :value",
+        ExpressionAttributeValues={":value": generation},
+    )
+    with pytest.raises(KeyDamaged, match="generation of tenant acme is damaged"):
+        await store.generation("acme")
+
+
 async def test_reads_are_consistent(store: DynamoStore) -> None:
     """Every read sees what was written before it, but for the list of old keys, which is looked at again anyhow."""
     await store.create(stored_key())

@@ -19,6 +19,7 @@ from betrace_kms_server.core.errors import (
     StoreUnavailable,
     Throttled,
 )
+from betrace_kms_server.core.key_event import KeyEvent
 from betrace_kms_server.core.schedule import Schedule
 from betrace_kms_server.data_keys.keyring import KeyRing
 from betrace_kms_server.signing_keys.lifecycle import Lifecycle
@@ -417,9 +418,9 @@ async def test_a_year_of_the_schedule_fires_at_the_right_instants(pods: tuple[Po
     runs: list[tuple[datetime, datetime]] = []
 
     class Watched(Rotation):
-        async def run(self, before_ms: int) -> Any:
+        async def run(self, before_ms: int, event: KeyEvent | None = None) -> Any:
             runs.append((datetime.fromtimestamp(calendar.now, UTC), datetime.fromtimestamp(before_ms / 1000, UTC)))
-            return await super().run(before_ms)
+            return await super().run(before_ms, event)
 
     pod, _ = pods
     rotation = Watched(
@@ -485,9 +486,9 @@ async def test_a_clock_that_is_set_back_does_not_silence_the_schedule(pods: tupl
         await calendar.sleep(seconds)
 
     class Watched(Rotation):
-        async def run(self, before_ms: int) -> Any:
+        async def run(self, before_ms: int, event: KeyEvent | None = None) -> Any:
             runs.append(calendar.now)
-            return await super().run(before_ms)
+            return await super().run(before_ms, event)
 
     pod, _ = pods
     rotation = Watched(pod.lifecycle, pod.store, batch_size=100, now=calendar, sleep=sleep, jitter=lambda: 0.0)

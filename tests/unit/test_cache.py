@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -540,6 +541,56 @@ async def test_close_ends_loads_that_were_disowned(cache: KeyCache) -> None:
     cache.invalidate("acme")
     await cache.close()
     assert loads.runs[0].cancelled()
+
+
+async def test_closed_cache_starts_no_load(cache: KeyCache) -> None:
+    """A call that comes after the end is told so, and reaches no provider that is closed by then."""
+    await cache.close()
+    with pytest.raises(Stopping, match="the daemon is stopping"):
+        await cache.get_or_load(KEY, never)
+
+
+async def test_purge_disowns_running_loads(cache: KeyCache) -> None:
+    """What a withdrawn master key was still unwrapping does not land; loads under other master keys do."""
+    withdrawn, other = Loads(), Loads()
+    waiting = asyncio.create_task(cache.get_or_load(KEY, withdrawn))
+    unharmed = asyncio.create_task(cache.get_or_load(("data key", "other", "acme", 32), other))
+    await settle()
+    assert 0 == cache.purge("arn")
+    withdrawn.runs[0].set_result("withdrawn")
+    other.runs[0].set_result("good")
+    assert "good" == await unharmed
+    await settle()
+    assert (2, 1) == (len(withdrawn.runs), len(cache))
+    withdrawn.runs[1].set_exception(OSError("the master key is disabled"))
+    with pytest.raises(OSError, match="disabled"):
+        await waiting
+
+
+async def test_error_of_a_load_is_free_at_once(cache: KeyCache) -> None:
+    """No cycle keeps an error, and by its traceback what a caller sent, until the garbage collector comes."""
+
+    class Refused(Exception):
+        pass
+
+    async def refuse() -> str:
+        raise Refused
+
+    async def call() -> weakref.ref[Refused]:
+        try:
+            await cache.get_or_load(KEY, refuse)
+        except Refused as error:
+            return weakref.ref(error)
+        raise AssertionError("not refused")
+
+    gc.collect()
+    gc.disable()
+    try:
+        alive = await call()
+        await settle()
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 async def test_leaving_the_context_closes(clock: Clock) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from betrace_kms_server.core.errors import KmsError
+from betrace_kms_server.core.errors import KeyDamaged, KmsError
 from betrace_kms_server.stores.protocol import KeyStore
 
 log = structlog.get_logger()
@@ -32,6 +32,8 @@ _UNKNOWN = -1
 class _Known:
     generation: int
     good_until: float
+    problem: str = ""
+    """What was logged about the tenant's own row; empty while it can be read."""
 
 
 class Generations:
@@ -64,7 +66,7 @@ class Generations:
         return known is not None and self._clock() < known.good_until
 
     async def revalidate(self, tenant: str) -> None:
-        """See gate.Gate. Callers that come at once share one look, which a caller that leaves does not end."""
+        """See gate.Gate. Callers that come at once share one read, which a caller that leaves does not end."""
         check = self._checks.get(tenant)
         if check is None:
             check = self._checks[tenant] = asyncio.create_task(self._check(tenant), name="read generation")
@@ -84,8 +86,8 @@ class Generations:
     async def close(self) -> None:
         """End the reads that run."""
         checks = list(self._checks.values())
-        for look in checks:
-            look.cancel()
+        for check in checks:
+            check.cancel()
         await asyncio.gather(*checks, return_exceptions=True)
 
     async def _check(self, tenant: str) -> None:
@@ -101,29 +103,45 @@ class Generations:
         try:
             generation = await self._store.generation(tenant)
         except Exception as error:  # noqa: BLE001  # also a defect, or each warm call would read the store; logged below
-            self._say(error)
             former = self._known.get(tenant)
             retry_at = self._clock() + min(RETRY_SECONDS, self._max_age)
-            self._keep(tenant, former.generation if former else _UNKNOWN, retry_at)
+            self._keep(tenant, _Known(former.generation if former else _UNKNOWN, retry_at, self._report(former, error)))
             return None
-        self._say(None)
-        self._keep(tenant, generation, began + self._max_age)
+        self._report_recovery()
+        self._keep(tenant, _Known(generation, began + self._max_age))
         return generation
 
-    def _keep(self, tenant: str, generation: int, good_until: float) -> None:
-        self._known[tenant] = _Known(generation, good_until)
+    def _keep(self, tenant: str, known: _Known) -> None:
+        self._known[tenant] = known
         self._known.move_to_end(tenant)
         while len(self._known) > self._limit:
             self._drop(self._known.popitem(last=False)[0])  # nothing may stay cached of which nothing is known
 
-    def _say(self, error: Exception | None) -> None:
-        if error is not None and not self._failing:
+    def _report(self, former: _Known | None, error: Exception) -> str:
+        """Log once that a generation cannot be read. Returns what is wrong with this tenant's row alone, if anything.
+
+        A damaged row, or a defect that one row meets, says nothing about the store: other tenants' reads go on.
+        """
+        if isinstance(error, KmsError) and not isinstance(error, KeyDamaged):
+            if not self._failing:
+                self._failing = True
+                log.error(
+                    "The key store cannot be read: changes by other daemons are not seen, and cached keys serve to the"
+                    " end of their time to live",
+                    problem=error.message,
+                )
+            return former.problem if former else ""
+        problem = error.message if isinstance(error, KmsError) else type(error).__name__
+        if former is None or former.problem != problem:
             log.error(
-                "The key store cannot be read: changes by other daemons are not seen, and cached keys serve to the end"
-                " of their time to live",
-                problem=error.message if isinstance(error, KmsError) else "internal error",
+                "A tenant's generation cannot be read: changes by other daemons are not seen, and its cached keys serve"
+                " to the end of their time to live",
+                problem=problem,
                 exc_info=None if isinstance(error, KmsError) else error,
             )
-        elif error is None and self._failing:
+        return problem
+
+    def _report_recovery(self) -> None:
+        if self._failing:
+            self._failing = False
             log.info("The key store can be read again")
-        self._failing = error is not None

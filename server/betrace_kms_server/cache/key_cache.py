@@ -46,6 +46,7 @@ V = TypeVar("V")
 Key = tuple[Any, ...]
 Load = Callable[[], Awaitable[V]]
 _MASTER_KEY, _TENANT = 1, 2
+_STOPPING = "the daemon is stopping: call again"
 
 REFRESH_AT = 0.75
 """Share of the time to live after which a hit refreshes its entry."""
@@ -69,9 +70,11 @@ class _Entry:
 
 @dataclass(slots=True)
 class _Flight:
-    """A running load. `disowned` once its tenant was invalidated: then its result must not be used."""
+    """A running load. `disowned` once what it loads was dropped: then its result must not be used.
 
-    task: asyncio.Task[Any]
+    It does not hold its task: an error of the load would keep itself alive, by its traceback and the task's frame.
+    """
+
     event: KeyEvent | None
     disowned: bool = False
     accepts: list[Callable[[Any], bool]] = field(default_factory=list)
@@ -82,8 +85,7 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
 
     `ttl` is in seconds of `clock`, which is monotonic; `jitter` returns a number in [0, 1). `record` gets every
     refresh; `request_check` is called for every load that finds the master key unusable or is
-    denied. `hits`, `misses` and
-    `evictions` (by cause) count since the start.
+    denied. `hits`, `misses` and `evictions` (by cause) count since the start. A closed cache starts no load.
     """
 
     NAME = "keys"
@@ -112,8 +114,9 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         self._clock = clock
         self._jitter = jitter
         self._entries: OrderedDict[Key, _Entry] = OrderedDict()
-        self._flights: dict[Key, _Flight] = {}
+        self._flights: dict[Key, tuple[_Flight, asyncio.Task[Any]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -155,16 +158,19 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
                 return value
             self.misses += 1
             note_miss(event)
-            flight = self._flights.get(key) or self._start(key, load, event)
+            flight, task = self._flights.get(key) or self._start(key, load, event)
             if accept is not None:
                 flight.accepts.append(accept)
-            await asyncio.wait([flight.task])
-            note_shared(event, flight.event)
-            if flight.task.cancelled():
-                raise Stopping("the daemon is stopping: call again")
-            if not flight.disowned:
-                loaded: V = flight.task.result()
-                return loaded
+            try:
+                await asyncio.wait([task])
+                note_shared(event, flight.event)
+                if task.cancelled():
+                    raise Stopping(_STOPPING)
+                if not flight.disowned:
+                    loaded: V = task.result()
+                    return loaded
+            finally:
+                del task  # see _Flight
 
     def refresh_soon(self, key: Key) -> None:
         """Let the next hit of an entry refresh it in the background."""
@@ -179,18 +185,21 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
 
     def invalidate(self, tenant: Hashable) -> int:
         """Drop a tenant's entries and disown its running loads. Returns how many entries were dropped."""
-        for key in [key for key in self._flights if key[_TENANT] == tenant]:
-            self._flights.pop(key).disowned = True
-        dropped = [key for key in self._entries if key[_TENANT] == tenant]
-        for key in dropped:
-            self._evict(key, "invalidated")
-        return len(dropped)
+        return self._drop(_TENANT, tenant, "invalidated")
 
     def purge(self, master_key_arn: str) -> int:
-        """Drop every entry of a master key that may not be used any more. Returns how many entries were dropped."""
-        dropped = [key for key in self._entries if key[_MASTER_KEY] == master_key_arn]
+        """Drop every entry of a master key that may not be used any more, and disown its running loads.
+
+        Returns how many entries were dropped.
+        """
+        return self._drop(_MASTER_KEY, master_key_arn, "purged")
+
+    def _drop(self, part: int, value: Hashable, cause: str) -> int:
+        for key in [key for key in self._flights if key[part] == value]:
+            self._flights.pop(key)[0].disowned = True
+        dropped = [key for key in self._entries if key[part] == value]
         for key in dropped:
-            self._evict(key, "purged")
+            self._evict(key, cause)
         return len(dropped)
 
     def drop_expired(self) -> int:
@@ -222,9 +231,13 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
                     log.warning("refreshing a cached %s key failed, the old one serves on: %s", self.kind, error)
             self._record(event)
 
-        self._start(key, load, event).task.add_done_callback(finished)
+        self._start(key, load, event)[1].add_done_callback(finished)
 
-    def _start(self, key: Key, load: Load[V], event: KeyEvent | None) -> _Flight:
+    def _start(self, key: Key, load: Load[V], event: KeyEvent | None) -> tuple[_Flight, asyncio.Task[Any]]:
+        if self._closed:
+            raise Stopping(_STOPPING)
+        flight = _Flight(event)
+
         async def run() -> V:
             current_event.set(event)
             try:
@@ -236,11 +249,11 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
                 if not flight.disowned:
                     del self._flights[key]
 
-        flight = _Flight(asyncio.create_task(run(), name=f"load {self.kind} key"), event)
-        self._flights[key] = flight
-        self._tasks.add(flight.task)
-        flight.task.add_done_callback(self._finished)
-        return flight
+        task = asyncio.create_task(run(), name=f"load {self.kind} key")
+        self._flights[key] = flight, task
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return flight, task
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -290,6 +303,7 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         return True
 
     async def _close(self, *args: Any, **kwargs: Any) -> None:
+        self._closed = True
         running = list(self._tasks)
         for task in running:
             task.cancel()

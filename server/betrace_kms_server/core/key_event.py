@@ -60,11 +60,6 @@ def note_miss(event: KeyEvent | None) -> None:
         event.cache_hit = False
 
 
-def part_of_current(operation: str, tenant_id: str, key_id: str) -> KeyEvent:
-    """Return an event of its own for something that was done within the current one."""
-    return part_of(current_event.get(), operation, tenant_id, key_id)
-
-
 def part_of(whole: KeyEvent | None, operation: str, tenant_id: str, key_id: str) -> KeyEvent:
     """Return an event of its own for something that is done within another, if there is one."""
     whole = whole or KeyEvent(operation, tenant_id)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Protocol, TypeVar
 
+import orjson
+
 from betrace_kms_server.cache.key_cache import Key, KeyCache, Load
 from betrace_kms_server.core.errors import DoesNotOpen, KmsError
 from betrace_kms_server.core.key_event import KeyEvent, note_miss
@@ -76,8 +78,8 @@ class _Wrapped:
 
     use: str
     tenant_id: str
-    identity: bytes = field(repr=False)
-    """What tells it from others of its use: a bare key itself, or a message's header fields."""
+    digest: bytes = field(repr=False)
+    """What tells it and its context from others of its use, of a fixed size."""
     context: Context = field(repr=False)
     candidates: Callable[[], Sequence[WrappedKey]] = field(repr=False)
     accept: Callable[[_OpeningKey], bool] | None = field(default=None, repr=False)
@@ -163,7 +165,7 @@ class KeyRing:
                 _Wrapped(
                     "message key",
                     tenant_id,
-                    message.fields,
+                    sha256(message.fields).digest(),  # context and wrapped keys
                     message.context,
                     candidates=lambda: self._candidates(message),
                     accept=lambda key: message.is_under(key.material.raw),
@@ -221,34 +223,31 @@ class KeyRing:
         def candidates() -> list[WrappedKey]:
             return [WrappedKey(blob, arn) for arn in self._provider.decrypt_key_arns]
 
-        return await self._unwrap(
-            _Wrapped("bare key", tenant_id, blob, encryption_context(tenant_id, caller), candidates), event
-        )
+        context = encryption_context(tenant_id, caller)
+        identity = sha256(digest(context) + blob).digest()
+        return await self._unwrap(_Wrapped("bare key", tenant_id, identity, context, candidates), event)
 
     async def _unwrap(self, wrapped: _Wrapped, event: KeyEvent | None) -> _OpeningKey:
         """Return the key of the first candidate that unwraps; if none does, raise what says most about why."""
 
         async def load() -> _OpeningKey:
             failure: KmsError = DoesNotOpen()
-            if not fits_kms(wrapped.context):
+            try:
+                if not fits_kms(wrapped.context):
+                    raise failure
+                for candidate in wrapped.candidates():
+                    try:
+                        material = await self._provider.unwrap(candidate, wrapped.context)
+                        return _OpeningKey(material, candidate.master_key_arn)
+                    except DoesNotOpen:
+                        continue
+                    except KmsError as error:
+                        failure = error
                 raise failure
-            for candidate in wrapped.candidates():
-                try:
-                    material = await self._provider.unwrap(candidate, wrapped.context)
-                    return _OpeningKey(material, candidate.master_key_arn)
-                except DoesNotOpen:
-                    continue
-                except KmsError as error:
-                    failure = error
-            raise failure
+            finally:
+                del failure  # its traceback holds this frame, and so what the caller sent
 
-        key = (
-            wrapped.use,
-            self._provider.master_key_arn,
-            wrapped.tenant_id,
-            sha256(wrapped.identity).digest(),
-            digest(wrapped.context),
-        )
+        key = (wrapped.use, self._provider.master_key_arn, wrapped.tenant_id, wrapped.digest)
         return await self._cache.get_or_load(key, load, wrapped.accept, event)
 
 
@@ -260,5 +259,4 @@ def digest(context: Context) -> bytes:
     """Return 32 bytes that stand for an encryption context in a cache key, however large it is."""
     if not context:
         return _NO_PAIRS
-    parts = [part.encode() for pair in sorted(context.items()) for part in pair]
-    return sha256(b"".join(len(part).to_bytes(4, "big") + part for part in parts)).digest()
+    return sha256(orjson.dumps(context, option=orjson.OPT_SORT_KEYS)).digest()

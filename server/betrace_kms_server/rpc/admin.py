@@ -62,11 +62,11 @@ class AdminService(admin_pb2_grpc.KmsAdminServiceServicer):
     ) -> pb.RotateKeysResponse:
         """Give one tenant, or every tenant, a new signing key."""
         if request.WhichOneof("scope") == "tenant_id":
-            rotated = await self._lifecycle.rotate(check_tenant_id(request.tenant_id))
+            rotated = await self._lifecycle.rotate(check_tenant_id(request.tenant_id), event=event)
             return pb.RotateKeysResponse(rotated=int(rotated))
         if not request.all:
             raise InvalidRequest("give tenant_id, or all")
-        outcome = await self._rotation.run_for_all()
+        outcome = await self._rotation.run_for_all(event)
         return pb.RotateKeysResponse(rotated=outcome.rotated, failed=outcome.failed)
 
     @observed_as(MessageShape(request_key_id=True))
@@ -74,7 +74,7 @@ class AdminService(admin_pb2_grpc.KmsAdminServiceServicer):
         self, request: pb.RevokeKeyRequest, context: _Context, event: KeyEvent | None = None
     ) -> pb.RevokeKeyResponse:
         """Revoke one key of a tenant."""
-        active = await self._lifecycle.revoke(check_tenant_id(request.tenant_id), check_key_id(request.key_id))
+        active = await self._lifecycle.revoke(check_tenant_id(request.tenant_id), check_key_id(request.key_id), event)
         return pb.RevokeKeyResponse(active_key_id=active)
 
     @observed_as(MessageShape())

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from betrace_kms_server.core.errors import NoSigningKey, StoreUnavailable
-from betrace_kms_server.core.key_event import Recorder, ignore, part_of_current
+from betrace_kms_server.core.key_event import KeyEvent, Recorder, current_event, ignore, part_of
 from betrace_kms_server.core.keys import StoredKey
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.signing_keys.seeds import new_key
@@ -44,36 +44,43 @@ class Lifecycle:
         self._record = record
         self._running: set[asyncio.Task[Any]] = set()
 
-    async def rotate(self, tenant_id: str, *, if_older_than_ms: int | None = None) -> bool:
+    async def rotate(
+        self, tenant_id: str, *, if_older_than_ms: int | None = None, event: KeyEvent | None = None
+    ) -> bool:
         """Give a tenant a new signing key, unless its key is young enough. Returns whether this call made one.
 
         Raises NoSigningKey if the tenant never had one. If another daemon is faster, its key is the tenant's.
         """
-        return await self._whole(self._rotate(tenant_id, if_older_than_ms))
+        return await self._whole(self._rotate(tenant_id, if_older_than_ms, event), event)
 
-    async def revoke(self, tenant_id: str, key_id: str) -> str:
+    async def revoke(self, tenant_id: str, key_id: str, event: KeyEvent | None = None) -> str:
         """Revoke a key, and return the id of the tenant's active key: a new one if the revoked key was active.
 
         A key that is revoked already stays as it is. Raises NoSigningKey for a key that the tenant never had.
         """
-        return await self._whole(self._revoke(tenant_id, key_id))
+        return await self._whole(self._revoke(tenant_id, key_id, event), event)
 
     async def invalidate(self, tenant_id: str) -> int:
         """Drop what is cached for a tenant, here and in other daemons. Returns the number of entries dropped here."""
-        return await self._whole(self._invalidate(tenant_id))
+        return await self._whole(self._invalidate(tenant_id), None)
 
     async def close(self) -> None:
         """Let what has begun come to its end."""
         await asyncio.gather(*self._running, return_exceptions=True)
 
-    async def _whole(self, change: Coroutine[Any, Any, R]) -> R:
+    async def _whole(self, change: Coroutine[Any, Any, R], event: KeyEvent | None) -> R:
         """Make a change to its end, even if the caller leaves: caches and audit trail must learn of what was stored."""
-        task = asyncio.create_task(change)
+
+        async def run() -> R:
+            current_event.set(event)
+            return await change
+
+        task = asyncio.create_task(run())
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)
 
-    async def _rotate(self, tenant_id: str, if_older_than_ms: int | None) -> bool:
+    async def _rotate(self, tenant_id: str, if_older_than_ms: int | None, event: KeyEvent | None) -> bool:
         former = await self._store.active(tenant_id)
         if former is None:
             raise NoSigningKey("the tenant has no signing key to rotate: it gets its first one when it first signs")
@@ -83,18 +90,18 @@ class Lifecycle:
             successor = await self._new_key(former, not_before_ms=if_older_than_ms or 0)
             rotated = await self._store.rotate(former, successor)
             if rotated:
-                self._record(part_of_current("RotateKey", tenant_id, successor.key_id))
+                self._record(part_of(event, "RotateKey", tenant_id, successor.key_id))
             return rotated
         finally:  # also after an error, which does not say that nothing was stored
             await self._changed(tenant_id)
 
-    async def _revoke(self, tenant_id: str, key_id: str) -> str:
+    async def _revoke(self, tenant_id: str, key_id: str, event: KeyEvent | None) -> str:
         try:
             for _ in range(_ATTEMPTS):
                 key = await self._store.get(tenant_id, key_id)
                 if key is None:
-                    raise NoSigningKey(f"the tenant has no signing key {key_id}: look at its keys by GetPublicKeys")
-                if key.status == "revoked" or await self._mark_revoked(key):
+                    raise NoSigningKey(f"the tenant has no signing key {key_id}: GetPublicKeys lists its keys")
+                if key.status == "revoked" or await self._mark_revoked(key, event):
                     active = await self._store.active(tenant_id)
                     return active.key_id if active else ""
             raise StoreUnavailable("the tenant's keys are changed by others all the time: try again in a moment")
@@ -108,13 +115,13 @@ class Lifecycle:
             dropped = await self._changed(tenant_id)
         return dropped
 
-    async def _mark_revoked(self, key: StoredKey) -> bool:
+    async def _mark_revoked(self, key: StoredKey, event: KeyEvent | None) -> bool:
         successor = await self._new_key(key) if key.status == "active" else None
         if not await self._store.revoke(key, self._now_ms(), successor):
             return False
-        self._record(part_of_current("RevokeKey", key.tenant_id, key.key_id))
+        self._record(part_of(event, "RevokeKey", key.tenant_id, key.key_id))
         if successor:
-            self._record(part_of_current("RotateKey", key.tenant_id, successor.key_id))
+            self._record(part_of(event, "RotateKey", key.tenant_id, successor.key_id))
         return True
 
     async def _new_key(self, former: StoredKey, *, not_before_ms: int = 0) -> StoredKey:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from betrace_kms_server.core.errors import KmsError
-from betrace_kms_server.core.key_event import Recorder, current_event, ignore, part_of
+from betrace_kms_server.core.key_event import KeyEvent, Recorder, ignore, part_of
 from betrace_kms_server.core.schedule import Schedule
 from betrace_kms_server.signing_keys.lifecycle import Lifecycle
 from betrace_kms_server.stores.protocol import KeyStore
@@ -88,10 +88,10 @@ class Rotation:
                 if seen < before:  # the clock was set back
                     due = min(due, schedule.next_after(self._time()) or due)
 
-    async def run_for_all(self) -> Outcome:
+    async def run_for_all(self, event: KeyEvent | None = None) -> Outcome:
         """Rotate every tenant's key, however young. A caller that leaves does not end it; others who come join it."""
         if self._for_all is None or self._for_all.done():
-            self._for_all = asyncio.create_task(self.run(int(self._now() * 1000) + 1), name="rotate all")
+            self._for_all = asyncio.create_task(self.run(int(self._now() * 1000) + 1, event), name="rotate all")
         return await asyncio.shield(self._for_all)
 
     async def close(self) -> None:
@@ -100,20 +100,18 @@ class Rotation:
             self._for_all.cancel()
             await asyncio.wait([self._for_all])
 
-    async def run(self, before_ms: int) -> Outcome:
+    async def run(self, before_ms: int, event: KeyEvent | None = None) -> Outcome:
         """Rotate every key that was made before a time. One tenant's failure is not another's."""
         rotated = failed = 0
-        whole = current_event.get()
         async for batch in _batches(self._store.created_before(before_ms), self._batch_size):
             queue = iter(batch)
 
             async def work() -> None:
                 nonlocal rotated, failed
                 for tenant_id in queue:  # noqa: B023  # the workers are over before the next batch
-                    asked = part_of(whole, "RotateKey", tenant_id, "")
-                    current_event.set(asked)
+                    asked = part_of(event, "RotateKey", tenant_id, "")
                     try:
-                        made = await self._lifecycle.rotate(tenant_id, if_older_than_ms=before_ms)
+                        made = await self._lifecycle.rotate(tenant_id, if_older_than_ms=before_ms, event=asked)
                         rotated += made  # not in one line: it would be read before the await
                     except KmsError as error:
                         failed += 1

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from betrace_kms_server.cache.key_cache import KeyCache, Load
 from betrace_kms_server.core.errors import InvalidRequest, KeyDamaged, NoSigningKey
 from betrace_kms_server.core.histogram import Histogram
-from betrace_kms_server.core.key_event import KeyEvent, Recorder, ignore, part_of_current
+from betrace_kms_server.core.key_event import KeyEvent, Recorder, ignore, part_of
 from betrace_kms_server.core.keys import SigningKey, StoredKey
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.signing_keys.batched_reads import BatchedReads
@@ -86,7 +86,7 @@ class Signer:
         """
 
         async def load() -> SigningKey:
-            return await self._active_key(tenant_id)
+            return await self._active_key(tenant_id, event)
 
         began = time.perf_counter()
         key = ("signing key", self._provider.master_key_arn, tenant_id)
@@ -140,7 +140,7 @@ class Signer:
 
         return load
 
-    async def _active_key(self, tenant_id: str) -> SigningKey:
+    async def _active_key(self, tenant_id: str, event: KeyEvent | None) -> SigningKey:
         stored = await self._store.active(tenant_id)
         if stored is not None:
             return await self._unwrap(stored)
@@ -148,14 +148,14 @@ class Signer:
             raise NoSigningKey(
                 "the tenant has no signing key and kms.signing.auto-create is off: turn it on, or make a key first"
             )
-        return await self._create_key(tenant_id)
+        return await self._create_key(tenant_id, event)
 
-    async def _create_key(self, tenant_id: str) -> SigningKey:
+    async def _create_key(self, tenant_id: str, event: KeyEvent | None) -> SigningKey:
         created, private_key = await new_key(self._provider, tenant_id, int(self._now() * 1000))
         winner = await self._store.create(created)
         if winner.key_id != created.key_id:
             return await self._unwrap(winner)
-        self._record(part_of_current("CreateSigningKey", tenant_id, created.key_id))
+        self._record(part_of(event, "CreateSigningKey", tenant_id, created.key_id))
         return SigningKey(created.key_id, private_key)
 
     async def _unwrap(self, stored: StoredKey) -> SigningKey:
@@ -182,12 +182,12 @@ def _rfc3339(milliseconds: int | None) -> str:
 
 def _refuse_unless_one_is_signable(tenant_id: str, spans: Sequence[span_pb2.ComplianceSpan]) -> None:
     """Raise InvalidSpan if no span can be signed: such a call must not make a key."""
-    refusal = InvalidSpan("there is no span")
+    refusal = "there is no span"
     for span in spans:
         try:
             canonical_span(tenant_id, "", span)
         except InvalidSpan as error:
-            refusal = error
+            refusal = str(error)
         else:
             return
-    raise refusal
+    raise InvalidSpan(refusal)

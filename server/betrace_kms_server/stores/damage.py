@@ -11,6 +11,13 @@ def damaged_key(key_id: str) -> KeyDamaged:
     )
 
 
+def damaged_generation(tenant_id: str) -> KeyDamaged:
+    """Return the error for a tenant whose generation is no number."""
+    return KeyDamaged(
+        f"the generation of tenant {tenant_id} is damaged in the key store: restore the store from a backup"
+    )
+
+
 def no_active_key(tenant_id: str) -> KeyDamaged:
     """Return the error for a tenant that had an active key and has none any more."""
     return KeyDamaged(

@@ -22,7 +22,7 @@ from botocore.exceptions import ClientError
 
 from betrace_kms_server.core.errors import StoreUnavailable
 from betrace_kms_server.core.keys import StoredKey
-from betrace_kms_server.stores.damage import damaged_key, no_active_key
+from betrace_kms_server.stores.damage import damaged_generation, damaged_key, no_active_key
 from betrace_kms_server.stores.dynamodb.client import ClientFactory, asking, dynamodb_client, without_contention
 from betrace_kms_server.stores.dynamodb.errors import is_refusal
 from betrace_kms_server.stores.dynamodb.items import (
@@ -159,7 +159,10 @@ class DynamoStore:
     async def generation(self, tenant_id: str) -> int:
         """See KeyStore."""
         head = await self._reads.item(head_of(tenant_id), "generation")
-        return int(head["generation"]["N"]) if head and "generation" in head else 0
+        try:
+            return int(head["generation"]["N"]) if head and "generation" in head else 0
+        except (KeyError, TypeError, ValueError) as cause:
+            raise damaged_generation(tenant_id) from cause
 
     async def raise_generation(self, tenant_id: str) -> None:
         """See KeyStore. A retry that raises it twice does no harm."""
