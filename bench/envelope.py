@@ -49,7 +49,7 @@ OURS = "betrace-kms, KeyRing"
 
 
 class Contender(Protocol):
-    """Seals and opens, many times in a row, and tells what each time took."""
+    """Seals and opens, many times in a row, and returns what each time took."""
 
     async def seal(self, times: int) -> list[int]:
         """Return the nanoseconds of each seal of the payload."""

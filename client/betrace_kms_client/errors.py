@@ -117,7 +117,7 @@ EXCEPTIONS: Mapping[grpc.StatusCode, type[KmsClientError]] = {
 
 
 def from_rpc_error(error: grpc.RpcError, target: str) -> KmsClientError:
-    """Return the exception for a failed call to `target`, with what the status's details tell."""
+    """Return the exception for a failed call to `target`, with what the status's details say."""
     code = error.code()
     info, request, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RequestInfo(), None
     for detail in _details(error):
@@ -134,7 +134,7 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> KmsClientError:
     elif code is grpc.StatusCode.RESOURCE_EXHAUSTED and not info.reason:
         message = f"the message is too large for the daemon: raise kms.server.max-message-bytes ({message})"
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        message = f"no answer from {target} in time: raise the timeout, or look at the daemon's log"
+        message = f"no answer from {target} in time: raise the timeout, or check the daemon's log"
     return EXCEPTIONS.get(code, InternalError)(
         message,
         reason=info.reason,

@@ -46,7 +46,7 @@ COOL_DOWN = 5.0
 MAX_SPANS = 1000
 """Spans that SignSpans takes in one call."""
 MAX_BYTES = 3 * 1024 * 1024
-"""Bytes of spans in one call: the daemon takes messages of 4 MiB unless it is told otherwise."""
+"""Bytes of spans in one call: the daemon takes messages of 4 MiB unless configured otherwise."""
 _COUNTER = "betrace_kms_spans_total"
 
 _log = logging.getLogger(__name__)

@@ -81,7 +81,7 @@ def canonical_span(
 def has_unknown_fields(message: Message) -> bool:
     """Return whether a message holds, however deep, what a newer sender put in and this version would leave unsigned.
 
-    Dropping unknown fields and looking whether anything went is the cheapest way to find them; a message that had some
+    Dropping unknown fields and comparing sizes is the cheapest way to find them; a message that had some
     gets them back.
     """
     wire = message.SerializeToString()

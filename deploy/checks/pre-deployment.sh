@@ -30,6 +30,6 @@ for key_type in signing encryption; do
   hits=$(count hit) misses=$(count miss)
   awk -v kind="$key_type" -v hits="${hits:-0}" -v misses="${misses:-0}" 'BEGIN {
     if (hits + misses) printf "INFO  cache hit rate of %s keys: %.1f%%\n", kind, 100 * hits / (hits + misses)
-    else printf "INFO  cache hit rate of %s keys: nobody asked for one yet\n", kind }'
+    else printf "INFO  cache hit rate of %s keys: none was asked for yet\n", kind }'
 done
 exit "$failed"

@@ -195,7 +195,7 @@ def verdict(tenant_id: str, keys: dict[str, Any], text: bytes) -> str:
 
 
 def is_ours(jwk: dict[str, Any]) -> bool:
-    """Tell whether this is a public Ed25519 key for verification, which no key of small order is (section 4)."""
+    """Return whether this is a public Ed25519 key for verification, which no key of small order is (section 4)."""
     named = jwk.get("kty"), jwk.get("crv"), jwk.get("use", "sig"), jwk.get("alg", "EdDSA")
     kid, operations = jwk.get("kid"), jwk.get("key_ops", ["verify"])
     if named != ("OKP", "Ed25519", "sig", "EdDSA") or "d" in jwk or not (isinstance(kid, str) and kid):

@@ -1,6 +1,6 @@
 """The composition root: builds everything, and owns start, drain and stop.
 
-Start: settings, data folder, key store, provider, server; then the master key is looked at, and only when it is usable
+Start: settings, data folder, key store, provider, server; then the master key is checked, and only when it is usable
 does the service say SERVING. KMS failing is no reason to exit: the daemon stays NOT_SERVING and tries again.
 
 Stop: NOT_SERVING, streams end, calls in flight finish within the grace, then caches, provider and store close.

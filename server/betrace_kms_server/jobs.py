@@ -64,7 +64,7 @@ def _log_failure(task: asyncio.Task[None]) -> None:
 
 
 async def leave_former_keys(provider: KeyProvider, store: KeyStore, usable: asyncio.Event, record: Recorder) -> None:
-    """Once the master key is usable, look at the former ones, and move signing keys off them."""
+    """Once the master key is usable, check the former ones, and move signing keys off them."""
     await usable.wait()
     for arn in provider.decrypt_key_arns[1:]:
         try:

@@ -213,7 +213,7 @@ async def test_table_that_cannot_be_looked_at_is_refused(
         monkeypatch.setattr(bounds, "CALL_SECONDS", 0.5)
     with aws_proxy(moto.url) as proxy:
         proxy.always(verdict)
-        with pytest.raises(StartRefused, match=f"{name} cannot be looked at: {problem.format(name=name)}"):
+        with pytest.raises(StartRefused, match=f"{name} cannot be described: {problem.format(name=name)}"):
             async with open_dynamodb(name, region=REGION, endpoint=proxy.url):
                 pass
 

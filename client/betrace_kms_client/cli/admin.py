@@ -89,7 +89,7 @@ Examples:
 @report_option
 @admin_options
 def status(as_json_: bool, admin_addr: str, timeout: float) -> None:
-    """Tell how the daemon is: KMS, caches, calls, rotation, audit, cost; exits with 1 unless it serves."""
+    """Report the daemon's state: KMS, caches, calls, rotation, audit, cost; exits with 1 unless it serves."""
     found = read_status(admin_addr, timeout)
     if as_json_:
         write(as_json(found), None)

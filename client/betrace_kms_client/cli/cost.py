@@ -113,7 +113,7 @@ def cost(
     admin_addr: str,
     timeout: float,
 ) -> None:
-    """Tell what KMS costs in a month of 730 hours, with the cache and without it."""
+    """Report what KMS costs in a month of 730 hours, with the cache and without it."""
     if live:
         measured = read_status(admin_addr, timeout).get("cost") or {}
         rps = _measured(measured, "requests_per_second", "--rps") if rps is None else rps

@@ -17,7 +17,7 @@ STREAM_FAILED = 2
 INTERRUPTED = 130
 """What a shell reports of a command that SIGINT ended."""
 MAX_PAYLOAD_BYTES = 64 * 1024 * 1024
-"""Sixteen times what a daemon takes unless it is told otherwise (kms.server.max-message-bytes)."""
+"""Sixteen times what a daemon takes unless configured otherwise (kms.server.max-message-bytes)."""
 
 _READ_BYTES = 1024 * 1024
 _WORDS: Mapping[int | None, str] = {

@@ -63,7 +63,7 @@ class Line:
 
 
 def read_first(source: BinaryIO) -> tuple[list[bytes], bool]:
-    """Read as far as it takes to tell whether this is a trace file: to its first good line, or else everything.
+    """Read as far as it takes to decide whether this is a trace file: to its first good line, or else everything.
 
     Lines before that one may be damaged. What is read comes back in pieces, each a line, or a document that takes
     several. An input without anything is a trace file without spans. Raises InvalidInput.

@@ -14,7 +14,7 @@ from betrace_kms_client.results import SpanRefusal, SpanSignature
 
 BATCH_SPANS = 500
 BATCH_BYTES = 2 * 1024 * 1024
-"""Half of what a daemon takes in one call unless it is told otherwise (kms.server.max-message-bytes)."""
+"""Half of what a daemon takes in one call unless configured otherwise (kms.server.max-message-bytes)."""
 
 T = TypeVar("T")
 Sign = Callable[[Sequence[ComplianceSpan]], Sequence[SpanSignature | SpanRefusal]]
@@ -24,7 +24,7 @@ Sign = Callable[[Sequence[ComplianceSpan]], Sequence[SpanSignature | SpanRefusal
 class Unsigned:
     """A span that was not signed: the number of its line, its place among the spans of that line (from 1), and why.
 
-    With place 0 it is the line whose spans cannot be told; `members` is empty then.
+    With place 0 it is the line whose spans are unknown; `members` is empty then.
     """
 
     line: int
@@ -34,7 +34,7 @@ class Unsigned:
 
 
 def sign_lines(lines: Sequence[Line], sign: Sign, time: Callable[[], str]) -> list[Unsigned]:
-    """Sign all spans of these lines in place, and tell which were not; `time` gives RFC 3339 text.
+    """Sign all spans of these lines in place, and report which were not; `time` gives RFC 3339 text.
 
     What `sign` raises is raised, and the lines are then of no use.
     """

@@ -24,7 +24,7 @@ Judge = Callable[[Sequence[SignedSpan]], Sequence[Verdict | SpanRefusal]]
 class Finding:
     """The verdict on a span: the number of its line, and its place among the spans of that line (from 1).
 
-    With place 0 it is the line whose spans cannot be told; `members` is empty then.
+    With place 0 it is the line whose spans are unknown; `members` is empty then.
     """
 
     line: int

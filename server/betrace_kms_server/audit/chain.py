@@ -126,7 +126,7 @@ def parse_line(line: bytes) -> Line | None:
 class ChainVerifier:
     """Reads the files of a trail, oldest first, in constant memory, and goes on behind what it finds.
 
-    `head` is the hash of a line that must be there, noted earlier: without it nobody sees that the last lines are gone.
+    `head` is the hash of a line that must be there, noted earlier: without it no one sees that the last lines are gone.
     """
 
     def __init__(self, head: str | None = None) -> None:

@@ -1,6 +1,6 @@
 """One thread that the end of the process does not wait for: a disk that hangs must not keep a daemon from ending.
 
-The executors of concurrent.futures are joined when the interpreter exits, whatever they were told before.
+The executors of concurrent.futures are joined when the interpreter exits, whatever they were asked before.
 """
 
 import threading

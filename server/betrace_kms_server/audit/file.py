@@ -38,7 +38,7 @@ class ChainedFile:
         self._descriptor: int | None = None
         self._regular = False
         self._sent = 0
-        """Bytes of the lines at hand that a pipe or a device took before it failed: nobody can take them back."""
+        """Bytes of the lines at hand that a pipe or a device took before it failed: they cannot be taken back."""
         self._undo: int | None = None
         """Size of the file before a write that failed."""
 
@@ -101,7 +101,7 @@ class ChainedFile:
         return descriptor
 
     def _lock(self, descriptor: int) -> None:
-        """Keep other daemons off: two chains in one file look like one that was tampered with."""
+        """Keep other daemons off: two chains in one file read like one that was tampered with."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as cause:
@@ -157,7 +157,7 @@ class ChainedFile:
         return Head(int(kept[1]), kept[2].decode())
 
     def _keep_head(self) -> None:
-        """Keep the head, whole, but not synced: after a loss of power the file's last line, which is, tells more."""
+        """Keep the head, whole, but not synced: after a loss of power the file's last line, which is, says more."""
         temporary = self._head_file.with_suffix(".tmp")
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(b'{"seq":%d,"hash":"%b"}\n' % (self.head.seq, self.head.hash.encode()))

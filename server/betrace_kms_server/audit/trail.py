@@ -53,14 +53,14 @@ class AuditTrail:
         self.written = 0
         """Lines since the start."""
         self.lost = 0
-        """Events since the start that found more than `max_waiting` waiting. A line LinesLost tells how many."""
+        """Events since the start that found more than `max_waiting` waiting. A line LinesLost says how many."""
         self._file = ChainedFile(file, data_dir / HEAD_FILE)
         self._batch_seconds, self._retry_seconds = batch_seconds, retry_seconds
         self._stall_seconds, self._close_seconds = stall_seconds, close_seconds
         self._max_waiting, self._clock = max_waiting, clock
         self._waiting: list[tuple[int, KeyEvent]] = []
         self._untold = 0
-        """Lost events that no line tells yet."""
+        """Lost events that no line reports yet."""
         self._batch: tuple[bytes, Head] | None = None
         """Lines that are being written, the same ones until they are, and the head that they lead to."""
         self._wake, self._stop = asyncio.Event(), asyncio.Event()
@@ -105,7 +105,7 @@ class AuditTrail:
 
     async def __aenter__(self) -> Self:
         self.record(KeyEvent("AuditStarted", ""))
-        with suppress(TimeoutError):  # then it has failed, as `_in_thread` told
+        with suppress(TimeoutError):  # then it has failed, as `_in_thread` logged
             await asyncio.wait_for(self._flush(), 1.5 * self._stall_seconds)
         if self.required and self.problem is not None:
             await self._in_thread(self._file.close)

@@ -1,4 +1,4 @@
-"""ARNs of KMS keys: what they tell of a key's Region, and of the replicas of a multi-Region key.
+"""ARNs of KMS keys: what they say of a key's Region, and of the replicas of a multi-Region key.
 
 The replicas of a multi-Region key share account, key id and key material: what one of them wrapped, any of them unwraps
 (AWS KMS Developer Guide, "Multi-Region keys in AWS KMS"). Each has a key policy and a state of its own.

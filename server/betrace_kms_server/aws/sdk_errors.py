@@ -1,7 +1,7 @@
 """What the AWS SDK raises whatever service was called: no answer, no credentials, too many calls, a broken environment.
 
 Exceptions of botocore, aiobotocore and aiohttp wrap each other, and the one that says most is often the innermost. So
-`trouble_of` searches the whole chain for what an operator must be told by name: certificates, proxies, CA files, the
+`trouble_of` searches the whole chain for what an operator must see by name: certificates, proxies, CA files, the
 limit of open files, and answers that are not from AWS.
 """
 

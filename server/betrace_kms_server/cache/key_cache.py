@@ -4,7 +4,7 @@ What it keeps:
 
 - A hit never waits: no task, no timer, no lock, no KMS.
 - However many callers miss one key at once, one load runs. It belongs to the cache, not to the caller that began it,
-  so a caller that is cancelled takes nobody's load with it.
+  so a caller that is cancelled takes no load with it.
 - What a caller brought is cached only after it was found good: a load for which `accept` is given lands only if one of
   those who wait for it accepts the value. A forgery that makes a load leaves no entry and evicts none.
 - A load that began before an invalidation of its tenant never lands: not in the cache, and not in the hands of those
@@ -203,7 +203,7 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         return len(dropped)
 
     def drop_expired(self) -> int:
-        """Drop what nobody asked for since it expired. Returns how many entries were dropped."""
+        """Drop what was not asked for since it expired. Returns how many entries were dropped."""
         now = self._clock()
         expired = [key for key, entry in self._entries.items() if now >= entry.expires_at]
         for key in expired:

@@ -62,7 +62,7 @@ Exit codes: 0 done, 2 the export is not whole.
 """
 )
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="A new file, which nobody else may read. [default: stdout]"
+    "--output", type=click.Path(path_type=Path), help="A new file, which no one else may read. [default: stdout]"
 )
 @settings_options
 def export(output: Path | None, options: SettingsOptions) -> None:

@@ -1,4 +1,4 @@
-"""Settings of the edges: where the daemon listens, and what it tells operators."""
+"""Settings of the edges: where the daemon listens, and what it shows operators."""
 
 from typing import Literal
 

@@ -165,7 +165,7 @@ class Stopping(KmsError):
 class StoreUnavailable(KmsError):
     """The key store cannot be read or written now.
 
-    `place` says where to look for the cause: the volume or the table of the store, or this process.
+    `place` names the place of the cause: the volume or the table of the store, or this process.
     """
 
     reason = "KEY_STORE_UNAVAILABLE"

@@ -96,7 +96,7 @@ class KmsCall(Protocol):
 
 
 KmsObserver = Callable[[str, str], AbstractContextManager[KmsCall]]
-"""Observes a call to KMS, given its action ("Decrypt") and region; how it ends is told by what leaves the context."""
+"""Observes a call to KMS, given its action ("Decrypt") and region; how it ends is known by what leaves the context."""
 
 
 class _Unobserved:

@@ -31,7 +31,7 @@ Framed body (data-format/message-body, "Framed Data"), one entry for each frame,
 
 Non-framed body ("Non-Framed Data"): 12 IV, 8 content length, encrypted content, 16 authentication tag.
 
-AAD of the body (data-format/message-body-aad): message id, a text that tells the kind of content, 4 sequence number,
+AAD of the body (data-format/message-body-aad): message id, a text that names the kind of content, 4 sequence number,
 8 content length.
 
 Keys (framework/algorithm-suites, "Algorithm Suites Encryption Key Derivation Settings" and "Commit Key"), from the data

@@ -79,7 +79,7 @@ class _Wrapped:
     use: str
     tenant_id: str
     digest: bytes = field(repr=False)
-    """What tells it and its context from others of its use, of a fixed size."""
+    """What distinguishes it and its context from others of its use; of a fixed size."""
     context: Context = field(repr=False)
     candidates: Callable[[], Sequence[WrappedKey]] = field(repr=False)
     accept: Callable[[_OpeningKey], bool] | None = field(default=None, repr=False)
@@ -155,7 +155,7 @@ class KeyRing:
     async def open(self, tenant_id: str, ciphertext: bytes, caller: Context, event: KeyEvent | None = None) -> Opened:
         """Open a message, or unwrap a bare data key. Raises DoesNotOpen, whatever the cause.
 
-        What it was given is told by its first bytes. Version 1 messages commit to no key and are refused.
+        Its first bytes say what it was given. Version 1 messages commit to no key and are refused.
         """
         if _is_message(ciphertext):
             message = Message.parse(ciphertext, max_encrypted_data_keys=self._max_encrypted_data_keys)

@@ -1,4 +1,4 @@
-"""Where the daemon listens: loopback addresses and unix sockets, and nobody else's.
+"""Where the daemon listens: loopback addresses and unix sockets, and no one else's.
 
 Calls are in the clear and callers do not identify themselves, so an address that other machines reach is refused. Two
 daemons must not share one: a TCP port is not reused (grpc would, by SO_REUSEPORT), and a unix socket on which somebody

@@ -1,4 +1,4 @@
-"""Tells whether a folder dies with the pod. Wrapped signing keys must not: nobody could make them again."""
+"""Checks whether a folder dies with the pod. Wrapped signing keys must not: they cannot be made again."""
 
 import re
 from pathlib import Path

@@ -2,7 +2,7 @@
 
 Health answers as MicroProfile Health 4.0 has it: 200 for UP and 503 for DOWN. Liveness never touches KMS.
 
-What is under /api/admin tells operators about keys and principals, so it is for this machine alone: the peer must be
+What is under /api/admin shows operators about keys and principals, so it is for this machine alone: the peer must be
 loopback, and the request must be one that no browser and no proxy made. A page in a browser sends `Origin`, or by DNS
 rebinding a `Host` of its own; a proxy in front would make every peer look like loopback, and adds `Forwarded`.
 """
@@ -35,7 +35,7 @@ _BODY_BYTES = 4096
 """No call takes a body."""
 _SECONDS = 0.4
 """How long a handler may go on when the port closes, and then again after it was cancelled; and how long the body that
-nobody asked for is read before the connection is closed."""
+no one asked for is read before the connection is closed."""
 _KEEPALIVE_SECONDS = 15.0
 _OWN_HOST = re.compile(r"(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?", re.ASCII | re.IGNORECASE)
 _PROXY_HEADERS = frozenset({"forwarded", "via", "x-real-ip"})

@@ -21,7 +21,7 @@ from betrace_kms_server.host.process import DESCRIPTORS_STEP
 
 
 def region_of(master_key_arn: str) -> str:
-    """Return the Region of a master key; of one that is known by an alias only, the setting that tells it."""
+    """Return the Region of a master key; of one that is known by an alias only, the setting that names it."""
     parts = master_key_arn.split(":")
     return parts[3] if len(parts) == 6 else "aws.kms.region"
 

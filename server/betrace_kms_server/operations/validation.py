@@ -78,7 +78,7 @@ class _ContractBroken(Exception):
 class Validator:
     """Validates one daemon. `endpoint` is aws.kms.endpoint, `ephemeral` what makes the data folder's volume ephemeral.
 
-    `clock` is monotonic; `now` tells seconds since the Unix epoch.
+    `clock` is monotonic; `now` returns seconds since the Unix epoch.
     """
 
     def __init__(
@@ -183,11 +183,11 @@ class _Run:
             self._fail(name, operator_message(error), step, error.metadata.get("action", error.reason))
             return None
         except _ContractBroken as error:
-            self._fail(name, str(error), "keep no keys behind this KMS: look at what answers there", name)
+            self._fail(name, str(error), "keep no keys behind this KMS: check what answers there", name)
             return None
         except Exception as error:  # a defect fails its test, and the others still run
             log.error("Validation test %s failed", name, exc_info=error)
-            self._fail(name, "internal error", "look for the traceback in the daemon's log, and report it", "INTERNAL")
+            self._fail(name, "internal error", "find the traceback in the daemon's log, and report it", "INTERNAL")
             return None
         latency_ms, message = (self._clock() - began) * 1000, ""
         if target_ms and latency_ms >= target_ms:

@@ -27,7 +27,7 @@ State = Literal["closed", "open", "half_open"]
 
 
 class Permit:
-    """Leave for one call; a context manager, whose end gives it back if neither `success` nor `failure` was told.
+    """Leave for one call; a context manager, whose end gives it back if neither `success` nor `failure` was reported.
 
     The first report counts, later ones are ignored.
     """
@@ -38,11 +38,11 @@ class Permit:
         self._report: Callable[[bool | None], None] | None = report
 
     def success(self) -> None:
-        """Tell that there was an answer."""
+        """Report that there was an answer."""
         self._tell(True)
 
     def failure(self) -> None:
-        """Tell that there was none, or one that asks to try again later."""
+        """Report that there was none, or one that asks to try again later."""
         self._tell(False)
 
     def __enter__(self) -> Self:

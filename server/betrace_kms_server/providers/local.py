@@ -4,7 +4,7 @@ It keeps the contract of the real ones with AES-256-GCM (NIST SP 800-38D) under 
 encryption context as AAD. Who can read the file can read everything, and who loses it has lost everything.
 
 Master key file, one line of ASCII: ``betrace-kms-local-v1``, the key (64 hexadecimal digits), and the first 8 bytes of
-SHA-256 of all before it (16 digits), so that a file that was cut short or edited is told from a good one.
+SHA-256 of all before it (16 digits), so that a file that was cut short or edited is distinguished from a good one.
 
 Wrapped key: ``btl1``, 12 bytes nonce, AES-GCM ciphertext with its tag of 16 bytes.
 """

@@ -44,7 +44,7 @@ class HealthService(health_pb2_grpc.HealthServicer):
         return self._serving[service]
 
     def drain(self) -> None:
-        """Declare everything NOT_SERVING for good, tell the watchers, and end their calls."""
+        """Declare everything NOT_SERVING for good, notify the watchers, and end their calls."""
         self._serving = dict.fromkeys(self._serving, False)
         self._draining = True
         self._wake()
@@ -71,7 +71,7 @@ class HealthService(health_pb2_grpc.HealthServicer):
         try:
             while True:
                 changed.clear()
-                draining = self._draining  # a drain during the write below must still be told
+                draining = self._draining  # a drain during the write below must still be reported
                 state = self._state(request.service)
                 if state != last:
                     await context.write(_Status(status=state))

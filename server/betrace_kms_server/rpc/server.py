@@ -70,7 +70,7 @@ def _server(observer: CallObserver, max_payload_bytes: int) -> grpc.aio.Server:
             ("grpc.server_handshake_timeout_ms", 5_000),  # connections that never speak go away
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.max_ping_strikes", 0),  # clients that ping often are not told ENHANCE_YOUR_CALM
+            ("grpc.http2.max_ping_strikes", 0),  # clients that ping often do not get ENHANCE_YOUR_CALM
         ],
     )
 

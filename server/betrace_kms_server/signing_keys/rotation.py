@@ -1,7 +1,7 @@
 """Rotation by the clock: a scheduled run gives every tenant whose signing key is too old a new one.
 
 A run is about an instant of the schedule: due is what was too old then. So a run that was missed is caught up at start
-simply by making it, and costs one look at the store if it was not missed. Daemons that share a store run at once, apart
+simply by making it, and costs one read of the store if it was not missed. Daemons that share a store run at once, apart
 by a random pause, and whoever comes second finds nothing to do.
 """
 

@@ -1,6 +1,6 @@
 """Seeds of signing keys between KMS and the key store: make one, unwrap one, move one to today's master key.
 
-A seed that unwraps must have the public key that the row tells, or the row is damaged. A row moves to another master
+A seed that unwraps must have the public key that the row names, or the row is damaged. A row moves to another master
 key only when what replaces it has been unwrapped and compared, so an interrupted move loses nothing.
 """
 

@@ -2,7 +2,7 @@
 
 A tenant's first key is made when it first signs. Its id is drawn before KMS is asked, because the id is part of the
 encryption context; its seed is the plaintext of a KMS data key; and no one learns of it before the store has made it
-durable. Whatever unwraps from the store must have the public key that the store tells, or it is not used at all.
+durable. Whatever unwraps from the store must have the public key that the store names, or it is not used at all.
 """
 
 import asyncio

@@ -50,7 +50,7 @@ class KeyStore(Protocol):
         """Mark a key as revoked, and raise the tenant's generation, at once or not at all.
 
         An active key needs a successor, which becomes active in the same transaction. False if the key's status is not
-        what `key` tells any more; True also for a try that had landed before.
+        what `key` says any more; True also for a try that had landed before.
         """
 
     async def generation(self, tenant_id: str) -> int:

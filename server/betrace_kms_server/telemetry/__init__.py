@@ -1,1 +1,1 @@
-"""What the daemon tells about itself."""
+"""What the daemon reports about itself."""

@@ -2,7 +2,7 @@
 
 The variables are those of the OpenTelemetry specification, "SDK environment variables". Without
 OTEL_EXPORTER_OTLP_ENDPOINT, its like for one signal, or OTEL_TRACES_EXPORTER=otlp nothing is sent: unlike the
-specification's default, a sidecar does not look for a collector that was not named.
+specification's default, a sidecar does not search for a collector that was not named.
 
 Telemetry never stops the daemon: whatever the SDK raises is a warning, and the daemon goes on without that signal.
 """

@@ -1,7 +1,7 @@
 """Traces: a span for each sampled call, and one below it for each call to KMS that it waited for.
 
 OpenTelemetry's own interceptor costs a quarter of the throughput, sampled or not. Here a call that its caller did not
-sample costs a look at one character of its `traceparent` (https://www.w3.org/TR/trace-context/).
+sample costs a comparison of one character of its `traceparent` (https://www.w3.org/TR/trace-context/).
 """
 
 import re

@@ -69,14 +69,14 @@ class KmsAdminServiceServicer(object):
     """
 
     def Validate(self, request, context):
-        """Validate tries everything that the daemon needs of KMS and of its store, and tells what to mend.
+        """Validate tries everything that the daemon needs of KMS and of its store, and says what to fix.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetStatus(self, request, context):
-        """GetStatus tells how the daemon is doing.
+        """GetStatus returns the daemon's state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

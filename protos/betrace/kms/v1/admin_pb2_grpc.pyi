@@ -36,9 +36,9 @@ class KmsAdminServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> KmsAdminServiceAsyncStub: ...
     Validate: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ValidateRequest, _admin_pb2.ValidateResponse]
-    """Validate tries everything that the daemon needs of KMS and of its store, and tells what to mend."""
+    """Validate tries everything that the daemon needs of KMS and of its store, and says what to fix."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetStatusRequest, _admin_pb2.GetStatusResponse]
-    """GetStatus tells how the daemon is doing."""
+    """GetStatus returns the daemon's state."""
     RotateKeys: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RotateKeysRequest, _admin_pb2.RotateKeysResponse]
     """RotateKeys makes new signing keys; the old public keys stay."""
     RevokeKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevokeKeyRequest, _admin_pb2.RevokeKeyResponse]
@@ -54,9 +54,9 @@ class KmsAdminServiceAsyncStub(KmsAdminServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Validate: _aio.UnaryUnaryMultiCallable[_admin_pb2.ValidateRequest, _admin_pb2.ValidateResponse]  # type: ignore[assignment]
-    """Validate tries everything that the daemon needs of KMS and of its store, and tells what to mend."""
+    """Validate tries everything that the daemon needs of KMS and of its store, and says what to fix."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetStatusRequest, _admin_pb2.GetStatusResponse]  # type: ignore[assignment]
-    """GetStatus tells how the daemon is doing."""
+    """GetStatus returns the daemon's state."""
     RotateKeys: _aio.UnaryUnaryMultiCallable[_admin_pb2.RotateKeysRequest, _admin_pb2.RotateKeysResponse]  # type: ignore[assignment]
     """RotateKeys makes new signing keys; the old public keys stay."""
     RevokeKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeKeyRequest, _admin_pb2.RevokeKeyResponse]  # type: ignore[assignment]
@@ -75,7 +75,7 @@ class KmsAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.ValidateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ValidateResponse, _abc.Awaitable[_admin_pb2.ValidateResponse]]:
-        """Validate tries everything that the daemon needs of KMS and of its store, and tells what to mend."""
+        """Validate tries everything that the daemon needs of KMS and of its store, and says what to fix."""
 
     @_abc_1.abstractmethod
     def GetStatus(
@@ -83,7 +83,7 @@ class KmsAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.GetStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetStatusResponse, _abc.Awaitable[_admin_pb2.GetStatusResponse]]:
-        """GetStatus tells how the daemon is doing."""
+        """GetStatus returns the daemon's state."""
 
     @_abc_1.abstractmethod
     def RotateKeys(

@@ -59,7 +59,7 @@ class _SignModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SignMode.Val
     """One signature over a Merkle tree of the spans, and an inclusion proof for each."""
 
 class SignMode(_SignMode, metaclass=_SignModeEnumTypeWrapper):
-    """SignMode tells how a batch is signed."""
+    """SignMode says how a batch is signed."""
 
 SIGN_MODE_UNSPECIFIED: SignMode.ValueType  # 0
 """Not given: as EACH."""
@@ -87,7 +87,7 @@ class _VerifyReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VerifyRe
     """The key was revoked; the signature itself may be good."""
 
 class VerifyReason(_VerifyReason, metaclass=_VerifyReasonEnumTypeWrapper):
-    """VerifyReason tells why a signature is valid or not."""
+    """VerifyReason says why a signature is valid or not."""
 
 VERIFY_REASON_UNSPECIFIED: VerifyReason.ValueType  # 0
 """Never sent."""

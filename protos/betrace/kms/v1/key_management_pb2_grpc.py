@@ -138,7 +138,7 @@ class KeyManagementServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def VerifySpan(self, request, context):
-        """VerifySpan tells whether a signature belongs to a span. A well-formed request answers OK.
+        """VerifySpan returns whether a signature belongs to a span. A well-formed request answers OK.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

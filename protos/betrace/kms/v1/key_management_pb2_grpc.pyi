@@ -53,7 +53,7 @@ class KeyManagementServiceStub:
     SignSpans: _grpc.UnaryUnaryMultiCallable[_key_management_pb2.SignSpansRequest, _key_management_pb2.SignSpansResponse]
     """SignSpans signs up to 1,000 spans of one tenant. A bad span fails alone."""
     VerifySpan: _grpc.UnaryUnaryMultiCallable[_key_management_pb2.VerifySpanRequest, _key_management_pb2.VerifySpanResponse]
-    """VerifySpan tells whether a signature belongs to a span. A well-formed request answers OK."""
+    """VerifySpan returns whether a signature belongs to a span. A well-formed request answers OK."""
     VerifySpans: _grpc.UnaryUnaryMultiCallable[_key_management_pb2.VerifySpansRequest, _key_management_pb2.VerifySpansResponse]
     """VerifySpans verifies up to 1,000 signed spans of one tenant."""
     GetPublicKeys: _grpc.UnaryUnaryMultiCallable[_key_management_pb2.GetPublicKeysRequest, _key_management_pb2.GetPublicKeysResponse]
@@ -84,7 +84,7 @@ class KeyManagementServiceAsyncStub(KeyManagementServiceStub):
     SignSpans: _aio.UnaryUnaryMultiCallable[_key_management_pb2.SignSpansRequest, _key_management_pb2.SignSpansResponse]  # type: ignore[assignment]
     """SignSpans signs up to 1,000 spans of one tenant. A bad span fails alone."""
     VerifySpan: _aio.UnaryUnaryMultiCallable[_key_management_pb2.VerifySpanRequest, _key_management_pb2.VerifySpanResponse]  # type: ignore[assignment]
-    """VerifySpan tells whether a signature belongs to a span. A well-formed request answers OK."""
+    """VerifySpan returns whether a signature belongs to a span. A well-formed request answers OK."""
     VerifySpans: _aio.UnaryUnaryMultiCallable[_key_management_pb2.VerifySpansRequest, _key_management_pb2.VerifySpansResponse]  # type: ignore[assignment]
     """VerifySpans verifies up to 1,000 signed spans of one tenant."""
     GetPublicKeys: _aio.UnaryUnaryMultiCallable[_key_management_pb2.GetPublicKeysRequest, _key_management_pb2.GetPublicKeysResponse]  # type: ignore[assignment]
@@ -154,7 +154,7 @@ class KeyManagementServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _key_management_pb2.VerifySpanRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_key_management_pb2.VerifySpanResponse, _abc.Awaitable[_key_management_pb2.VerifySpanResponse]]:
-        """VerifySpan tells whether a signature belongs to a span. A well-formed request answers OK."""
+        """VerifySpan returns whether a signature belongs to a span. A well-formed request answers OK."""
 
     @_abc_1.abstractmethod
     def VerifySpans(

@@ -23,7 +23,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 @_typing.final
 class ComplianceSpan(_message.Message):
     """ComplianceSpan is one piece of compliance evidence: an OpenTelemetry span with the framework and
-    control that it is evidence for. Its canonical form, which is what gets signed, tells an unset
+    control that it is evidence for. Its canonical form, which is what gets signed, distinguishes an unset
     field (null) from an empty one (""), so every field that may be left out is `optional`.
     """
 

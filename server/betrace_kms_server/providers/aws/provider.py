@@ -161,7 +161,7 @@ class AwsProvider:
         )
 
     async def unwrap(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
-        """See KeyProvider. KMS is always told which key to use, so a blob of a foreign account never opens."""
+        """See KeyProvider. Every call to KMS names the key to use, so a blob of a foreign account never opens."""
         master_key_arn = self.unwrapping_key_for(wrapped.master_key_arn)
         if master_key_arn is None or not wrapped.blob:
             raise DoesNotOpen

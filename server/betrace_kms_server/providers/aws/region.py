@@ -1,4 +1,4 @@
-"""KMS in one region: a client that is opened when it is first needed, a queue, and a breaker for when nobody answers.
+"""KMS in one region: a client that is opened when it is first needed, a queue, and a breaker for outages.
 
 A call is made ready first: the client is there, and so are credentials. Then it takes a slot of the connection pool,
 then a permit of the breaker, and only then does its time begin to run. So neither a slow source of credentials nor a
@@ -11,7 +11,7 @@ How a call ends is reported to the breaker:
 
 - no answer in time, an answer that KMS is out of order, one that is not KMS's, or throttling: a failure;
 - any other answer, also a denial: a success, because KMS is there;
-- no credentials, trouble of this machine or a cancelled call: nothing, because none tells how KMS is.
+- no credentials, trouble of this machine or a cancelled call: nothing, because none says how KMS is.
 """
 
 import asyncio

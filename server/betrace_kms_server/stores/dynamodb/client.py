@@ -29,7 +29,7 @@ R = TypeVar("R")
 CALL_SECONDS = 5.0
 """What one call of ours may take."""
 WRITE_SECONDS = 3.5
-"""What of it may go to a write. The rest is for the read that tells whether a write without an answer was done."""
+"""What of it may go to a write. The rest is for the read that finds out whether a write without an answer was done."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.4
 

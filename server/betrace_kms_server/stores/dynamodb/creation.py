@@ -30,7 +30,7 @@ async def create_table(
     client_factory: ClientFactory = dynamodb_client,
     sleep: Sleep = asyncio.sleep,
 ) -> AsyncIterator[str]:
-    """Make a table, or only what an existing one lacks, and tell each thing that was done as soon as it is.
+    """Make a table, or only what an existing one lacks, and report each thing as soon as it is done.
 
     On-demand billing, encryption at rest by DynamoDB's own key, deletion protection, point-in-time recovery. Raises
     StartRefused for a table that is no key store or would lose keys, and StoreUnavailable if AWS does not do it.
@@ -78,7 +78,7 @@ async def _active(client: "DynamoDBClient", table: str, sleep: Sleep) -> tuple[s
             refuse_unfit(described, table)  # of a table that was made at the same time by somebody else
             return described["TableArn"], described.get("DeletionProtectionEnabled", False)
         await sleep(_POLL_SECONDS)
-    raise StoreUnavailable(f"the DynamoDB table {table} does not become ACTIVE: look at it in the console")
+    raise StoreUnavailable(f"the DynamoDB table {table} does not become ACTIVE: check it in the console")
 
 
 async def _turn_recovery_on(client: "DynamoDBClient", table: str, arn: str, sleep: Sleep) -> bool:

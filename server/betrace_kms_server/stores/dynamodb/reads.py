@@ -1,4 +1,4 @@
-"""The reads of the DynamoDB store: one item, the keys of a tenant, the keys of all. Consistent, if not told else.
+"""The reads of the DynamoDB store: one item, the keys of a tenant, the keys of all. Consistent, unless asked otherwise.
 
 Each page of many items is a call of its own, and bounded as such.
 """

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 _PROBE_TENANT = "#probe"
 """A partition that no tenant can have, because no tenant id may hold a `#`."""
 _READS = 20
-"""How often an active key is looked for again that was rotated between two reads."""
+"""How often an active key is read again that was rotated between two reads."""
 
 
 class DynamoStore:
@@ -60,17 +60,17 @@ class DynamoStore:
     async def active(self, tenant_id: str) -> StoredKey | None:
         """See KeyStore."""
         for _ in range(_READS):
-            told = await self._reads.item(head_of(tenant_id), "active_key_id")
-            if not told:
+            known = await self._reads.item(head_of(tenant_id), "active_key_id")
+            if not known:
                 if not await self._reads.has_keys(tenant_id):
                     return None
                 [head] = await self._reads.transact_get(head_of(tenant_id))
                 if head and "active_key_id" in head:
                     continue  # it was made meanwhile
                 raise no_active_key(tenant_id)
-            key_id = told["active_key_id"]["S"]
+            key_id = known["active_key_id"]["S"]
             head, item = await self._reads.transact_get(head_of(tenant_id), row_of(tenant_id, key_id))
-            if not head or head.get("active_key_id") != told["active_key_id"]:
+            if not head or head.get("active_key_id") != known["active_key_id"]:
                 continue  # it was rotated meanwhile
             key = None if item is None else stored_key(item)
             if key is None or key.status != "active":
@@ -113,7 +113,7 @@ class DynamoStore:
             return winner is not None
 
         if not await self._commit([self._writes.put(key), self._writes.first_active(key)], there_is_one):
-            raise StoreUnavailable("the key store did not keep a key that it was given: look at its table")
+            raise StoreUnavailable("the key store did not keep a key that it was given: check its table")
         return winner or key
 
     async def rotate(self, former: StoredKey, successor: StoredKey) -> bool:
@@ -171,7 +171,7 @@ class DynamoStore:
             await without_contention(lambda: self._client.update_item(**update))
 
     async def created_before(self, time_ms: int) -> AsyncIterator[str]:
-        """See KeyStore. Not consistent, for half the price: a rotation looks at the key again."""
+        """See KeyStore. Not consistent, for half the price: a rotation checks the key again."""
         async for item in self._reads.keys(
             "#status = :active AND create_time_ms < :time",
             {":active": {"S": "active"}, ":time": {"N": str(time_ms)}},
@@ -187,7 +187,7 @@ class DynamoStore:
             yield stored_key(item)
 
     async def add(self, key: StoredKey) -> bool:
-        """See KeyStore. The key's id is not new here, so a number drawn for this try tells whether it was done."""
+        """See KeyStore. The key's id is not new here, so a number drawn for this try shows whether it was done."""
         import_id = secrets.token_hex(16)
 
         async def landed() -> bool:
@@ -217,7 +217,7 @@ class DynamoStore:
         return [(item[PARTITION_KEY]["S"], key_id_of(item)) async for item in found]
 
     async def wrapped_by(self) -> AbstractSet[tuple[str, str]]:
-        """See KeyStore. A damaged item that does not tell is left out: it is refused when somebody asks for its key."""
+        """See KeyStore. A damaged item that names no key is left out: it is refused when somebody asks for its key."""
         found = self._reads.keys(
             "attribute_exists(provider) AND attribute_exists(master_key_arn)", projection="provider, master_key_arn"
         )
@@ -226,8 +226,8 @@ class DynamoStore:
     async def check(self) -> None:
         """See KeyStore. Asks for what makes a tenant's first key, on a condition that cannot hold.
 
-        AWS looks at permissions, at the table and at its throughput before it looks at the condition, so that being
-        refused for the condition alone tells that a key would be kept. Nothing is written, not even for a moment.
+        AWS checks permissions, the table and its throughput before it checks the condition, so that being
+        refused for the condition alone shows that a key would be kept. Nothing is written, not even for a moment.
         """
         async with asking(self._client, "TransactWriteItems", self._arn):
             try:

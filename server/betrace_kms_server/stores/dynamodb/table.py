@@ -1,4 +1,4 @@
-"""What a table must be before keys are kept in it: looked at when a daemon starts, and when a table is made ready.
+"""What a table must be before keys are kept in it: checked when a daemon starts, and when a table is made ready.
 
 The daemon's role needs dynamodb:DescribeTable and dynamodb:DescribeContinuousBackups here.
 """
@@ -42,7 +42,7 @@ async def inspect_table(client: "DynamoDBClient", table: str) -> str:
     refuse_unfit(described, table)
     if described["TableStatus"] not in _USABLE:
         raise StartRefused(
-            f"the DynamoDB table {table} is {described['TableStatus']}: wait until it is ACTIVE, and look at it in the"
+            f"the DynamoDB table {table} is {described['TableStatus']}: wait until it is ACTIVE, and check it in the"
             " console if it does not become so"
         )
     arn = described["TableArn"]
@@ -53,7 +53,7 @@ async def inspect_table(client: "DynamoDBClient", table: str) -> str:
 
 
 async def describe_table(client: "DynamoDBClient", table: str) -> "TableDescriptionTypeDef | None":
-    """Return what DynamoDB tells of a table, or None if there is none. Raises StartRefused if it cannot be asked."""
+    """Return what DynamoDB says of a table, or None if there is none. Raises StartRefused if it cannot be asked."""
     try:
         async with asking(client, "DescribeTable", table):
             return (await client.describe_table(TableName=table))["Table"]
@@ -65,7 +65,7 @@ async def describe_table(client: "DynamoDBClient", table: str) -> "TableDescript
                 f"kms.store.table {table!r} is no name of a DynamoDB table: it takes 3 to 255 letters, digits, dots,"
                 " dashes and underscores"
             ) from error
-        raise StartRefused(f"the DynamoDB table {table} cannot be looked at: {error.message}") from error
+        raise StartRefused(f"the DynamoDB table {table} cannot be described: {error.message}") from error
 
 
 def refuse_unfit(described: "TableDescriptionTypeDef", table: str) -> None:

@@ -75,11 +75,11 @@ class Writes:
         }
 
     def rotated(self, key: StoredKey, time_ms: int) -> "TransactWriteItemTypeDef":
-        """Mark a key as rotated. Refused if its status is not what `key` tells."""
+        """Mark a key as rotated. Refused if its status is not what `key` says."""
         return self._retire(key, replace(key, status="rotated", rotate_time_ms=time_ms), "rotate_time_ms", time_ms)
 
     def revoked(self, key: StoredKey, time_ms: int) -> "TransactWriteItemTypeDef":
-        """Mark a key as revoked. Refused if its status is not what `key` tells."""
+        """Mark a key as revoked. Refused if its status is not what `key` says."""
         return self._retire(key, replace(key, status="revoked", revoke_time_ms=time_ms), "revoke_time_ms", time_ms)
 
     def wrapped_anew(self, stored: StoredKey, replacement: StoredKey) -> "UpdateTypeDef":
