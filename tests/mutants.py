@@ -32,13 +32,14 @@ TESTS: Mapping[str, Sequence[str]] = {
         "contract/test_rotation_runs",
         "contract/test_succession",
     ),
-    "betrace_kms_server/cache": ("unit/test_cache*", "contract/test_lifecycle"),
+    "betrace_kms_server/cache": ("unit/test_cache*", "contract/test_cache_trust", "contract/test_lifecycle"),
     "betrace_kms_evidence": (
         "unit/test_auditor_script",
         "unit/test_canonical",
         "unit/test_dsse",
         "unit/test_jwks",
         "unit/test_merkle",
+        "unit/test_signed_json",
         "unit/test_span_json",
         "unit/test_span_vectors",
         "unit/test_tree_head",
@@ -97,7 +98,7 @@ def configure(place: Path, folder: str) -> None:
     )
     (place / "pytest.ini").write_text(
         "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n"
-        "addopts = --import-mode=importlib\npythonpath = .\ntimeout = 60\n"
+        "addopts = --import-mode=importlib\npythonpath = .\ntimeout = 20\n"
     )
 
 

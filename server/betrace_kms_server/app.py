@@ -124,10 +124,10 @@ async def running(settings: Settings, hurry: asyncio.Event | None = None) -> Asy
         core = await build_core(settings, ephemeral, resources)
         daemon = await build_edges(core, settings, admin_address, resources, hurry or asyncio.Event())
         async with background(
-            core.monitor.watch(settings.health_check_seconds),
-            leave_former_keys(core.provider, core.store, core.monitor.usable, core.record),
-            sweep(core.caches),
-            rotate_on_schedule(settings, core.rotation, core.monitor.usable),
+            lambda: core.monitor.watch(settings.health_check_seconds),
+            lambda: leave_former_keys(core.provider, core.store, core.monitor.usable, core.record),
+            lambda: sweep(core.caches),
+            lambda: rotate_on_schedule(settings, core.rotation, core.monitor.usable),
         ):
             log.info("Listening", addresses=daemon.addresses, operations=daemon.ops_address)
             yield daemon

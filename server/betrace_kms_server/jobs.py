@@ -20,6 +20,8 @@ from betrace_kms_server.stores.protocol import KeyStore
 
 log = structlog.get_logger()
 
+RESTART_SECONDS = 30.0
+"""Pause before a background job that failed begins again."""
 SWEEP_SECONDS = 60.0
 """How often expired keys that no one asks for are dropped from memory."""
 
@@ -45,11 +47,9 @@ def on_kms_state(health: HealthService, provider: KeyProvider, caches: KeyCaches
 
 
 @asynccontextmanager
-async def background(*jobs: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Run jobs until the context is left; one that fails is logged, and ends alone."""
-    tasks = [asyncio.create_task(job) for job in jobs]
-    for task in tasks:
-        task.add_done_callback(_log_failure)
+async def background(*jobs: Callable[[], Coroutine[None, None, None]]) -> AsyncIterator[None]:
+    """Run jobs until the context is left; one that fails is logged, and begins again after `RESTART_SECONDS`."""
+    tasks = [asyncio.create_task(_run(job)) for job in jobs]
     try:
         yield
     finally:
@@ -58,9 +58,13 @@ async def background(*jobs: Coroutine[None, None, None]) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _log_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("A background job failed", exc_info=error)
+async def _run(job: Callable[[], Coroutine[None, None, None]]) -> None:
+    while True:
+        try:
+            return await job()
+        except Exception as error:  # a defect must not end for good what keeps keys rotated and memory clean
+            log.error("A background job failed and begins again", seconds=RESTART_SECONDS, exc_info=error)
+        await asyncio.sleep(RESTART_SECONDS)
 
 
 async def leave_former_keys(provider: KeyProvider, store: KeyStore, usable: asyncio.Event, record: Recorder) -> None:
