@@ -1,6 +1,7 @@
 """Fixtures that tests of several folders share: AWS, played by moto."""
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,11 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.moto_server import MotoServer
+
+
+def pytest_configure() -> None:
+    """Let SIGINT reach what tests start: a shell's background jobs ignore it, and so would their children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

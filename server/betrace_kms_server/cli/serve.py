@@ -13,7 +13,7 @@ from betrace_kms_server.cli.settings_options import (
     settings_options,
     warn_of_unused_variables,
 )
-from betrace_kms_server.host import signals
+from betrace_kms_server.host import process, signals
 from betrace_kms_server.telemetry import logs
 
 
@@ -33,6 +33,7 @@ Every setting may also come from the environment: kms.data-dir is KMS_DATA_DIR.
 def serve(listen: str | None, options: SettingsOptions) -> None:
     """Run the daemon until SIGTERM or Ctrl-C."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold the keys
+    process.limit_malloc_arenas()
     signals.outlive_hang_ups()
     os.umask(0o077)  # sockets, key store and master key are the daemon's own
     with cli_errors():

@@ -36,7 +36,7 @@ class Refusal:
 def payloads_of(
     tenant_id: str, key_id: str, spans: Sequence[span_pb2.ComplianceSpan], *, unknown_fields_checked: bool = False
 ) -> list[bytes | Refusal]:
-    """Return the canonical span of each, or why there is none; `known` as in `canonical_span`."""
+    """Return the canonical span of each, or why there is none; `unknown_fields_checked` as in `canonical_span`."""
     payloads: list[bytes | Refusal] = []
     for span in spans:
         try:
