@@ -31,6 +31,7 @@ TESTS: Mapping[str, Sequence[str]] = {
         "unit/test_envelope",
     ),
     "betrace_kms_server/signing_keys": (
+        "contract/test_rewrapping",
         "contract/test_signing",
         "contract/test_lifecycle",
         "contract/test_rotation_attribution",
