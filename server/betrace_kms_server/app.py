@@ -3,7 +3,7 @@
 Start: settings, data folder, key store, provider, server; then the master key is checked, and only when it is usable
 does the service say SERVING. KMS failing is no reason to exit: the daemon stays NOT_SERVING and tries again.
 
-Stop: NOT_SERVING, streams end, calls in flight finish within the grace, then caches, provider and store close.
+Stop: NOT_SERVING, streams end, calls are answered (rpc/drain.py), then caches, provider and store close.
 """
 
 import asyncio
@@ -15,7 +15,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
 import structlog
 
 from betrace_kms_server.audit.trail import AuditTrail
@@ -24,6 +23,7 @@ from betrace_kms_server.config.settings import Settings
 from betrace_kms_server.config.sources import described
 from betrace_kms_server.core.key_event import KeyEvent, Recorder, recorded
 from betrace_kms_server.data_keys.keyring import KeyRing
+from betrace_kms_server.host.connections import Callers
 from betrace_kms_server.host.signals import handle_signals
 from betrace_kms_server.host.sockets import Address, admin_socket, claimed
 from betrace_kms_server.jobs import background, leave_former_keys, on_kms_state, rotate_on_schedule, sweep
@@ -32,6 +32,7 @@ from betrace_kms_server.operations.monitor import KmsMonitor
 from betrace_kms_server.operations.validation import Validation, Validator
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.rpc.admin import AdminService
+from betrace_kms_server.rpc.drain import CallGate, drain
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT, HealthService
 from betrace_kms_server.rpc.key_management import KeyManagementService
 from betrace_kms_server.rpc.server import bind, build_admin_server, build_server
@@ -207,11 +208,12 @@ async def build_edges(
         return core.figures.status(store=settings.store, serving=core.health.is_serving(KEY_MANAGEMENT))
 
     threads = resources.enter_context(ThreadPoolExecutor(2, thread_name_prefix="evidence"))
-    observer = CallObserver(core.rpcs, core.audit, core.tracing)
+    observer, gate = CallObserver(core.rpcs, core.audit, core.tracing), CallGate()
     server = build_server(
         KeyManagementService(core.keyring, core.signer, threads=threads, max_payload_bytes=settings.max_message_bytes),
         core.health,
         observer,
+        gate,
         max_payload_bytes=settings.max_message_bytes,
         reflect=settings.reflection,
     )
@@ -226,9 +228,10 @@ async def build_edges(
         ),
         core.health,
         observer,
+        gate,
     )
-    bind(admin, [admin_address])
-    resources.push_async_callback(_stop, (server, admin), settings.drain_seconds, hurry)
+    callers = Callers([*addresses, *bind(admin, [admin_address])])
+    resources.push_async_callback(drain, (server, admin), callers, gate, settings.drain_seconds, hurry)
     await asyncio.gather(server.start(), admin.start())
     ops = build_app(
         core.provider.name,
@@ -261,16 +264,3 @@ def _open_metrics(figures: Figures, resources: AsyncExitStack) -> Metrics:
     metrics = export.open_metrics(figures, os.environ)
     resources.push_async_callback(asyncio.to_thread, export.shut_down, metrics.shutdown)
     return metrics
-
-
-async def _stop(servers: Sequence[grpc.aio.Server], grace: float, hurry: asyncio.Event) -> None:
-    """Let the calls in flight end within `grace` seconds, or until `hurry` is set."""
-    hurrying = asyncio.create_task(_end_calls(servers, hurry))
-    await asyncio.gather(*(server.stop(grace) for server in servers))
-    hurrying.cancel()
-
-
-async def _end_calls(servers: Sequence[grpc.aio.Server], hurry: asyncio.Event) -> None:
-    await hurry.wait()
-    log.warning("Calls in flight are ended")
-    await asyncio.gather(*(server.stop(None) for server in servers))

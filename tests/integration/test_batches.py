@@ -1,6 +1,7 @@
 """SignSpans, VerifySpans, proofs and GetPublicKeys over a real connection."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -151,3 +152,16 @@ async def test_a_large_batch_does_not_starve_other_calls(client: AsyncKmsClient)
         *(noted("single", client.sign_span("acme", spans(1)[0])) for _ in range(4)),
     )
     assert order.index("single") < len(order) - 1 - order[::-1].index("batch")
+
+
+async def test_line_of_a_batch_names_its_key(tmp_path: Path) -> None:
+    """The audit line of SignSpans has the id of the key that signed, and the number of spans."""
+    file = tmp_path / "audit.log"
+    async with (
+        running(tmp_path / "daemon", kms_audit_file=str(file)) as daemon,
+        AsyncKmsClient(daemon.addresses[0]) as client,
+    ):
+        signed = await client.sign_spans("acme", spans(3))
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    (line,) = [line for line in lines if line["operation"] == "SignSpans"]
+    assert ({result.key_id for result in signed}, 3) == ({line["keyId"]}, line["items"])  # type: ignore[union-attr]

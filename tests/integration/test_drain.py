@@ -1,163 +1,177 @@
-"""Reflection in both versions, streams that end with the daemon, signals, and observers that fail."""
+"""A daemon that stops: each call that reached it is answered, and what is idle does not hold up the stop."""
 
-import json
+import asyncio
 import signal
-from collections.abc import AsyncIterator
+import socket
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from betrace.kms.v1.span_pb2 import ComplianceSpan
-from betrace_kms_client import AsyncKmsClient, KmsClient
-from betrace_kms_server.rpc import interceptors
-from betrace_kms_server.telemetry.observers import CallObserver
-from google.protobuf import descriptor_pb2
-from grpc_reflection.v1alpha import reflection_pb2 as pb
-from structlog.testing import capture_logs
+from betrace.kms.v1 import key_management_pb2 as pb
+from betrace.kms.v1 import key_management_pb2_grpc
+from betrace_kms_client import KmsClient
+from betrace_kms_server.host.connections import GOAWAY
 
-from tests.daemon import Process, running, spawned
+from tests.daemon import Process, spawned
 
-VERSIONS = ["grpc.reflection.v1", "grpc.reflection.v1alpha"]
-SERVICE = "betrace.kms.v1.KeyManagementService"
-
-
-def reflection(channel: grpc.aio.Channel, version: str) -> Any:
-    """Open a reflection stream."""
-    return channel.stream_stream(
-        f"/{version}.ServerReflection/ServerReflectionInfo",
-        request_serializer=pb.ServerReflectionRequest.SerializeToString,
-        response_deserializer=pb.ServerReflectionResponse.FromString,
-    )()
+LISTEN = ["127.0.0.1:0", "unix:{}/kms.sock"]
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0)]
+REQUEST = pb.EncryptRequest(tenant_id="acme", plaintext=b"x" * 1000)
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""Connection preface and empty SETTINGS."""
 
 
-async def ask(channel: grpc.aio.Channel, version: str, **request: Any) -> pb.ServerReflectionResponse:
-    """Ask one thing."""
-    stream = reflection(channel, version)
-    await stream.write(pb.ServerReflectionRequest(**request))
-    await stream.done_writing()
-    answer: pb.ServerReflectionResponse = await stream.read()
-    return answer
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
 
 
-@pytest.fixture
-async def channel(tmp_path: Path) -> AsyncIterator[grpc.aio.Channel]:
-    """Give a channel to a daemon."""
-    async with running(tmp_path) as daemon, grpc.aio.insecure_channel(daemon.addresses[0]) as channel:
-        yield channel
+def _literal(name: bytes, value: bytes) -> bytes:
+    return b"\0" + bytes((len(name),)) + name + bytes((len(value),)) + value
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-async def test_services_are_listed_in_both_versions(channel: grpc.aio.Channel, version: str) -> None:
-    """Each version lists itself and the other, beside ours and health."""
-    answer = await ask(channel, version, list_services="")
-    assert {SERVICE, "grpc.health.v1.Health", *(f"{each}.ServerReflection" for each in VERSIONS)} == {
-        service.name for service in answer.list_services_response.service
-    }
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize(
-    ("symbol", "file"),
-    [
-        (SERVICE, "key_management"),
-        (f"{SERVICE}.Encrypt", "key_management"),
-        (f"{SERVICE}.VerifySpans", "key_management"),
-        ("betrace.kms.v1.EncryptRequest", "key_management"),
-        ("betrace.kms.v1.EncryptRequest.tenant_id", "key_management"),
-        ("betrace.kms.v1.EncryptRequest.EncryptionContextEntry", "key_management"),
-        ("betrace.kms.v1.AttributeValue.value", "span"),
-        ("betrace.kms.v1.KeySpec", "key_management"),
-        ("betrace.kms.v1.AES_256", "key_management"),
-        ("betrace.kms.v1.ComplianceSpan", "span"),
-        ("grpc.health.v1.Health.Check", "health"),
-        ("grpc.health.v1.HealthCheckResponse.SERVING", "health"),
-        ("grpc.reflection.v1.ServerReflection", "reflection/v1/"),
-        ("grpc.reflection.v1alpha.ServerReflection.ServerReflectionInfo", "reflection/v1alpha/"),
-        ("grpc.reflection.v1.ServerReflectionRequest.host", "reflection/v1/"),
-    ],
+HEADERS = b"\x83\x86" + b"".join(  # the indexed fields :method POST and :scheme http (RFC 7541, appendix A)
+    _literal(name, value)
+    for name, value in {
+        b":path": b"/betrace.kms.v1.KeyManagementService/Encrypt",
+        b":authority": b"localhost",
+        b"content-type": b"application/grpc",
+        b"te": b"trailers",
+    }.items()
 )
-async def test_symbols_are_found(channel: grpc.aio.Channel, version: str, symbol: str, file: str) -> None:
-    """Whatever grpcurl or buf may ask to describe has its file, with all that it imports."""
-    answer = await ask(channel, version, file_containing_symbol=symbol)
-    files = [
-        descriptor_pb2.FileDescriptorProto.FromString(each)
-        for each in answer.file_descriptor_response.file_descriptor_proto
-    ]
-    assert any(file in each.name for each in files), (symbol, [each.name for each in files])
-    assert {name for each in files for name in each.dependency} <= {each.name for each in files}
+CALL_WITHOUT_A_MESSAGE = _frame(1, 4, 1, HEADERS)
+HALF_A_MESSAGE = CALL_WITHOUT_A_MESSAGE + _frame(0, 0, 1, b"\0\0\0\0\x64half of it")
+HALF_A_FRAME = CALL_WITHOUT_A_MESSAGE[:40]
 
 
-@pytest.mark.parametrize(
-    "symbol", ["", ".", "x", f"{SERVICE}.", f"{SERVICE}.Nothing", "betrace.kms.v1", "betrace.kms.v1.EncryptRequest.x"]
-)
-async def test_what_is_unknown_is_not_found(channel: grpc.aio.Channel, symbol: str) -> None:
-    """The protocol's own error, and the stream goes on."""
-    answer = await ask(channel, VERSIONS[0], file_containing_symbol=symbol)
-    assert grpc.StatusCode.NOT_FOUND.value[0] == answer.error_response.error_code
-
-
-def serves(daemon: Process, address: str) -> bool:
-    """Whether a daemon answers."""
-    with KmsClient(address) as client:
-        return bool(client.encrypt("acme", b"x").ciphertext_blob) and daemon.process.poll() is None
-
-
-def test_hang_up_does_not_kill(tmp_path: Path) -> None:
-    """SIGHUP is logged, whether it comes while the daemon starts or later, and calls go on."""
-    address = f"unix:{tmp_path}/kms.sock"
-    with spawned("--data-dir", str(tmp_path / "data"), "--listen", address) as daemon:
+@contextmanager
+def serving(data_dir: Path, listen: str) -> Iterator[Process]:
+    """Run a daemon that would drain for ten minutes."""
+    with spawned("--data-dir", str(data_dir), "--listen", listen, "--set", "kms.server.drain-seconds=600") as daemon:
         daemon.wait_for("serving")
-        for _ in range(3):
-            daemon.process.send_signal(signal.SIGHUP)
-        daemon.wait_for("SIGHUP: the daemon goes on")
-        assert serves(daemon, address)
-        daemon.process.send_signal(signal.SIGTERM)
-        assert 0 == daemon.process.wait(60)
+        yield daemon
 
 
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_second_signal_during_a_stop_ends_cleanly(tmp_path: Path, second: signal.Signals) -> None:
-    """Whoever asks twice gets the same clean end."""
-    with spawned("--data-dir", str(tmp_path / "data"), "--listen", f"unix:{tmp_path}/kms.sock") as daemon:
-        daemon.wait_for("serving")
-        daemon.process.send_signal(signal.SIGTERM)
-        daemon.wait_for("Stopping")
-        daemon.process.send_signal(second)
-        assert 0 == daemon.process.wait(60)
-        assert "Traceback" not in daemon.log
+def stopped(daemon: Process) -> tuple[int, str]:
+    """Return the exit code, and those lines of the log that an orderly stop does not have."""
+    code = daemon.process.wait(timeout=30)
+    daemon.wait_for("Stopped")
+    return code, "".join(line for line in daemon.lines if "Traceback" in line or line.startswith("E"))
 
 
-@pytest.mark.parametrize("place", ["begin", "end"])
-async def test_defect_of_an_observer_is_not_the_callers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+async def outcome(stub: Any) -> str:
+    """Encrypt something without retries, and return the name of the status."""
+    try:
+        await stub.Encrypt(REQUEST, timeout=20)
+    except grpc.aio.AioRpcError as error:
+        return error.code().name
+    return "OK"
+
+
+@asynccontextmanager
+async def connected(address: str, count: int) -> AsyncIterator[list[Any]]:
+    """Give stubs with a connection each, on which a call was answered."""
+    channels = [grpc.aio.insecure_channel(address, options=OWN_CONNECTION) for _ in range(count)]
+    stubs: list[Any] = [key_management_pb2_grpc.KeyManagementServiceStub(channel) for channel in channels]
+    try:
+        assert ["OK"] * count == [await outcome(stub) for stub in stubs]
+        yield stubs
+    finally:
+        for channel in channels:
+            await channel.close()
+
+
+@pytest.mark.parametrize("connections", [1, 8])
+@pytest.mark.parametrize("listen", LISTEN)
+async def test_calls_that_were_sent_before_the_signal_are_answered(
+    tmp_path: Path, connections: int, listen: str
 ) -> None:
-    """A call is answered although it cannot be observed; the defect is logged once, and its text stays in the log."""
+    """All 64 of each connection, those in gRPC's queue included: its own stop cancels 46 of 64 and 481 of 512."""
+    with serving(tmp_path / "data", listen.format(tmp_path)) as daemon:
+        async with connected(daemon.address, connections) as stubs:
+            calls = [asyncio.create_task(outcome(stub)) for stub in stubs for _ in range(64)]
+            await asyncio.sleep(0.003)  # they are written, and few of them are answered
+            daemon.process.send_signal(signal.SIGTERM)
+            assert Counter(OK=64 * connections) == Counter(await asyncio.gather(*calls))
+        assert (0, "") == await asyncio.to_thread(stopped, daemon)
 
-    def broken(*arguments: Any, **more: Any) -> Any:
-        raise AttributeError("secret-ish internal text")
 
-    monkeypatch.setattr(CallObserver, place, broken)
-    monkeypatch.setattr(interceptors, "_logged", set())
-    with capture_logs() as logs:
-        async with (
-            running(tmp_path, kms_audit_file=str(tmp_path / "audit.log")) as daemon,
-            AsyncKmsClient(daemon.addresses[0]) as client,
+@pytest.mark.parametrize("listen", LISTEN)
+async def test_callers_that_never_pause_get_an_answer_or_unavailable(tmp_path: Path, listen: str) -> None:
+    """A caller that repeats its call at once is served, then refused, then led away: no call is cancelled."""
+
+    async def calling(stub: Any, daemon: Process, outcomes: "Counter[str]") -> None:
+        while daemon.process.poll() is None:
+            outcomes[await outcome(stub)] += 1
+            await asyncio.sleep(0)
+
+    outcomes: Counter[str] = Counter()
+    with serving(tmp_path / "data", listen.format(tmp_path)) as daemon:
+        async with connected(daemon.address, 4) as stubs:
+            callers = [asyncio.create_task(calling(stub, daemon, outcomes)) for stub in stubs for _ in range(8)]
+            await asyncio.sleep(0.2)
+            daemon.process.send_signal(signal.SIGTERM)
+            await asyncio.gather(*callers)
+        assert (0, "") == await asyncio.to_thread(stopped, daemon)
+    assert {"OK", "UNAVAILABLE"} == set(outcomes), outcomes
+
+
+def greeted(address: str) -> socket.socket:
+    """Return a connection that has spoken HTTP/2."""
+    host, _, port = address.rpartition(":")
+    connection = socket.create_connection((host, int(port)), timeout=20)
+    connection.sendall(HELLO)
+    assert connection.recv(9)
+    return connection
+
+
+def received(connection: socket.socket) -> bytes:
+    """Return what comes until the end of the connection."""
+    parts = b""
+    while part := connection.recv(4096):
+        parts += part
+    return parts
+
+
+def test_what_is_idle_gets_a_goaway_and_does_not_hold_up_the_stop(tmp_path: Path) -> None:
+    """HTTP/2 connections, calls that were sent by half, one that never spoke, and a synchronous client that waits.
+
+    The stop takes 0.2 s. With such a client it took 5 s, the time that gRPC waits for the answer to its ping.
+    """
+    with serving(tmp_path, "127.0.0.1:0") as daemon, KmsClient(daemon.address) as client:
+        host, _, port = daemon.address.rpartition(":")
+        with (
+            socket.create_connection((host, int(port))),
+            greeted(daemon.address) as idle,
+            greeted(daemon.address) as first,
+            greeted(daemon.address) as second,
+            greeted(daemon.address) as third,
         ):
-            for _ in range(3):
-                assert (await client.encrypt("acme", b"x")).ciphertext_blob
-    assert [place] == [line["where"] for line in logs if "could not be observed" in line["event"]]
+            first.sendall(HALF_A_FRAME)
+            second.sendall(CALL_WITHOUT_A_MESSAGE)
+            third.sendall(HALF_A_MESSAGE)
+            client.encrypt("acme", b"x")
+            began = time.monotonic()
+            daemon.process.send_signal(signal.SIGTERM)
+            ends = [received(connection) for connection in (idle, first, second, third)]
+            assert (0, "") == stopped(daemon)
+    assert [1, 1, 1, 1] == [end.count(GOAWAY) for end in ends]
+    assert time.monotonic() - began < 4
 
 
-async def test_line_of_a_batch_names_its_key(tmp_path: Path) -> None:
-    """The audit line of SignSpans has the id of the key that signed, and the number of spans."""
-    spans = [ComplianceSpan(trace_id=b"t" * 16, span_id=bytes([number + 1]) * 8) for number in range(3)]
-    file = tmp_path / "audit.log"
-    async with (
-        running(tmp_path / "daemon", kms_audit_file=str(file)) as daemon,
-        AsyncKmsClient(daemon.addresses[0]) as client,
-    ):
-        signed = await client.sign_spans("acme", spans)
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    (line,) = [line for line in lines if line["operation"] == "SignSpans"]
-    assert ({result.key_id for result in signed}, 3) == ({line["keyId"]}, line["items"])  # type: ignore[union-attr]
+@pytest.mark.parametrize("listen", LISTEN)
+def test_a_daemon_starts_again_at_once_where_another_stopped(tmp_path: Path, listen: str) -> None:
+    """On the same socket or port, with connections that the clients of the first never closed."""
+    address = listen.format(tmp_path)
+    for _ in range(2):
+        with serving(tmp_path / "data", address) as daemon:
+            address = daemon.address
+            with KmsClient(address) as client:
+                client.encrypt("acme", b"x")
+                daemon.process.send_signal(signal.SIGTERM)
+                assert (0, "") == stopped(daemon)
+    assert not (tmp_path / "kms.sock").exists()

@@ -16,7 +16,8 @@ import grpc
 import structlog
 
 from betrace_kms_server.core.errors import InvalidRequest, KmsError, cause_of
-from betrace_kms_server.rpc.status import STATUS, of_defect, of_error
+from betrace_kms_server.rpc.drain import CallGate
+from betrace_kms_server.rpc.status import STATUS, of_defect, of_error, of_stop
 from betrace_kms_server.telemetry.observers import NO_SHAPE, REQUEST_ID, UNOBSERVED, CallObserver, MessageShape
 
 log = structlog.get_logger()
@@ -35,8 +36,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     A stream's handler is a coroutine that writes with its context, or an asynchronous generator.
     """
 
-    def __init__(self, observer: CallObserver) -> None:
+    def __init__(self, observer: CallObserver, gate: CallGate | None = None) -> None:
         self._observer = observer
+        self._gate = gate or CallGate()
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
@@ -58,7 +60,9 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         read, write = _tolerant(handler.request_deserializer), handler.response_serializer
         if handler.unary_unary is not None:
             observer = self._observer if method.startswith(_OURS) else UNOBSERVED
-            return grpc.unary_unary_rpc_method_handler(_guarded(handler.unary_unary, method, observer, write), read)
+            return grpc.unary_unary_rpc_method_handler(
+                _guarded(handler.unary_unary, method, observer, self._gate, write), read
+            )
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(_guarded_stream(handler.unary_stream, method), read, write)
         if handler.stream_stream is not None:
@@ -70,6 +74,7 @@ def _guarded(
     call: Callable[..., Awaitable[Any]],
     path: str,
     observer: CallObserver,
+    gate: CallGate,
     serialize: Callable[[Any], bytes] | None = None,
 ) -> Callable[..., Awaitable[Any]]:
     service, _, method = path.lstrip("/").rpartition("/")
@@ -77,6 +82,12 @@ def _guarded(
     takes_event = shape is not NO_SHAPE
 
     async def guarded(request: Any, context: _Context) -> Any:
+        if gate.refusing:
+            gate.refused += 1
+            gate.received += 1
+            gate.ended += 1
+            await context.abort_with_status(of_stop(_request_id(context)))
+        gate.received += 1
         began = time.perf_counter()
         event = None
         if observer.keeps_events:
@@ -101,6 +112,7 @@ def _guarded(
         except Exception as error:  # noqa: BLE001  # the edge: it is logged below
             status, reason, request_id, answer = _failure(error, path, context)
         finally:
+            gate.ended += 1
             if event is not None and request_id:
                 event.request_id = request_id
             try:

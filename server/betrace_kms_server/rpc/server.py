@@ -9,6 +9,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from betrace_kms_server.core.errors import StartRefused
 from betrace_kms_server.host.sockets import Address
 from betrace_kms_server.rpc.admin import AdminService
+from betrace_kms_server.rpc.drain import CallGate
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT, HealthService
 from betrace_kms_server.rpc.interceptors import ErrorInterceptor
 from betrace_kms_server.rpc.key_management import KeyManagementService
@@ -32,12 +33,13 @@ def build_server(
     key_management: KeyManagementService,
     health_service: HealthService,
     observer: CallObserver,
+    gate: CallGate,
     *,
     max_payload_bytes: int,
     reflect: bool,
 ) -> grpc.aio.Server:
     """Return the server that callers reach, not listening yet."""
-    server = _server(observer, max_payload_bytes)
+    server = _server(observer, gate, max_payload_bytes)
     key_management_pb2_grpc.add_KeyManagementServiceServicer_to_server(key_management, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     if reflect:
@@ -45,9 +47,11 @@ def build_server(
     return server
 
 
-def build_admin_server(admin: AdminService, health_service: HealthService, observer: CallObserver) -> grpc.aio.Server:
+def build_admin_server(
+    admin: AdminService, health_service: HealthService, observer: CallObserver, gate: CallGate
+) -> grpc.aio.Server:
     """Return the server of the admin socket, not listening yet. Always with reflection: only its owner reaches it."""
-    server = _server(observer, 0)
+    server = _server(observer, gate, 0)
     admin_pb2_grpc.add_KmsAdminServiceServicer_to_server(admin, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     _reflect(server, (ADMIN, health.SERVICE_NAME), health_service)
@@ -60,9 +64,9 @@ def _reflect(server: grpc.aio.Server, services: Sequence[str], health_service: H
     health_service.when_drained(reflection.drain)
 
 
-def _server(observer: CallObserver, max_payload_bytes: int) -> grpc.aio.Server:
+def _server(observer: CallObserver, gate: CallGate, max_payload_bytes: int) -> grpc.aio.Server:
     return grpc.aio.server(
-        interceptors=[ErrorInterceptor(observer)],
+        interceptors=[ErrorInterceptor(observer, gate)],
         options=[
             ("grpc.so_reuseport", 0),  # a second daemon must not take calls from the first
             ("grpc.max_receive_message_length", transport_limit(max_payload_bytes)),

@@ -49,6 +49,19 @@ def of_error(error: errors.KmsError, request_id: str) -> grpc.Status:
     return _status(STATUS[type(error)], error.message[:_MESSAGE_CHARACTERS], details)
 
 
+def of_stop(request_id: str) -> grpc.Status:
+    """Return the status for a call that comes while the daemon stops.
+
+    The retry pushback (gRFC A6) is for gRPC itself: without it the tries of a retry policy would all come too early.
+    """
+    status = of_error(
+        errors.Stopping("the daemon is stopping: repeat the call when it, or another daemon, serves"), request_id
+    )
+    pushback = ("grpc-retry-pushback-ms", str(int((errors.Stopping.retry_after or 0) * 1000)))
+    answer: grpc.Status = status._replace(trailing_metadata=(*status.trailing_metadata, pushback))  # type: ignore[attr-defined]
+    return answer
+
+
 def of_defect(request_id: str) -> grpc.Status:
     """Return the status for an error that is no business of the caller's. The log has it under the request id."""
     return _status(
