@@ -18,6 +18,8 @@ from typing import Any
 import grpc
 import structlog
 
+from betrace_kms_server.access.admission import Access
+from betrace_kms_server.access.identity import SameCaller
 from betrace_kms_server.audit.trail import AuditTrail
 from betrace_kms_server.cache.key_caches import KeyCaches
 from betrace_kms_server.config.settings import Settings
@@ -212,6 +214,7 @@ async def build_edges(
         KeyManagementService(core.keyring, core.signer, threads=threads, max_payload_bytes=settings.max_message_bytes),
         core.health,
         observer,
+        Access(SameCaller()),
         max_payload_bytes=settings.max_message_bytes,
         reflect=settings.reflection,
     )

@@ -6,6 +6,8 @@ import grpc
 from betrace.kms.v1 import admin_pb2, admin_pb2_grpc, key_management_pb2_grpc
 from grpc_health.v1 import health, health_pb2_grpc
 
+from betrace_kms_server.access.admission import Access
+from betrace_kms_server.access.identity import Caller, SameCaller
 from betrace_kms_server.core.errors import StartRefused
 from betrace_kms_server.host.sockets import Address
 from betrace_kms_server.rpc.admin import AdminService
@@ -16,6 +18,7 @@ from betrace_kms_server.rpc.reflection import Reflection
 from betrace_kms_server.telemetry.observers import CallObserver
 
 ADMIN = admin_pb2.DESCRIPTOR.services_by_name["KmsAdminService"].full_name
+_OPERATOR = Caller("admin", "socket")
 _OVERHEAD_BYTES = 64 * 1024
 _OVERHEAD_SHARE = 1024
 
@@ -32,12 +35,13 @@ def build_server(
     key_management: KeyManagementService,
     health_service: HealthService,
     observer: CallObserver,
+    access: Access,
     *,
     max_payload_bytes: int,
     reflect: bool,
 ) -> grpc.aio.Server:
-    """Return the server that callers reach, not listening yet."""
-    server = _server(observer, max_payload_bytes)
+    """Return the server that callers reach, not listening yet. Calls of our own service are admitted by `access`."""
+    server = _server(observer, access, max_payload_bytes)
     key_management_pb2_grpc.add_KeyManagementServiceServicer_to_server(key_management, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     if reflect:
@@ -47,7 +51,7 @@ def build_server(
 
 def build_admin_server(admin: AdminService, health_service: HealthService, observer: CallObserver) -> grpc.aio.Server:
     """Return the server of the admin socket, not listening yet. Always with reflection: only its owner reaches it."""
-    server = _server(observer, 0)
+    server = _server(observer, Access(SameCaller(_OPERATOR)), 0)
     admin_pb2_grpc.add_KmsAdminServiceServicer_to_server(admin, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     _reflect(server, (ADMIN, health.SERVICE_NAME), health_service)
@@ -60,9 +64,9 @@ def _reflect(server: grpc.aio.Server, services: Sequence[str], health_service: H
     health_service.when_drained(reflection.drain)
 
 
-def _server(observer: CallObserver, max_payload_bytes: int) -> grpc.aio.Server:
+def _server(observer: CallObserver, access: Access, max_payload_bytes: int) -> grpc.aio.Server:
     return grpc.aio.server(
-        interceptors=[ErrorInterceptor(observer)],
+        interceptors=[ErrorInterceptor(observer, access)],
         options=[
             ("grpc.so_reuseport", 0),  # a second daemon must not take calls from the first
             ("grpc.max_receive_message_length", transport_limit(max_payload_bytes)),
