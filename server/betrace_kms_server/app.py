@@ -19,7 +19,7 @@ import grpc
 import structlog
 
 from betrace_kms_server.access.admission import Access
-from betrace_kms_server.access.identity import SameCaller
+from betrace_kms_server.access.listeners import Listeners, open_listeners
 from betrace_kms_server.audit.trail import AuditTrail
 from betrace_kms_server.cache.key_caches import KeyCaches
 from betrace_kms_server.config.settings import Settings
@@ -123,13 +123,15 @@ async def running(settings: Settings, hurry: asyncio.Event | None = None) -> Asy
         admin_address = admin_socket(settings.data_dir)
         for address in (*settings.listen, admin_address):
             resources.enter_context(claimed(address))
+        listeners = open_listeners(settings)
         core = await build_core(settings, ephemeral, resources)
-        daemon = await build_edges(core, settings, admin_address, resources, hurry or asyncio.Event())
+        daemon = await build_edges(core, settings, listeners, admin_address, resources, hurry or asyncio.Event())
         async with background(
             lambda: core.monitor.watch(settings.health_check_seconds),
             lambda: leave_former_keys(core.provider, core.store, core.monitor.usable, core.record),
             lambda: sweep(core.caches),
             lambda: rotate_on_schedule(settings, core.rotation, core.monitor.usable),
+            listeners.follow,
         ):
             log.info("Listening", addresses=daemon.addresses, operations=daemon.ops_address)
             yield daemon
@@ -197,9 +199,14 @@ async def build_core(settings: Settings, ephemeral: str | None, resources: Async
 
 
 async def build_edges(
-    core: Core, settings: Settings, admin_address: Address, resources: AsyncExitStack, hurry: asyncio.Event
+    core: Core,
+    settings: Settings,
+    listeners: Listeners,
+    admin_address: Address,
+    resources: AsyncExitStack,
+    hurry: asyncio.Event,
 ) -> Daemon:
-    """Let callers and operators reach the core: two gRPC servers and the HTTP port. Raises StartRefused."""
+    """Let callers and operators reach the core: gRPC servers and the HTTP port. Raises StartRefused."""
     metrics = _open_metrics(core.figures, resources)
 
     def validate_over_http() -> Awaitable[Validation]:
@@ -210,15 +217,23 @@ async def build_edges(
 
     threads = resources.enter_context(ThreadPoolExecutor(2, thread_name_prefix="evidence"))
     observer = CallObserver(core.rpcs, core.audit, core.tracing)
-    server = build_server(
-        KeyManagementService(core.keyring, core.signer, threads=threads, max_payload_bytes=settings.max_message_bytes),
-        core.health,
-        observer,
-        Access(SameCaller()),
-        max_payload_bytes=settings.max_message_bytes,
-        reflect=settings.reflection,
+    service = KeyManagementService(
+        core.keyring, core.signer, threads=threads, max_payload_bytes=settings.max_message_bytes
     )
-    addresses = bind(server, settings.listen)
+    servers, bound = [], dict[Address, str]()
+    for listener in listeners.listeners:
+        server = build_server(
+            service,
+            core.health,
+            observer,
+            Access(listener.authenticator),
+            max_payload_bytes=settings.max_message_bytes,
+            reflect=settings.reflection,
+            tls=listener.credentials is not None,
+        )
+        servers.append(server)
+        bound |= zip(listener.addresses, bind(server, listener.addresses, listener.credentials), strict=True)
+    addresses = [bound[address] for address in settings.listen]
     admin = build_admin_server(
         AdminService(
             core.provider.name,
@@ -231,8 +246,8 @@ async def build_edges(
         observer,
     )
     bind(admin, [admin_address])
-    resources.push_async_callback(_stop, (server, admin), settings.drain_seconds, hurry)
-    await asyncio.gather(server.start(), admin.start())
+    resources.push_async_callback(_stop, (*servers, admin), settings.drain_seconds, hurry)
+    await asyncio.gather(*(server.start() for server in servers), admin.start())
     ops = build_app(
         core.provider.name,
         readiness=lambda: core.monitor.fresh(READY_SECONDS),

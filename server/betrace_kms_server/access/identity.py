@@ -1,19 +1,13 @@
 """The identity of a caller: from its connection or from the credentials of its call, never from its request.
 
-A name is chosen by the operator (a socket's or a token's) or taken from a certificate that the operator's authority
-signed. The sorts cannot be confused: a certificate's name has `://` or `=` in it, and a configured name has neither.
+A name is chosen by the operator, for a socket or a token (core/identities.py), or is that of a certificate which the
+operator's authority signed.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import grpc
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
-"""A name that an operator may give."""
-RESERVED = frozenset({"admin", "daemon"})
-"""Names in audit lines: who calls the admin socket, and the daemon's own work."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
