@@ -40,7 +40,7 @@ class TlsCredentials:
         try:
             self._configuration, self._signatures = _load(files)
         except Untrusted as cause:
-            raise StartRefused(f"kms.server.tls: {cause}") from None
+            raise StartRefused(f"mutual TLS: {cause}") from None
         self.credentials = grpc.dynamic_ssl_server_credentials(self._configuration, self._current, True)
 
     def refresh(self) -> None:

@@ -12,7 +12,7 @@ import structlog
 from betrace_kms_server.access.identity import Caller, Context
 from betrace_kms_server.access.token_file import MAX_TOKEN_CHARACTERS, digest_of, make_token_file, read_tokens
 from betrace_kms_server.core.errors import StartRefused, Unauthenticated
-from betrace_kms_server.host.trusted_files import Untrusted, signature
+from betrace_kms_server.host.trusted_files import Signature, Untrusted, signature
 
 log = structlog.get_logger()
 
@@ -29,9 +29,10 @@ class TokenAuthenticator:
         self._group = group
         try:
             make_token_file(path, group)
-            tokens, self._signature = read_tokens(path, group)
+            tokens, found = read_tokens(path, group)
         except Untrusted as cause:
             raise StartRefused(f"kms.server.token-file: {cause}") from None
+        self._signature: Signature | None = found
         self._revision = 1
         self._callers = tuple((token.digest, Caller(token.name, "token", 1)) for token in tokens)
 
@@ -60,7 +61,7 @@ class TokenAuthenticator:
         """Read the file again if it changed."""
         now = signature(self._path, follow=False)
         if now != self._signature:
-            self._signature = now or ()
+            self._signature = now
             self.reload()
 
     def reload(self) -> None:

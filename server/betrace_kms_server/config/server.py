@@ -42,7 +42,7 @@ class ServerSettings(BaseModel):
         parse_addresses("127.0.0.1:50051"),
         alias="kms.server.listen",
         description="loopback `127.0.0.1:port`, `[::1]:port` and `unix:/path;identity=NAME;mode=0660;group=GID`,"
-        " separated by commas; with `kms.server.tls.*` any `host:port`",
+        " separated by commas; with `kms.server.tls.cert-file` any `host:port`",
     )
     max_message_bytes: WholeNumber = Field(
         4 * 1024 * 1024,
@@ -91,7 +91,9 @@ class ServerSettings(BaseModel):
     def _tls_is_complete(self) -> "ServerSettings":
         given = [bool(path) for path in (self.tls_cert_file, self.tls_key_file, self.tls_client_ca_file)]
         if any(given) and not all(given):
-            raise ValueError("kms.server.tls is incomplete: set cert-file, key-file and client-ca-file, or none")
+            raise ValueError(
+                "mutual TLS is incomplete: set kms.server.tls.cert-file, .key-file and .client-ca-file, or none"
+            )
         if self.token_group is not None and self.token_file is None:
             raise ValueError("kms.server.token-file is missing, and kms.server.token-group is set: give a path")
         return self

@@ -45,10 +45,13 @@ def read_trusted(path: Path, *, readers: int, follow: bool) -> tuple[bytes, Sign
         if path.is_symlink() and not follow:
             raise Untrusted(f"{path} is a symbolic link: name the file itself") from cause
         raise Untrusted(f"{path} cannot be read: {cause.strerror}") from cause
-    with open(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         _check(path, status, readers)
-        content = file.read(_MAX_BYTES + 1)
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read(_MAX_BYTES + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > _MAX_BYTES:
         raise Untrusted(f"{path} is larger than 1 MiB: is it the right file?")
     return content, _signature_of(status)
