@@ -124,7 +124,7 @@ async def running(settings: Settings, hurry: asyncio.Event | None = None) -> Asy
         for address in (*settings.listen, admin_address):
             resources.enter_context(claimed(address))
         listeners = open_listeners(settings)
-        core = await build_core(settings, ephemeral, resources)
+        core = await build_core(settings, ephemeral, listeners, resources)
         daemon = await build_edges(core, settings, listeners, admin_address, resources, hurry or asyncio.Event())
         async with background(
             lambda: core.monitor.watch(settings.health_check_seconds),
@@ -137,7 +137,9 @@ async def running(settings: Settings, hurry: asyncio.Event | None = None) -> Asy
             yield daemon
 
 
-async def build_core(settings: Settings, ephemeral: str | None, resources: AsyncExitStack) -> Core:
+async def build_core(
+    settings: Settings, ephemeral: str | None, listeners: Listeners, resources: AsyncExitStack
+) -> Core:
     """Open the key store and the provider, and build what stands on them. Raises StartRefused."""
     store = await open_store(settings, resources)
     audit = await _open_audit(settings, resources)
@@ -176,7 +178,8 @@ async def build_core(settings: Settings, ephemeral: str | None, resources: Async
     )
     lifecycle = Lifecycle(provider, store, caches.changed, now=time.time, record=record)
     rotation = Rotation(lifecycle, store, batch_size=settings.rotation_batch_size, record=record)
-    validator = Validator(provider, store, endpoint=settings.endpoint, ephemeral=ephemeral)
+    unfit = [problem for problem in (listeners.problem,) if problem]
+    validator = Validator(provider, store, endpoint=settings.endpoint, ephemeral=ephemeral, unfit=unfit)
     for part in (lifecycle, rotation, validator):
         resources.push_async_callback(part.close)
     return Core(
@@ -213,7 +216,9 @@ async def build_edges(
         return recorded(KeyEvent("Validate", "", caller="http"), core.record, core.validator.run())
 
     def status() -> dict[str, Any]:
-        return core.figures.status(store=settings.store, serving=core.health.is_serving(KEY_MANAGEMENT))
+        access = {"unauthenticated": listeners.unauthenticated}
+        serving = core.health.is_serving(KEY_MANAGEMENT)
+        return core.figures.status(store=settings.store, serving=serving) | {"access": access}
 
     threads = resources.enter_context(ThreadPoolExecutor(2, thread_name_prefix="evidence"))
     observer = CallObserver(core.rpcs, core.audit, core.tracing)

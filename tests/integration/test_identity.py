@@ -1,6 +1,8 @@
 """Who is let in: sockets, tokens and certificates, each against a real daemon. `refused` cases count, none may pass."""
 
 import asyncio
+import http.client
+import json
 import os
 import secrets
 import shutil
@@ -27,7 +29,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests import raw_grpc
 from tests.authority import Authority, Pair
-from tests.daemon import Process, running, spawned
+from tests.daemon import COMMAND, Process, running, spawned
 
 METHODS = sorted(pb.DESCRIPTOR.services_by_name["KeyManagementService"].methods_by_name)
 PATH = "/betrace.kms.v1.KeyManagementService/GenerateDataKey"
@@ -770,3 +772,37 @@ def test_with_mutual_tls_other_machines_may_reach_the_daemon(tmp_path: Path) -> 
         with KmsClient(address, tls_ca_file=tmp_path / "ca.crt", tls_cert_file=chain, tls_key_file=key) as client:
             assert 32 == len(client.generate_data_key("acme").plaintext)
         assert grpc.StatusCode.UNAVAILABLE == status_of(address)
+
+
+# --- callers that are not authenticated
+
+
+def command(data_dir: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    """Run a verb of the admin socket."""
+    address = ("--admin-addr", f"unix:{data_dir}/admin.sock")
+    return subprocess.run([COMMAND, *words, *address], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_daemon_without_identities_says_so_and_is_refused_for_production(tmp_path: Path) -> None:
+    """A newcomer's daemon starts; the log, status and validate name the addresses and the three ways out."""
+    with spawned("--data-dir", str(tmp_path), "--listen", f"127.0.0.1:0,unix:{tmp_path}/a.sock;identity=a") as process:
+        said = process.wait_for("CALLERS ARE NOT AUTHENTICATED")
+        process.wait_for("serving")
+        assert all(way in said for way in ("identity=NAME", "kms.server.token-file", "kms.server.tls.cert-file"))
+        status = command(tmp_path, "status")
+        assert "NOT AUTHENTICATED at 127.0.0.1:0" in status.stdout
+        validate, production = command(tmp_path, "validate"), command(tmp_path, "validate", "--production")
+        assert (0, 1) == (validate.returncode, production.returncode)
+        assert "callers are not authenticated at 127.0.0.1:0" in validate.stdout
+        assert "production" in production.stdout
+        connection = http.client.HTTPConnection(process.ops_address, timeout=60)
+        connection.request("POST", "/api/admin/kms/validate?production=true")
+        assert "FAIL" == json.load(connection.getresponse())["overall"]
+        connection.close()
+
+
+def test_a_daemon_with_identities_says_nothing(guarded: Guarded) -> None:
+    """Where every address has its way to identify callers, there is no warning."""
+    assert "NOT AUTHENTICATED" not in guarded.process.log
+    assert "callers       authenticated" in command(guarded.folder / "data", "status").stdout
+    assert "not authenticated" not in command(guarded.folder / "data", "validate").stdout

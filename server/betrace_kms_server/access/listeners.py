@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import grpc
+import structlog
 
 from betrace_kms_server.access.certificates import CertificateAuthenticator
 from betrace_kms_server.access.identity import Authenticator, Caller, SameCaller
@@ -18,6 +19,8 @@ from betrace_kms_server.config.settings import Settings
 from betrace_kms_server.core.errors import StartRefused
 from betrace_kms_server.host.groups import group_id
 from betrace_kms_server.host.sockets import Address
+
+log = structlog.get_logger()
 
 REFRESH_SECONDS = 1.0
 """How often files of credentials are checked for a change."""
@@ -48,6 +51,13 @@ class Listeners:
     unauthenticated: Sequence[str]
     """Addresses that let everybody in who reaches them."""
 
+    @property
+    def problem(self) -> str | None:
+        """What is to be said if not all callers are authenticated."""
+        if not self.unauthenticated:
+            return None
+        return f"callers are not authenticated at {', '.join(self.unauthenticated)}: {THREE_WAYS}"
+
     def reload(self) -> None:
         """Read tokens and certificates again."""
         for each in self.reloadable:
@@ -76,12 +86,12 @@ def open_listeners(settings: Settings) -> Listeners:
     if plain:
         listeners.append(Listener(plain, tokens or SameCaller()))
     unauthenticated = [] if tokens else [address.text for address in plain]
-    if unauthenticated and settings.require_identity:
-        raise StartRefused(
-            f"kms.server.require-identity is set, and callers are not authenticated at {', '.join(unauthenticated)}:"
-            f" {THREE_WAYS}"
-        )
-    return Listeners(listeners, [each for each in (tokens, tls) if each], unauthenticated)
+    found = Listeners(listeners, [each for each in (tokens, tls) if each], unauthenticated)
+    if found.problem and settings.require_identity:
+        raise StartRefused(f"kms.server.require-identity is set, and {found.problem}")
+    if found.problem:
+        log.warning(f"CALLERS ARE NOT AUTHENTICATED: {found.problem}")  # noqa: G004  # the line is the message
+    return found
 
 
 def _same(name: str) -> SameCaller:
