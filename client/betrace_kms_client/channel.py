@@ -36,6 +36,9 @@ OPTIONS: tuple[tuple[str, str | int], ...] = (
 
 
 def normalised(target: str) -> str:
-    """Return gRPC's form of a target: `unix:/path` and `unix:///path` for a socket, or host:port."""
-    first = target.partition(",")[0].strip()
+    """Return gRPC's form of a target: `unix:/path` and `unix:///path` for a socket, or host:port.
+
+    Of several addresses of kms.server.listen it is the first, without its options.
+    """
+    first = target.partition(",")[0].partition(";")[0].strip()
     return f"unix:{first}" if first.startswith(("/", "./")) else first or DEFAULT_TARGET

@@ -8,7 +8,8 @@ from betrace.kms.v1.key_management_pb2_grpc import KeyManagementServiceStub
 from betrace.kms.v1.span_pb2 import ComplianceSpan, InclusionProof
 
 from betrace_kms_client import messages
-from betrace_kms_client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, OPTIONS, normalised
+from betrace_kms_client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, normalised
+from betrace_kms_client.credentials import File, Token, chosen, open_channel
 from betrace_kms_client.errors import from_rpc_error
 from betrace_kms_client.messages import Context
 from betrace_kms_client.results import (
@@ -28,13 +29,25 @@ R = TypeVar("R")
 class KmsClient:
     """Calls the daemon at `target`: host:port, or unix:/path. May be shared by threads.
 
-    A call takes at most `timeout` seconds, its retries included, and raises a KmsClientError if it fails.
+    A call takes at most `timeout` seconds, its retries included, and raises a KmsClientError if it fails. What proves
+    who the client is, and is not given, comes from the environment: see betrace_kms_client.credentials.
     """
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        token_file: File = None,
+        tls_ca_file: File = None,
+        tls_cert_file: File = None,
+        tls_key_file: File = None,
+    ) -> None:
+        files = chosen(token_file, tls_ca_file, tls_cert_file, tls_key_file)
         self.target = normalised(target)
         self._timeout = timeout
-        self._channel = grpc.insecure_channel(self.target, options=OPTIONS)
+        self._token = Token(files.token)
+        self._channel = open_channel(self.target, files)
         self._stub = KeyManagementServiceStub(self._channel)
 
     def __enter__(self) -> "KmsClient":
@@ -137,7 +150,13 @@ class KmsClient:
         return messages.public_keys(self._call(self._stub.GetPublicKeys, request, timeout))
 
     def _call(self, method: "grpc.UnaryUnaryMultiCallable[Any, R]", request: Any, timeout: float | None) -> R:
+        seconds = self._timeout if timeout is None else timeout
         try:
-            return method(request, timeout=self._timeout if timeout is None else timeout)
+            return method(request, timeout=seconds, metadata=self._token.metadata())
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAUTHENTICATED or not self._token.renewed():
+                raise from_rpc_error(error, self.target) from error
+        try:
+            return method(request, timeout=seconds, metadata=self._token.metadata())
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.target) from error

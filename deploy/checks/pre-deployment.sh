@@ -15,7 +15,7 @@ status=$(curl -sS --max-time 30 "$OPS/api/admin/kms/status") || {
   exit 1
 }
 ready=$(curl -sS --max-time 30 "$OPS/q/health/ready")
-validation=$(curl -sS --max-time 60 -X POST "$OPS/api/admin/kms/validate")
+validation=$(curl -sS --max-time 60 -X POST "$OPS/api/admin/kms/validate?production=true")
 
 check 'KMS provider' aws "$(jq -r '.provider' <<<"$status")"
 check 'health' UP "$(jq -r '.checks[] | select(.name == "kms").status' <<<"$ready")"

@@ -17,6 +17,8 @@ from typing import Any
 
 import structlog
 
+from betrace_kms_server.access.admission import Access
+from betrace_kms_server.access.listeners import Listeners, open_listeners
 from betrace_kms_server.audit.trail import AuditTrail
 from betrace_kms_server.cache.key_caches import KeyCaches
 from betrace_kms_server.config.settings import Settings
@@ -122,19 +124,23 @@ async def running(settings: Settings, hurry: asyncio.Event | None = None) -> Asy
         admin_address = admin_socket(settings.data_dir)
         for address in (*settings.listen, admin_address):
             resources.enter_context(claimed(address))
-        core = await build_core(settings, ephemeral, resources)
-        daemon = await build_edges(core, settings, admin_address, resources, hurry or asyncio.Event())
+        listeners = open_listeners(settings)
+        core = await build_core(settings, ephemeral, listeners, resources)
+        daemon = await build_edges(core, settings, listeners, admin_address, resources, hurry or asyncio.Event())
         async with background(
             lambda: core.monitor.watch(settings.health_check_seconds),
             lambda: leave_former_keys(core.provider, core.store, core.monitor.usable, core.record),
             lambda: sweep(core.caches),
             lambda: rotate_on_schedule(settings, core.rotation, core.monitor.usable),
+            listeners.follow,
         ):
             log.info("Listening", addresses=daemon.addresses, operations=daemon.ops_address)
             yield daemon
 
 
-async def build_core(settings: Settings, ephemeral: str | None, resources: AsyncExitStack) -> Core:
+async def build_core(
+    settings: Settings, ephemeral: str | None, listeners: Listeners, resources: AsyncExitStack
+) -> Core:
     """Open the key store and the provider, and build what stands on them. Raises StartRefused."""
     store = await open_store(settings, resources)
     audit = await _open_audit(settings, resources)
@@ -173,7 +179,8 @@ async def build_core(settings: Settings, ephemeral: str | None, resources: Async
     )
     lifecycle = Lifecycle(provider, store, caches.changed, now=time.time, record=record)
     rotation = Rotation(lifecycle, store, batch_size=settings.rotation_batch_size, record=record)
-    validator = Validator(provider, store, endpoint=settings.endpoint, ephemeral=ephemeral)
+    unfit = [problem for problem in (listeners.problem,) if problem]
+    validator = Validator(provider, store, endpoint=settings.endpoint, ephemeral=ephemeral, unfit=unfit)
     for part in (lifecycle, rotation, validator):
         resources.push_async_callback(part.close)
     return Core(
@@ -196,28 +203,44 @@ async def build_core(settings: Settings, ephemeral: str | None, resources: Async
 
 
 async def build_edges(
-    core: Core, settings: Settings, admin_address: Address, resources: AsyncExitStack, hurry: asyncio.Event
+    core: Core,
+    settings: Settings,
+    listeners: Listeners,
+    admin_address: Address,
+    resources: AsyncExitStack,
+    hurry: asyncio.Event,
 ) -> Daemon:
-    """Let callers and operators reach the core: two gRPC servers and the HTTP port. Raises StartRefused."""
+    """Let callers and operators reach the core: gRPC servers and the HTTP port. Raises StartRefused."""
     metrics = _open_metrics(core.figures, resources)
 
     def validate_over_http() -> Awaitable[Validation]:
         return recorded(KeyEvent("Validate", "", caller="http"), core.record, core.validator.run())
 
     def status() -> dict[str, Any]:
-        return core.figures.status(store=settings.store, serving=core.health.is_serving(KEY_MANAGEMENT))
+        access = {"unauthenticated": listeners.unauthenticated}
+        serving = core.health.is_serving(KEY_MANAGEMENT)
+        return core.figures.status(store=settings.store, serving=serving) | {"access": access}
 
     threads = resources.enter_context(ThreadPoolExecutor(2, thread_name_prefix="evidence"))
     observer, gate = CallObserver(core.rpcs, core.audit, core.tracing), CallGate()
-    server = build_server(
-        KeyManagementService(core.keyring, core.signer, threads=threads, max_payload_bytes=settings.max_message_bytes),
-        core.health,
-        observer,
-        gate,
-        max_payload_bytes=settings.max_message_bytes,
-        reflect=settings.reflection,
+    service = KeyManagementService(
+        core.keyring, core.signer, threads=threads, max_payload_bytes=settings.max_message_bytes
     )
-    addresses = bind(server, settings.listen)
+    servers, bound = [], dict[Address, str]()
+    for listener in listeners.listeners:
+        server = build_server(
+            service,
+            core.health,
+            observer,
+            gate,
+            Access(listener.authenticator),
+            max_payload_bytes=settings.max_message_bytes,
+            reflect=settings.reflection,
+            tls=listener.credentials is not None,
+        )
+        servers.append(server)
+        bound |= zip(listener.addresses, bind(server, listener.addresses, listener.credentials), strict=True)
+    addresses = [bound[address] for address in settings.listen]
     admin = build_admin_server(
         AdminService(
             core.provider.name,
@@ -230,9 +253,10 @@ async def build_edges(
         observer,
         gate,
     )
-    callers = Callers([*addresses, *bind(admin, [admin_address])])
-    resources.push_async_callback(drain, (server, admin), callers, gate, settings.drain_seconds, hurry)
-    await asyncio.gather(server.start(), admin.start())
+    ciphered = [bound[address] for each in listeners.listeners if each.credentials for address in each.addresses]
+    callers = Callers([*addresses, *bind(admin, [admin_address])], ciphered)
+    resources.push_async_callback(drain, (*servers, admin), callers, gate, settings.drain_seconds, hurry)
+    await asyncio.gather(*(server.start() for server in servers), admin.start())
     ops = build_app(
         core.provider.name,
         readiness=lambda: core.monitor.fresh(READY_SECONDS),

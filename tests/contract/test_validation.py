@@ -11,7 +11,7 @@ from betrace_kms_server.core import errors
 from betrace_kms_server.core.errors import AccessDenied, KmsError
 from betrace_kms_server.core.keys import KeyMaterial, WrappedKey
 from betrace_kms_server.operations.remedies import REMEDIES, endpoint_service, remedy
-from betrace_kms_server.operations.validation import READY, Validation, Validator
+from betrace_kms_server.operations.validation import READY, Test, Validation, Validator
 from betrace_kms_server.providers.aws.provider import AwsProvider
 from betrace_kms_server.providers.local import LocalProvider
 from betrace_kms_server.providers.protocol import KeyProvider
@@ -465,8 +465,22 @@ def test_every_error_of_a_provider_or_a_store_has_its_step() -> None:
         errors.KeyDamaged,
         errors.AuditUnavailable,
         errors.Stopping,
+        errors.Unauthenticated,
+        errors.CallerNotAllowed,
     }
     assert set(leaves()) - others == set(REMEDIES)
+
+
+async def test_production_has_a_test_of_its_own(store: SqliteStore) -> None:
+    """What must not be so in production is a note otherwise, and fails there; without it the test passes."""
+    for unfit in (list[str](), ["callers are not authenticated: give them a token"]):
+        async with provider(stubbed(SmallKms())) as aws:
+            outcome = await Validator(aws, store, endpoint=None, ephemeral=None, unfit=unfit).run()
+        assert outcome.passed
+        production = outcome.for_production()
+        assert production.passed == (not unfit)
+        assert Test("production", not unfit, message="; ".join(unfit)) == production.tests[-1]
+        assert (unfit or [READY]) == outcome.recommendations
 
 
 def test_other_errors_lead_to_the_manual() -> None:

@@ -71,7 +71,7 @@ def subject(tmp_path: Path, moto: "MotoServer", key: str, **environ: str) -> Ite
     with aws_proxy(moto.url) as proxy:
         names = {name.upper(): value for name, value in (aws(proxy.url, key) | environ).items()}
         names |= {"KMS_AUDIT_FILE": str(tmp_path / "audit.jsonl"), "AWS_KMS_CALL_TIMEOUT_MS": "1500"}
-        arguments = ("--data-dir", str(tmp_path / "data"), "--listen", f"unix:{tmp_path}/kms.sock")
+        arguments = ("--data-dir", str(tmp_path / "data"), "--listen", f"unix:{tmp_path}/kms.sock;identity=backend")
         with spawned(*arguments, environ=names) as daemon, KmsClient(f"unix:{tmp_path}/kms.sock") as client:
             daemon.wait_for("serving")
             for _ in range(10):

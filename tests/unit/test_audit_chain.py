@@ -19,12 +19,22 @@ from betrace_kms_server.audit.chain import (
     Finding,
     Head,
     format_line,
+    parse_line,
 )
 from betrace_kms_server.core.key_event import KeyEvent
 
 from tests.unit.trails import CHANGED, EVENT, TIME, chain, head_of, verified
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "audit-trail.md").read_text("utf-8")
+OF_AN_EARLIER_VERSION = (
+    b'{"seq":42,"time":"2024-01-02T03:04:05.006Z","operation":"SignSpan","tenant":"acme","keyId"'
+    b':"00112233445566778899aabbccddeeff","caller":"unix: grpc-java-netty/1.75","result":"OK","c'
+    b'acheHit":false,"kmsRequestIds":["7a3c2c1e-6c1e-4f0e-9d0d-3a5d0c1d2e3f"],"requestId":"01234'
+    b'56789abcdef","traceId":"0af7651916cd43dd8448eb211c80319c","items":1,"prev":"5d8c1ab1a1b1ad'
+    b'8b6a0c6c0b9d2a7e3f4e5a6b7c8d9e0f1a2b3c4d5e6f708192","hash":"8de731781994c6d2d37dfd2e6be5a9'
+    b'8a2b3c35a3ea952d9b481f653a7a04f0b3"}'
+    b"\n"
+)
 NO_LINE = "no line of an audit trail"
 BROKEN = "broken link: the line before it is not the one that it was chained to"
 TORN = "torn: the file ends before the line does"
@@ -43,7 +53,8 @@ def test_a_line() -> None:
     line, head = format_line(EVENT, TIME, Head(41, "ab" * 32))
     content = (
         b'{"seq":42,"time":"2024-01-02T03:04:05.006Z","operation":"SignSpan","tenant":"acme",'
-        b'"keyId":"00112233445566778899aabbccddeeff","caller":"unix: betrace-backend/2.1","result":"OK",'
+        b'"keyId":"00112233445566778899aabbccddeeff","caller":"unix: betrace-backend/2.1",'
+        b'"identity":"backend","rule":"sign","result":"OK",'
         b'"cacheHit":false,"kmsRequestIds":["7a3c2c1e-6c1e-4f0e-9d0d-3a5d0c1d2e3f"],'
         b'"requestId":"0123456789abcdef","traceId":"0af7651916cd43dd8448eb211c80319c","items":1,'
         b'"prev":"abababababababababababababababababababababababababababababababab"'
@@ -51,6 +62,14 @@ def test_a_line() -> None:
     digest = sha256(content + b"}").hexdigest()
     assert content + b',"hash":"' + digest.encode() + b'"}\n' == line
     assert Head(42, digest) == head
+
+
+def test_a_chain_of_an_earlier_version_goes_on() -> None:
+    """Its lines have no identity and no rule; they verify, and so does a line that is chained to them."""
+    old = parse_line(OF_AN_EARLIER_VERSION)
+    assert old is not None
+    new, _ = format_line(EVENT, TIME, old.head)
+    assert [] == found_in(OF_AN_EARLIER_VERSION, new)
 
 
 def test_no_cache_is_null() -> None:
@@ -77,7 +96,7 @@ def test_whatever_a_tenant_is_called(tenant: str) -> None:
 def test_the_longest_line_is_bounded() -> None:
     """Whatever comes over the wire, a line is not too long to be verified."""
     text = "\0" * 100_000
-    event = KeyEvent(text, text, text, text, text, None, [text] * 1000, text, text)
+    event = KeyEvent(text, text, text, text, text, None, [text] * 1000, text, text, identity=text, rule=text)
     line, _ = format_line(event, TIME, START)
     assert len(line) < MAX_LINE_BYTES
     assert [] == verified(line)

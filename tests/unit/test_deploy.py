@@ -11,6 +11,7 @@ from typing import Any, get_args
 import betrace_kms_server
 import pytest
 import yaml  # type: ignore[import-untyped]
+from betrace_kms_client import credentials
 from betrace_kms_client.cli import main
 from betrace_kms_server.cli.serve import serve
 from betrace_kms_server.config import sources as config
@@ -30,8 +31,9 @@ OUR_VARIABLE = re.compile(r"\b(?:BETRACE_KMS|AWS_KMS|KMS)_[A-Z_]*[A-Z]\b")
 VARIABLES = {
     *(config.environment_name(name) for name in config.NAMES),
     *(option.envvar for option in serve.params if isinstance(getattr(option, "envvar", None), str)),
+    *credentials.VARIABLES,
 }
-"""What the daemon reads from its environment."""
+"""What the daemon and its clients read from the environment."""
 NOT_OURS = {"PATH"}
 
 

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 from betrace_kms_server.core.errors import StartRefused
-from betrace_kms_server.host.sockets import Address, claimed, exclusive, listen_on, parse_addresses, parse_host_port
+from betrace_kms_server.host.sockets import (
+    Address,
+    claimed,
+    exclusive,
+    listen_on,
+    parse_addresses,
+    parse_host_port,
+    refuse_exposed,
+)
 
 
 @pytest.fixture
@@ -59,9 +67,9 @@ def test_loopback_is_taken(text: str) -> None:
     ],
 )
 def test_what_others_reach_is_refused(text: str) -> None:
-    """Calls are in the clear and callers do not identify themselves, so no other machine may reach us."""
+    """Without TLS calls are in the clear and callers are not authenticated, so no other machine may reach us."""
     with pytest.raises(ValueError, match="can be reached from other machines, and callers are not authenticated"):
-        parse_addresses(text)
+        refuse_exposed(parse_addresses(text))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +129,7 @@ def test_several_addresses() -> None:
 def test_one_bad_address_refuses_all() -> None:
     """A list is not taken in part."""
     with pytest.raises(ValueError, match="can be reached"):
-        parse_addresses("127.0.0.1:1,0.0.0.0:1")
+        refuse_exposed(parse_addresses("127.0.0.1:1,0.0.0.0:1"))
 
 
 def test_a_free_path_is_claimed(folder: Path) -> None:

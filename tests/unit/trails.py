@@ -16,6 +16,8 @@ EVENT = KeyEvent(
     kms_request_ids=["7a3c2c1e-6c1e-4f0e-9d0d-3a5d0c1d2e3f"],
     request_id="0123456789abcdef",
     trace_id="0af7651916cd43dd8448eb211c80319c",
+    identity="backend",
+    rule="sign",
 )
 
 

@@ -37,15 +37,17 @@ _NONE = "-"
 Examples:
   betrace-kms validate
   betrace-kms validate --admin-addr unix:/var/lib/betrace-kms/admin.sock
+  betrace-kms validate --production
   betrace-kms validate --json | jq -r .overall
 """
 )
+@click.option("--production", is_flag=True, help="Fail on what must not be so in production, too.")
 @report_option
 @admin_options
-def validate(as_json_: bool, admin_addr: str, timeout: float) -> None:
+def validate(production: bool, as_json_: bool, admin_addr: str, timeout: float) -> None:
     """Try everything that the daemon needs of KMS and of its store; exits with 1 unless all of it passes."""
     with administering(admin_addr) as admin:
-        answer = admin.Validate(pb.ValidateRequest(), timeout=timeout)
+        answer = admin.Validate(pb.ValidateRequest(production=production), timeout=timeout)
     if as_json_:
         write(as_json(_validation(answer)), None)
     else:
@@ -149,6 +151,7 @@ def _head(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "version", found.get("version") or ""
     yield "uptime", _duration(found.get("uptime_seconds"))
     yield "serving", click.style("yes", fg="green") if found.get("serving") else click.style("NO", fg="red", bold=True)
+    yield "callers", _callers(found.get("access") or {})
     yield "master key", kms.get("master_key") or ""
     yield "region", kms.get("region") or ""
     yield "KMS", _kms(kms)
@@ -159,6 +162,14 @@ def _head(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "audit", _audit(found["audit"]) if "audit" in found else ""
     yield "audit head", (found.get("audit") or {}).get("head") or ""
     yield "cost", _cost(found.get("cost") or {})
+
+
+def _callers(access: Mapping[str, Any]) -> str:
+    if "unauthenticated" not in access:
+        return ""
+    if not access["unauthenticated"]:
+        return "authenticated"
+    return click.style("NOT AUTHENTICATED", fg="red", bold=True) + f" at {', '.join(access['unauthenticated'])}"
 
 
 def _kms(kms: Mapping[str, Any]) -> str:

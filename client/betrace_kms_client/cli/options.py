@@ -14,6 +14,7 @@ from betrace.kms.v1.admin_pb2_grpc import KmsAdminServiceStub
 from tabulate import tabulate
 
 from betrace_kms_client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, OPTIONS, normalised
+from betrace_kms_client.credentials import VARIABLES, Files, chosen
 from betrace_kms_client.errors import KmsClientError, Unavailable, Unimplemented, from_rpc_error
 from betrace_kms_client.sync_client import KmsClient
 
@@ -24,9 +25,39 @@ ADMIN_TIMEOUT = 60.0
 """Seconds for a call to the admin service, which may ask KMS several times and wait 5 s for each answer."""
 
 
+_CREDENTIALS = "betrace_kms.credentials"
+"""Where the files of credentials are in click's context, so that no verb has to pass them on."""
+_CREDENTIAL_OPTIONS = {
+    "token_file": "The daemon's file of tokens (kms.server.token-file).",
+    "tls_ca_file": "Authority of the daemon's certificate, in PEM.",
+    "tls_cert_file": "Certificate for mutual TLS, in PEM.",
+    "tls_key_file": "Key of that certificate, in PEM.",
+}
+
+
+def _keep(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    ctx.meta.setdefault(_CREDENTIALS, {})[param.name] = value
+
+
+def given_credentials() -> Files:
+    """Return the files of credentials that the running command was given."""
+    return chosen(**click.get_current_context().meta.get(_CREDENTIALS, dict.fromkeys(_CREDENTIAL_OPTIONS)))
+
+
 def client_options(function: F) -> F:
-    """Add the options that say which daemon to call."""
+    """Add the options that say which daemon to call, and as whom."""
     for option in (
+        *(
+            click.option(
+                f"--{name.replace('_', '-')}",
+                envvar=variable,
+                show_envvar=True,
+                expose_value=False,
+                callback=_keep,
+                help=text,
+            )
+            for variable, (name, text) in reversed(list(zip(VARIABLES, _CREDENTIAL_OPTIONS.items(), strict=True)))
+        ),
         click.option("--timeout", type=float, default=DEFAULT_TIMEOUT, show_default=True, help="Seconds to wait."),
         click.option(
             "--addr",
@@ -98,8 +129,16 @@ def payload_options(function: F) -> F:
 @contextmanager
 def calling(addr: str, timeout: float) -> Iterator[KmsClient]:
     """Give a client, and end the command with one line if a call of it fails."""
+    files = given_credentials()
     try:
-        with KmsClient(addr, timeout=timeout) as client:
+        with KmsClient(
+            addr,
+            timeout=timeout,
+            token_file=files.token or "",
+            tls_ca_file=files.authority or "",
+            tls_cert_file=files.certificate or "",
+            tls_key_file=files.key or "",
+        ) as client:
             yield client
     except KmsClientError as error:
         _fail(error, error.message)

@@ -9,6 +9,8 @@ A line is one compact JSON object (UTF-8, no spaces, members in this order) and 
 ``tenant``         string
 ``keyId``          string
 ``caller``         string
+``identity``       string
+``rule``           string
 ``result``         string
 ``cacheHit``       true, false, or null where no cache was asked
 ``kmsRequestIds``  strings, in the order of KMS's answers
@@ -87,6 +89,8 @@ def format_line(event: KeyEvent, time_ns: int, before: Head) -> tuple[bytes, Hea
         "tenant": event.tenant_id[:TENANT_CHARACTERS],
         "keyId": event.key_id[:TEXT_CHARACTERS],
         "caller": event.caller[:TEXT_CHARACTERS],
+        "identity": event.identity[:TEXT_CHARACTERS],
+        "rule": event.rule[:TEXT_CHARACTERS],
         "result": event.result[:TEXT_CHARACTERS],
         "cacheHit": event.cache_hit,
         "kmsRequestIds": [each[:64] for each in event.kms_request_ids[:MAX_KMS_REQUEST_IDS]],

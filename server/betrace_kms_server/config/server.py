@@ -1,11 +1,12 @@
 """Settings of the edges: where the daemon listens, and what it shows operators."""
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from betrace_kms_server.config.values import Addresses, OpsAddress, Switch, WholeNumber
-from betrace_kms_server.host.sockets import parse_addresses, parse_host_port
+from betrace_kms_server.config.values import Addresses, Group, OpsAddress, Switch, WholeNumber
+from betrace_kms_server.host.sockets import Address, parse_addresses, parse_host_port, refuse_exposed
 
 
 class ServerSettings(BaseModel):
@@ -13,10 +14,35 @@ class ServerSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
+    token_file: Path | None = Field(
+        None,
+        alias="kms.server.token-file",
+        description="bearer tokens of callers, one a line; a file with one is made if it is missing",
+    )
+    token_group: Group | None = Field(
+        None, alias="kms.server.token-group", description="group, by number or name, that may read the token file"
+    )
+    tls_cert_file: Path | None = Field(
+        None, alias="kms.server.tls.cert-file", description="certificate chain for TCP addresses, in PEM"
+    )
+    tls_key_file: Path | None = Field(
+        None, alias="kms.server.tls.key-file", description="private key of the certificate, in PEM without a password"
+    )
+    tls_client_ca_file: Path | None = Field(
+        None,
+        alias="kms.server.tls.client-ca-file",
+        description="authority that callers' certificates must come from, in PEM",
+    )
+    require_identity: Switch = Field(
+        False,
+        alias="kms.server.require-identity",
+        description="refuse to start where an address lets in callers that are not authenticated",
+    )
     listen: Addresses = Field(
         parse_addresses("127.0.0.1:50051"),
         alias="kms.server.listen",
-        description="loopback `127.0.0.1:port`, `[::1]:port` and `unix:/path`, separated by commas",
+        description="loopback `127.0.0.1:port`, `[::1]:port` and `unix:/path;identity=NAME;mode=0660;group=GID`,"
+        " separated by commas; with `kms.server.tls.cert-file` any `host:port`",
     )
     max_message_bytes: WholeNumber = Field(
         4 * 1024 * 1024,
@@ -53,6 +79,24 @@ class ServerSettings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", alias="kms.log.level", description="least level that is logged"
     )
+
+    @field_validator("listen")
+    @classmethod
+    def _only_tls_is_exposed(cls, addresses: tuple[Address, ...], info: ValidationInfo) -> tuple[Address, ...]:
+        if not info.data.get("tls_client_ca_file"):
+            refuse_exposed(addresses)
+        return addresses
+
+    @model_validator(mode="after")
+    def _tls_is_complete(self) -> "ServerSettings":
+        given = [bool(path) for path in (self.tls_cert_file, self.tls_key_file, self.tls_client_ca_file)]
+        if any(given) and not all(given):
+            raise ValueError(
+                "mutual TLS is incomplete: set kms.server.tls.cert-file, .key-file and .client-ca-file, or none"
+            )
+        if self.token_group is not None and self.token_file is None:
+            raise ValueError("kms.server.token-file is missing, and kms.server.token-group is set: give a path")
+        return self
 
     @model_validator(mode="after")
     def _required_audit_needs_a_file(self) -> "ServerSettings":

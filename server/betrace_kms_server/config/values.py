@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from betrace_kms_server.host.groups import group_id
 from betrace_kms_server.host.sockets import Address, parse_addresses, parse_host_port
 
 REGION = r"^[a-z]{2,8}(-[a-z]+)+-[0-9]{1,2}$"
@@ -49,10 +50,17 @@ def _endpoints(value: Any) -> Any:
     return [_endpoint(part) for part in _split(value)] if isinstance(value, str) else value
 
 
+def _group(value: Any) -> Any:
+    if isinstance(value, str):
+        group_id(value)
+    return value
+
+
 Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Addresses = Annotated[tuple[Address, ...], BeforeValidator(parse_addresses)]
 OpsAddress = Annotated[Address, BeforeValidator(parse_host_port)]
 WholeNumber = Annotated[int, BeforeValidator(_whole_number)]
+Group = Annotated[str, BeforeValidator(_group)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
 Endpoint = Annotated[str, BeforeValidator(_endpoint)]
 Endpoints = Annotated[tuple[str, ...], BeforeValidator(_endpoints)]

@@ -3,6 +3,8 @@
 ::
 
     KmsError
+    ├── Unauthenticated           the caller did not say who it is, or not with valid credentials
+    ├── CallerNotAllowed          the caller is known, and no rule of the policy lets it do this
     ├── InvalidRequest            a field is missing, malformed or too large
     ├── DoesNotOpen               a ciphertext does not open, for whatever reason: one text, no oracle
     ├── NoSigningKey              the tenant has no key and none may be made
@@ -48,6 +50,25 @@ class KmsError(Exception):
         super().__init__(message)
         self.message = message
         self.metadata = dict(metadata or {})
+
+
+class Unauthenticated(KmsError):
+    """The call carries no credentials that this address accepts. The text is one for every cause."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class CallerNotAllowed(KmsError):
+    """No rule lets this caller do this for this tenant, be there such a tenant or not."""
+
+    reason = "CALLER_NOT_ALLOWED"
+
+    def __init__(self, identity: str, operation: str) -> None:
+        who = f"caller {identity}" if identity else "a caller that is not authenticated"
+        super().__init__(
+            f"{who} may not call {operation} for this tenant: ask the daemon's operator for a rule in kms.policy.file",
+            metadata={"identity": identity, "operation": operation},
+        )
 
 
 class InvalidRequest(KmsError):

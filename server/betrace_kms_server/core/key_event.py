@@ -39,6 +39,10 @@ class KeyEvent:
     """W3C trace id (32 hexadecimal digits), if the caller sent one."""
     items: int = 1
     """Number of spans, in a batch."""
+    identity: str = ""
+    """Who the caller is, if it was authenticated."""
+    rule: str = ""
+    """The rule of the policy that allowed the call, if there is a policy. Not for callers."""
     span: Any = field(default=None, repr=False)
     """The trace span, if this operation is traced."""
 

@@ -1,6 +1,6 @@
 """Where the daemon listens: loopback addresses and unix sockets, and no one else's.
 
-Calls are in the clear and callers do not identify themselves, so an address that other machines reach is refused. Two
+Without TLS calls are in the clear, so an address that other machines reach is refused. Two
 daemons must not share one: a TCP port is not reused (grpc would, by SO_REUSEPORT), and a unix socket on which somebody
 answers is left alone (grpc would unlink it).
 """
@@ -10,7 +10,7 @@ import ipaddress
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from betrace_kms_server.core.errors import StartRefused
+from betrace_kms_server.host.socket_permissions import OWNER_ONLY, Permissions, make_folder, parse_permissions
 
 _SOCKET_PATH_BYTES = 107
 """Longest path that sockaddr_un takes on Linux (unix(7)), its final zero byte aside."""
@@ -32,13 +33,17 @@ _NOT_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A loopback host and port, or the path of a unix socket."""
+    """A host and port, or the path of a unix socket. `text` is how gRPC writes it."""
 
     text: str
     socket_path: Path | None = None
+    permissions: Permissions = OWNER_ONLY
+    """Of the unix socket."""
+    loopback: bool = True
+    """Only this machine reaches it."""
 
     def __str__(self) -> str:
-        return self.text
+        return f"{self.text}{self.permissions}"
 
 
 def parse_addresses(value: object) -> tuple[Address, ...]:
@@ -60,19 +65,24 @@ def parse_host_port(value: object) -> Address:
 
 def _parse(text: str) -> Address:
     if text.startswith("unix:"):
-        path = text.removeprefix("unix:").removeprefix("//")
+        path, *options = text.removeprefix("unix:").removeprefix("//").split(";")
         if not path or len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
             raise ValueError(f"a unix socket needs a path of 1 to {_SOCKET_PATH_BYTES} bytes")
-        return Address(f"unix:{path}", Path(path))
+        return Address(f"unix:{path}", Path(path), parse_permissions(options))
     parts = _HOST_PORT.fullmatch(text)
     if parts is None or int(parts["port"]) > _MAX_PORT:
         raise ValueError(f"{text!r} is no address: write host:port, [::1]:port or unix:/path")
-    if not _is_loopback(parts["name"] or "", parts["ipv6"]):
-        raise ValueError(
-            f"{text!r} can be reached from other machines, and callers are not authenticated: use 127.0.0.1, [::1] or"
-            " unix:/path"
-        )
-    return Address(text)
+    return Address(text, loopback=_is_loopback(parts["name"] or "", parts["ipv6"]))
+
+
+def refuse_exposed(addresses: Sequence[Address]) -> None:
+    """Raise ValueError if other machines reach one of the addresses."""
+    for address in addresses:
+        if not address.loopback:
+            raise ValueError(
+                f"{address.text!r} can be reached from other machines, and callers are not authenticated: use"
+                " 127.0.0.1, [::1] or unix:/path, or mutual TLS (kms.server.tls.cert-file, .key-file, .client-ca-file)"
+            )
 
 
 def _is_loopback(name: str, ipv6: str | None) -> bool:
@@ -105,10 +115,7 @@ def claimed(address: Address) -> Iterator[None]:
         _refuse_taken(address)
         yield
         return
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as cause:
-        raise StartRefused(f"the folder of {path} cannot be made: {cause.strerror}") from cause
+    make_folder(path, address.permissions)
     with exclusive(path.with_name(path.name + ".lock"), f"another daemon holds {path}"):
         if path.is_socket():
             if _answers(path):

@@ -117,7 +117,10 @@ class _Routes:
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def validation(self, request: web.Request) -> web.Response:
-        return _json(validation_json(await self._validate()))
+        validation = await self._validate()
+        if request.query.get("production") == "true":
+            validation = validation.for_production()
+        return _json(validation_json(validation))
 
     async def current_status(self, request: web.Request) -> web.Response:
         return _json(self._status())

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
 
 from betrace_kms_server.cache.key_cache import KeyCache
@@ -64,11 +64,18 @@ class Validation:
     tests: Sequence[Test]
     recommendations: Sequence[str]
     time: float
+    unfit: Sequence[str] = ()
+    """What must not be so in production, each with what to do."""
 
     @property
     def passed(self) -> bool:
         """Return whether every test passed."""
         return all(test.passed for test in self.tests)
+
+    def for_production(self) -> "Validation":
+        """Return the same outcome with one more test, which fails if something must not be so in production."""
+        test = Test("production", not self.unfit, message="; ".join(self.unfit))
+        return replace(self, tests=[*self.tests, test])
 
 
 class _ContractBroken(Exception):
@@ -78,7 +85,8 @@ class _ContractBroken(Exception):
 class Validator:
     """Validates one daemon. `endpoint` is aws.kms.endpoint, `ephemeral` what makes the data folder's volume ephemeral.
 
-    `clock` is monotonic; `now` returns seconds since the Unix epoch.
+    `unfit` is what must not be so in production, each with what to do. `clock` is monotonic; `now` returns seconds
+    since the Unix epoch.
     """
 
     def __init__(
@@ -88,6 +96,7 @@ class Validator:
         *,
         endpoint: str | None,
         ephemeral: str | None,
+        unfit: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -95,6 +104,8 @@ class Validator:
         self._store = store
         self._endpoint = endpoint if provider.name == "aws" else None
         self._ephemeral = ephemeral
+        local = ["provider local is NOT FOR PRODUCTION: set betrace.kms.provider=aws there"]
+        self._unfit = [*(local if provider.name == "local" else ()), *unfit]
         self._clock = clock
         self._now = now
         self._running: asyncio.Task[Validation] | None = None
@@ -120,14 +131,14 @@ class Validator:
             await run.attempt("key_store", self._store.check)
             run.judge_clock()
             run.note("configuration", self._notes())
-            return Validation(self._provider.name, run.tests, list(run.steps.values()) or [READY], self._now())
+            return Validation(
+                self._provider.name, run.tests, list(run.steps.values()) or [READY], self._now(), self._unfit
+            )
         finally:
             self._ended = self._clock()
 
     def _notes(self) -> Sequence[str]:
-        notes = []
-        if self._provider.name == "local":
-            notes.append("provider local is NOT FOR PRODUCTION: set betrace.kms.provider=aws there")
+        notes = list(self._unfit)
         if self._endpoint:
             notes.append("aws.kms.endpoint is set: calls do not go to AWS KMS; remove it in production")
         if self._ephemeral:

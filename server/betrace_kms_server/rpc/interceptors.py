@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import grpc
 import structlog
 
+from betrace_kms_server.access.admission import Access
 from betrace_kms_server.core.errors import InvalidRequest, KmsError, cause_of
 from betrace_kms_server.rpc.drain import CallGate
 from betrace_kms_server.rpc.status import STATUS, of_defect, of_error, of_stop
@@ -33,12 +34,15 @@ _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Turns errors of handlers into statuses, and shows `observer` the calls of our own services.
 
+    `access`, if it is given, admits those calls before their handlers run.
+
     A stream's handler is a coroutine that writes with its context, or an asynchronous generator.
     """
 
-    def __init__(self, observer: CallObserver, gate: CallGate | None = None) -> None:
+    def __init__(self, observer: CallObserver, gate: CallGate | None = None, access: Access | None = None) -> None:
         self._observer = observer
         self._gate = gate or CallGate()
+        self._access = access
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
@@ -59,10 +63,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     def _wrap(self, handler: "grpc.RpcMethodHandler[Any, Any]", method: str) -> "grpc.RpcMethodHandler[Any, Any]":
         read, write = _tolerant(handler.request_deserializer), handler.response_serializer
         if handler.unary_unary is not None:
-            observer = self._observer if method.startswith(_OURS) else UNOBSERVED
-            return grpc.unary_unary_rpc_method_handler(
-                _guarded(handler.unary_unary, method, observer, self._gate, write), read
-            )
+            ours = method.startswith(_OURS)
+            observer, access = (self._observer, self._access) if ours else (UNOBSERVED, None)
+            guarded = _guarded(handler.unary_unary, method, observer, self._gate, write, access)
+            return grpc.unary_unary_rpc_method_handler(guarded, read)
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(_guarded_stream(handler.unary_stream, method), read, write)
         if handler.stream_stream is not None:
@@ -76,6 +80,7 @@ def _guarded(
     observer: CallObserver,
     gate: CallGate,
     serialize: Callable[[Any], bytes] | None = None,
+    access: Access | None = None,
 ) -> Callable[..., Awaitable[Any]]:
     service, _, method = path.lstrip("/").rpartition("/")
     shape: MessageShape = getattr(call, "shape", NO_SHAPE)
@@ -101,8 +106,12 @@ def _guarded(
         status, reason, request_id = "CANCELLED", "CANCELLED", ""
         response = wire = answer = None
         try:
+            if access is not None:
+                caller = access.identify(context, event)
             if request is _MALFORMED:
                 raise InvalidRequest(_UNREADABLE)
+            if access is not None:
+                access.check(caller, method, request, event)
             observer.admit(method)
             response = await (call(request, context, event) if takes_event else call(request, context))
             wire = response if serialize is None else serialize(response)

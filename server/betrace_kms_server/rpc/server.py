@@ -6,7 +6,10 @@ import grpc
 from betrace.kms.v1 import admin_pb2, admin_pb2_grpc, key_management_pb2_grpc
 from grpc_health.v1 import health, health_pb2_grpc
 
+from betrace_kms_server.access.admission import Access
+from betrace_kms_server.access.identity import Caller, SameCaller
 from betrace_kms_server.core.errors import StartRefused
+from betrace_kms_server.host.socket_permissions import apply_permissions, owner_only
 from betrace_kms_server.host.sockets import Address
 from betrace_kms_server.rpc.admin import AdminService
 from betrace_kms_server.rpc.drain import CallGate
@@ -17,6 +20,11 @@ from betrace_kms_server.rpc.reflection import Reflection
 from betrace_kms_server.telemetry.observers import CallObserver
 
 ADMIN = admin_pb2.DESCRIPTOR.services_by_name["KmsAdminService"].full_name
+_AT_MOST_AN_HOUR = (
+    ("grpc.max_connection_age_ms", 3_000_000),  # gRPC makes it up to 10 % more
+    ("grpc.max_connection_age_grace_ms", 300_000),
+)
+_OPERATOR = Caller("admin", "socket")
 _OVERHEAD_BYTES = 64 * 1024
 _OVERHEAD_SHARE = 1024
 
@@ -34,12 +42,17 @@ def build_server(
     health_service: HealthService,
     observer: CallObserver,
     gate: CallGate,
+    access: Access,
     *,
     max_payload_bytes: int,
     reflect: bool,
+    tls: bool = False,
 ) -> grpc.aio.Server:
-    """Return the server that callers reach, not listening yet."""
-    server = _server(observer, gate, max_payload_bytes)
+    """Return the server that callers reach, not listening yet. Calls of our own service are admitted by `access`.
+
+    With `tls` no connection gets older than an hour: then its certificate is checked again.
+    """
+    server = _server(observer, gate, access, max_payload_bytes, _AT_MOST_AN_HOUR if tls else ())
     key_management_pb2_grpc.add_KeyManagementServiceServicer_to_server(key_management, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     if reflect:
@@ -51,7 +64,7 @@ def build_admin_server(
     admin: AdminService, health_service: HealthService, observer: CallObserver, gate: CallGate
 ) -> grpc.aio.Server:
     """Return the server of the admin socket, not listening yet. Always with reflection: only its owner reaches it."""
-    server = _server(observer, gate, 0)
+    server = _server(observer, gate, Access(SameCaller(_OPERATOR)), 0)
     admin_pb2_grpc.add_KmsAdminServiceServicer_to_server(admin, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     _reflect(server, (ADMIN, health.SERVICE_NAME), health_service)
@@ -64,9 +77,15 @@ def _reflect(server: grpc.aio.Server, services: Sequence[str], health_service: H
     health_service.when_drained(reflection.drain)
 
 
-def _server(observer: CallObserver, gate: CallGate, max_payload_bytes: int) -> grpc.aio.Server:
+def _server(
+    observer: CallObserver,
+    gate: CallGate,
+    access: Access,
+    max_payload_bytes: int,
+    options: Sequence[tuple[str, int]] = (),
+) -> grpc.aio.Server:
     return grpc.aio.server(
-        interceptors=[ErrorInterceptor(observer, gate)],
+        interceptors=[ErrorInterceptor(observer, gate, access)],
         options=[
             ("grpc.so_reuseport", 0),  # a second daemon must not take calls from the first
             ("grpc.max_receive_message_length", transport_limit(max_payload_bytes)),
@@ -75,22 +94,35 @@ def _server(observer: CallObserver, gate: CallGate, max_payload_bytes: int) -> g
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_ping_strikes", 0),  # clients that ping often do not get ENHANCE_YOUR_CALM
+            *options,
         ],
     )
 
 
-def bind(server: grpc.aio.Server, addresses: Sequence[Address]) -> list[str]:
-    """Listen on every address and return them with the ports that were bound. Raises StartRefused for one in use."""
+def bind(
+    server: grpc.aio.Server, addresses: Sequence[Address], credentials: grpc.ServerCredentials | None = None
+) -> list[str]:
+    """Listen on every address, by TLS if there are credentials, and return them with the ports that were bound.
+
+    Raises StartRefused for one in use. The server must not be started before: until then a socket gets its permissions.
+    """
     bound = []
     for address in addresses:
         try:
-            port = server.add_insecure_port(address.text)
+            with owner_only():
+                port = _add_port(server, address, credentials)
         except RuntimeError as cause:
             raise StartRefused(
                 f"cannot listen on {address}: another process holds it, or it is not this machine's; stop that process"
                 " or choose another kms.server.listen"
             ) from cause
         if address.socket_path:
-            address.socket_path.chmod(0o600)
+            apply_permissions(address.socket_path, address.permissions)
         bound.append(address.text if address.socket_path else f"{address.text.rpartition(':')[0]}:{port}")
     return bound
+
+
+def _add_port(server: grpc.aio.Server, address: Address, credentials: grpc.ServerCredentials | None) -> int:
+    if credentials is None:
+        return server.add_insecure_port(address.text)
+    return server.add_secure_port(address.text, credentials)

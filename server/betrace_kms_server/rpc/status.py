@@ -19,6 +19,8 @@ _MESSAGE_CHARACTERS = 1000
 """gRPC bounds all metadata of an answer together, at 8 KiB by default."""
 
 STATUS: Mapping[type[errors.KmsError], grpc.StatusCode] = {
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.CallerNotAllowed: grpc.StatusCode.PERMISSION_DENIED,
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     errors.DoesNotOpen: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NoSigningKey: grpc.StatusCode.NOT_FOUND,

@@ -1,8 +1,8 @@
 """The log: structlog on stderr, for people (console) or for machines (JSON lines).
 
 Loggers of libraries go the same way. botocore and aiobotocore log request bodies at DEBUG, which hold key material, so
-theirs never go below INFO. Tracebacks show no local variables, which structlog would print by default: keys are among
-them.
+theirs never go below INFO. gRPC logs metadata that is not UTF-8, which may hold a token, so that line is dropped.
+Tracebacks show no local variables, which structlog would print by default: keys are among them.
 """
 
 import logging
@@ -15,6 +15,10 @@ import structlog.tracebacks
 _SAID_BY_US = ("aiobotocore.credentials", "botocore.credentials", "botocore.utils", "botocore.tokens")
 """Each failed renewal of credentials is a traceback there; aws/credentials.py logs it once."""
 _NEVER_DEBUG = ("aioboto3", "aiobotocore", "aiocache", "boto3", "botocore", "aiosqlite", "urllib3")
+
+
+def _without_metadata(record: logging.LogRecord) -> bool:
+    return not (record.name.startswith("grpc") and str(record.msg).startswith("Invalid encoding on"))
 
 
 def configure(form: str, level: str, stream: TextIO | None = None) -> None:
@@ -50,6 +54,7 @@ def configure(form: str, level: str, stream: TextIO | None = None) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+    handler.addFilter(_without_metadata)
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())

@@ -20,16 +20,23 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ValidateRequest(_message.Message):
-    """ValidateRequest has no parameters."""
+    """ValidateRequest says what the daemon is for."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    PRODUCTION_FIELD_NUMBER: _builtins.int
+    production: _builtins.bool
+    """One more test, "production", fails on what must not be so there, such as callers that are not
+    authenticated. Without it these are notes of the test "configuration".
+    """
     def __init__(
         self,
+        *,
+        production: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["production", b"production"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

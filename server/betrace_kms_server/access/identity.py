@@ -1,0 +1,43 @@
+"""The identity of a caller: from its connection or from the credentials of its call, never from its request.
+
+A name is chosen by the operator, for a socket or a token (core/identities.py), or is that of a certificate which the
+operator's authority signed.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import grpc
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls. `name` is empty if the caller is not authenticated."""
+
+    name: str
+    how: Literal["socket", "token", "certificate", "none"]
+    revision: int = 0
+    """Of the set of credentials that it was found in: another one after each reload."""
+
+
+ANONYMOUS = Caller("", "none")
+
+
+class Authenticator(Protocol):
+    """Finds out who calls on the connections of one server."""
+
+    def identify(self, context: Context) -> Caller:
+        """Return the caller. Raises Unauthenticated if credentials are needed, and are missing or wrong."""
+
+
+class SameCaller:
+    """Everybody who reaches the server is one caller: the owner of a unix socket's permissions, or nobody known."""
+
+    def __init__(self, caller: Caller = ANONYMOUS) -> None:
+        self._caller = caller
+
+    def identify(self, context: Context) -> Caller:
+        """Return the caller."""
+        return self._caller
