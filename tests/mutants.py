@@ -32,7 +32,7 @@ TESTS: Mapping[str, Sequence[str]] = {
     ),
     "betrace_kms_server/signing_keys": (
         "contract/test_rewrapping",
-        "contract/test_signing",
+        "contract/test_signing*",
         "contract/test_lifecycle",
         "contract/test_rotation_attribution",
         "contract/test_rotation_runs",
