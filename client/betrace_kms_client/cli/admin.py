@@ -149,6 +149,7 @@ def _head(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "version", found.get("version") or ""
     yield "uptime", _duration(found.get("uptime_seconds"))
     yield "serving", click.style("yes", fg="green") if found.get("serving") else click.style("NO", fg="red", bold=True)
+    yield "lock", _lock(found.get("lock") or {})
     yield "master key", kms.get("master_key") or ""
     yield "region", kms.get("region") or ""
     yield "KMS", _kms(kms)
@@ -159,6 +160,13 @@ def _head(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "audit", _audit(found["audit"]) if "audit" in found else ""
     yield "audit head", (found.get("audit") or {}).get("head") or ""
     yield "cost", _cost(found.get("cost") or {})
+
+
+def _lock(lock: Mapping[str, Any]) -> str:
+    if not lock:
+        return ""
+    since = datetime.fromtimestamp(lock.get("since") or 0, UTC)
+    return click.style(f"LOCKED since {since:%Y-%m-%d %H:%M:%S} UTC: {lock.get('reason') or ''}", fg="red", bold=True)
 
 
 def _kms(kms: Mapping[str, Any]) -> str:

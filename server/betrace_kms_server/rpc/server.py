@@ -35,9 +35,10 @@ def build_server(
     *,
     max_payload_bytes: int,
     reflect: bool,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> grpc.aio.Server:
-    """Return the server that callers reach, not listening yet."""
-    server = _server(observer, max_payload_bytes)
+    """Return the server that callers reach, not listening yet. `interceptors` come behind the one for errors."""
+    server = _server(observer, max_payload_bytes, interceptors)
     key_management_pb2_grpc.add_KeyManagementServiceServicer_to_server(key_management, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     if reflect:
@@ -60,9 +61,11 @@ def _reflect(server: grpc.aio.Server, services: Sequence[str], health_service: H
     health_service.when_drained(reflection.drain)
 
 
-def _server(observer: CallObserver, max_payload_bytes: int) -> grpc.aio.Server:
+def _server(
+    observer: CallObserver, max_payload_bytes: int, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
+) -> grpc.aio.Server:
     return grpc.aio.server(
-        interceptors=[ErrorInterceptor(observer)],
+        interceptors=[ErrorInterceptor(observer), *interceptors],
         options=[
             ("grpc.so_reuseport", 0),  # a second daemon must not take calls from the first
             ("grpc.max_receive_message_length", transport_limit(max_payload_bytes)),
