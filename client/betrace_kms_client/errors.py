@@ -62,7 +62,7 @@ class NotFound(KmsClientError):
 
 
 class FailedPrecondition(KmsClientError):
-    """The master key cannot be used."""
+    """The master key cannot be used, or an operator put the emergency stop in force (reason LOCKED)."""
 
 
 class KeyDataLoss(KmsClientError):

@@ -29,12 +29,14 @@ from betrace_kms_server.host.connections import Callers
 from betrace_kms_server.host.signals import handle_signals
 from betrace_kms_server.host.sockets import Address, admin_socket, claimed
 from betrace_kms_server.jobs import background, leave_former_keys, on_kms_state, rotate_on_schedule, sweep
+from betrace_kms_server.operations.emergency_stop import EmergencyStop
 from betrace_kms_server.operations.http import build_app, serving_ops
-from betrace_kms_server.operations.monitor import KmsMonitor
+from betrace_kms_server.operations.monitor import KmsMonitor, KmsState
 from betrace_kms_server.operations.validation import Validation, Validator
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.rpc.admin import AdminService
 from betrace_kms_server.rpc.drain import CallGate, drain
+from betrace_kms_server.rpc.emergency_stop import EmergencyStopInterceptor
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT, HealthService
 from betrace_kms_server.rpc.key_management import KeyManagementService
 from betrace_kms_server.rpc.server import bind, build_admin_server, build_server
@@ -68,6 +70,7 @@ class Core:
     rotation: Rotation
     monitor: KmsMonitor
     validator: Validator
+    stop: EmergencyStop
     health: HealthService
     audit: AuditTrail | None
     tracing: Tracing | None
@@ -129,6 +132,7 @@ async def running(settings: Settings, hurry: asyncio.Event | None = None) -> Asy
         daemon = await build_edges(core, settings, listeners, admin_address, resources, hurry or asyncio.Event())
         async with background(
             lambda: core.monitor.watch(settings.health_check_seconds),
+            lambda: core.stop.watch(settings.lock_check_seconds),
             lambda: leave_former_keys(core.provider, core.store, core.monitor.usable, core.record),
             lambda: sweep(core.caches),
             lambda: rotate_on_schedule(settings, core.rotation, core.monitor.usable),
@@ -160,6 +164,8 @@ async def build_core(
     )
     resources.push_async_callback(caches.close)
     health = HealthService()
+    stop = EmergencyStop(store, caches, lambda refusing: health.withhold(*([KEY_MANAGEMENT] if refusing else [])))
+    await stop.check()  # before there is anybody to serve
     monitor = KmsMonitor(provider, on_kms_state(health, provider, caches))
     signer = Signer(
         provider,
@@ -193,11 +199,12 @@ async def build_core(
         rotation=rotation,
         monitor=monitor,
         validator=validator,
+        stop=stop,
         health=health,
         audit=audit,
         tracing=tracing,
         rpcs=rpcs,
-        figures=Figures(monitor, caches, signer.retrievals, rpcs, kms_calls, audit, rotation, provider),
+        figures=Figures(monitor, caches, signer.retrievals, rpcs, kms_calls, audit, rotation, provider, stop),
         record=record,
     )
 
@@ -221,6 +228,12 @@ async def build_edges(
         serving = core.health.is_serving(KEY_MANAGEMENT)
         return core.figures.status(store=settings.store, serving=serving) | {"access": access}
 
+    async def readiness() -> KmsState:
+        if core.stop.refusing:
+            refusal = core.stop.refusal()
+            return KmsState(False, refusal.message, refusal.reason)
+        return await core.monitor.fresh(READY_SECONDS)
+
     threads = resources.enter_context(ThreadPoolExecutor(2, thread_name_prefix="evidence"))
     observer, gate = CallObserver(core.rpcs, core.audit, core.tracing), CallGate()
     service = KeyManagementService(
@@ -237,6 +250,7 @@ async def build_edges(
             max_payload_bytes=settings.max_message_bytes,
             reflect=settings.reflection,
             tls=listener.credentials is not None,
+            interceptors=[EmergencyStopInterceptor(core.stop)],
         )
         servers.append(server)
         bound |= zip(listener.addresses, bind(server, listener.addresses, listener.credentials), strict=True)
@@ -248,6 +262,7 @@ async def build_edges(
             status=status,
             lifecycle=core.lifecycle,
             rotation=core.rotation,
+            stop=core.stop,
         ),
         core.health,
         observer,
@@ -259,7 +274,7 @@ async def build_edges(
     await asyncio.gather(*(server.start() for server in servers), admin.start())
     ops = build_app(
         core.provider.name,
-        readiness=lambda: core.monitor.fresh(READY_SECONDS),
+        readiness=readiness,
         metrics=metrics.text,
         validate=validate_over_http,
         status=status,

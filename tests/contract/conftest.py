@@ -68,7 +68,8 @@ async def _dynamodb(request: pytest.FixtureRequest) -> AsyncIterator[StoreKind]:
 
     async def forbid_writes(store: Any) -> None:
         denial = AWSResponse(moto.url, 400, {}, None), {"Error": {"Code": "AccessDeniedException"}}
-        store._client.meta.events.register("before-call.dynamodb.TransactWriteItems", lambda **_: denial)
+        for action in ("TransactWriteItems", "PutItem"):
+            store._client.meta.events.register(f"before-call.dynamodb.{action}", lambda **_: denial)
 
     yield StoreKind(
         open=lambda: open_dynamodb(table, region=REGION, endpoint=moto.url),

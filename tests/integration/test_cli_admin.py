@@ -146,6 +146,14 @@ class FakeAdmin(admin_pb2_grpc.KmsAdminServiceServicer):
         """Is for test_lifecycle.py, with a real daemon."""
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "not here")
 
+    def Lock(self, request: pb.LockRequest, context: grpc.ServicerContext) -> pb.LockResponse:
+        """Is for test_emergency_stop.py, with a real daemon."""
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "not here")
+
+    def Unlock(self, request: pb.UnlockRequest, context: grpc.ServicerContext) -> pb.UnlockResponse:
+        """Is for test_emergency_stop.py, with a real daemon."""
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "not here")
+
     def fail(self) -> None:
         """Let the second test of the validation fail."""
         self.validation.passed = self.validation.tests[1].passed = False

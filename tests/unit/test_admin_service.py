@@ -51,7 +51,10 @@ async def admin(dropped: list[str], outcomes: list[validation.Validation]) -> As
     status: dict[str, Any] = {"provider": "aws", "cache": {"size": 3}}
     lifecycle: Any = SimpleNamespace(invalidate=invalidate)
     rotation: Any = None
-    service = AdminService("aws", validate=validate, status=lambda: status, lifecycle=lifecycle, rotation=rotation)
+    stop: Any = None
+    service = AdminService(
+        "aws", validate=validate, status=lambda: status, lifecycle=lifecycle, rotation=rotation, stop=stop
+    )
     admin_pb2_grpc.add_KmsAdminServiceServicer_to_server(service, server)
     with tempfile.TemporaryDirectory(prefix="kms") as folder:
         server.add_insecure_port(f"unix:{folder}/admin.sock")

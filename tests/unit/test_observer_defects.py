@@ -64,8 +64,9 @@ async def served(observer: Any, **methods: Any) -> AsyncIterator[grpc.aio.Channe
 
     lifecycle: Any = SimpleNamespace(invalidate=invalidate, **methods)
     rotation: Any = None
+    stop: Any = None
     status: Any = dict
-    service = AdminService("local", validate=defect, status=status, lifecycle=lifecycle, rotation=rotation)
+    service = AdminService("local", validate=defect, status=status, lifecycle=lifecycle, rotation=rotation, stop=stop)
     server = grpc.aio.server(interceptors=[ErrorInterceptor(observer)])
     admin_pb2_grpc.add_KmsAdminServiceServicer_to_server(service, server)
     health_pb2_grpc.add_HealthServicer_to_server(HealthService(), server)

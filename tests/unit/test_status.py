@@ -24,6 +24,7 @@ CONTRACT = {
     "DoesNotOpen": "INVALID_ARGUMENT",
     "NoSigningKey": "NOT_FOUND",
     "MasterKeyUnusable": "FAILED_PRECONDITION",
+    "Locked": "FAILED_PRECONDITION",
     "KeyDamaged": "DATA_LOSS",
     "AccessDenied": "PERMISSION_DENIED",
     "Throttled": "RESOURCE_EXHAUSTED",

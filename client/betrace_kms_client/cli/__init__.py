@@ -11,6 +11,7 @@ import click
 
 from betrace_kms_client.cli.admin import invalidate, status, validate
 from betrace_kms_client.cli.cost import cost
+from betrace_kms_client.cli.emergency_stop import lock, unlock
 from betrace_kms_client.cli.health import health
 from betrace_kms_client.cli.keys import keys
 from betrace_kms_client.cli.lifecycle import revoke, rotate
@@ -95,11 +96,13 @@ for verb in (
     health,
     invalidate,
     keys,
+    lock,
     reencrypt,
     revoke,
     rotate,
     sign,
     status,
+    unlock,
     validate,
     verify,
     version,

@@ -152,6 +152,7 @@ def _head(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "uptime", _duration(found.get("uptime_seconds"))
     yield "serving", click.style("yes", fg="green") if found.get("serving") else click.style("NO", fg="red", bold=True)
     yield "callers", _callers(found.get("access") or {})
+    yield "lock", _lock(found.get("lock") or {})
     yield "master key", kms.get("master_key") or ""
     yield "region", kms.get("region") or ""
     yield "KMS", _kms(kms)
@@ -170,6 +171,13 @@ def _callers(access: Mapping[str, Any]) -> str:
     if not access["unauthenticated"]:
         return "authenticated"
     return click.style("NOT AUTHENTICATED", fg="red", bold=True) + f" at {', '.join(access['unauthenticated'])}"
+
+
+def _lock(lock: Mapping[str, Any]) -> str:
+    if not lock:
+        return ""
+    since = datetime.fromtimestamp(lock.get("since") or 0, UTC)
+    return click.style(f"LOCKED since {since:%Y-%m-%d %H:%M:%S} UTC: {lock.get('reason') or ''}", fg="red", bold=True)
 
 
 def _kms(kms: Mapping[str, Any]) -> str:

@@ -31,10 +31,12 @@ from aiocache.serializers import NullSerializer
 
 from betrace_kms_server.cache.gate import OPEN, Gate
 from betrace_kms_server.core.errors import (
+    LOCKED,
     AccessDenied,
     DoesNotOpen,
     KeyDamaged,
     KmsError,
+    Locked,
     MasterKeyUnusable,
     Stopping,
 )
@@ -117,6 +119,7 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         self._flights: dict[Key, tuple[_Flight, asyncio.Task[Any]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
+        self._locked = False
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -194,6 +197,24 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         """
         return self._drop(_MASTER_KEY, master_key_arn, "purged")
 
+    def lock(self) -> int:
+        """Drop every entry, disown every load, and start none until `unlock`. Returns how many entries were dropped.
+
+        Who waits for a load gets Locked.
+        """
+        self._locked = True
+        for flight, _ in self._flights.values():
+            flight.disowned = True
+        self._flights.clear()
+        entries = list(self._entries)
+        for key in entries:
+            self._evict(key, "purged")
+        return len(entries)
+
+    def unlock(self) -> None:
+        """Start loads again."""
+        self._locked = False
+
     def _drop(self, part: int, value: Hashable, cause: str) -> int:
         for key in [key for key in self._flights if key[part] == value]:
             self._flights.pop(key)[0].disowned = True
@@ -236,6 +257,8 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
     def _start(self, key: Key, load: Load[V], event: KeyEvent | None) -> tuple[_Flight, asyncio.Task[Any]]:
         if self._closed:
             raise Stopping(_STOPPING)
+        if self._locked:
+            raise Locked(LOCKED)
         flight = _Flight(event)
 
         async def run() -> V:

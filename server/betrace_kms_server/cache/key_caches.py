@@ -71,6 +71,18 @@ class KeyCaches:
         """Drop what a master key wrapped that may not be used any more. Returns the number of entries."""
         return sum(cache.purge(master_key_arn) for cache in (self.encryption, self.signing))
 
+    def lock(self) -> int:
+        """Drop every key that is secret, and load none until `unlock`. Returns the number of entries.
+
+        Public keys stay, so that signatures can be verified also while the key store does not answer.
+        """
+        return sum(cache.lock() for cache in (self.encryption, self.signing))
+
+    def unlock(self) -> None:
+        """Load keys again."""
+        for cache in (self.encryption, self.signing):
+            cache.unlock()
+
     def drop_expired(self) -> int:
         """Drop what expired and was not asked for since. Returns the number of entries."""
         return sum(cache.drop_expired() for cache in self)

@@ -10,7 +10,7 @@ from betrace_kms_server.host.sockets import Address, parse_addresses, parse_host
 
 
 class ServerSettings(BaseModel):
-    """`kms.server.*`, `kms.health.*`, `kms.ops.*`, `kms.audit.*` and `kms.log.*`."""
+    """`kms.server.*`, `kms.health.*`, `kms.lock.*`, `kms.ops.*`, `kms.audit.*` and `kms.log.*`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
@@ -65,6 +65,13 @@ class ServerSettings(BaseModel):
         ge=1,
         le=3_600,
         description="how often the master key is checked",
+    )
+    lock_check_seconds: WholeNumber = Field(
+        5,
+        alias="kms.lock.check-seconds",
+        ge=1,
+        le=3_600,
+        description="how soon an emergency stop reaches other pods",
     )
     ops_listen: OpsAddress = Field(
         parse_host_port("127.0.0.1:9464"),

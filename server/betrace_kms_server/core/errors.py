@@ -18,6 +18,7 @@
     ├── CredentialsUnavailable    the daemon's own AWS credentials are missing or expired
     ├── Stopping                  the daemon stops before the key came that a call waits for
     ├── StoreUnavailable          the key store is unreachable, full or read-only
+    ├── Locked                    an operator's emergency stop is in force
     └── AuditUnavailable          the audit trail cannot be written, and kms.audit.required is set
     StartRefused                  the daemon cannot start safely; exit code 2
 
@@ -30,6 +31,11 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 _CAUSE_CHARACTERS = 300
+LOCKED = (
+    "an emergency stop is in force, and no key is used until it ends: ask the operators of this daemon, who can end it"
+    " on the admin socket with `betrace-kms unlock`"
+)
+"""Text of Locked."""
 
 Place = Literal["volume", "table", "process"]
 
@@ -195,6 +201,12 @@ class StoreUnavailable(KmsError):
     def __init__(self, message: str, *, metadata: Mapping[str, str] | None = None, place: Place = "volume") -> None:
         super().__init__(message, metadata=metadata)
         self.place = place
+
+
+class Locked(KmsError):
+    """An emergency stop is in force: another try helps only after an operator has ended it."""
+
+    reason = "LOCKED"
 
 
 class AuditUnavailable(KmsError):

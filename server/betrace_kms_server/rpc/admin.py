@@ -11,6 +11,7 @@ from betrace.kms.v1 import admin_pb2_grpc
 from betrace_kms_server.core.errors import InvalidRequest
 from betrace_kms_server.core.key_event import KeyEvent
 from betrace_kms_server.core.tenancy import check_key_id, check_tenant_id
+from betrace_kms_server.operations.emergency_stop import EmergencyStop, checked_reason
 from betrace_kms_server.operations.validation import Validation
 from betrace_kms_server.signing_keys.lifecycle import Lifecycle
 from betrace_kms_server.signing_keys.rotation import Rotation
@@ -30,12 +31,14 @@ class AdminService(admin_pb2_grpc.KmsAdminServiceServicer):
         status: Callable[[], dict[str, Any]],
         lifecycle: Lifecycle,
         rotation: Rotation,
+        stop: EmergencyStop,
     ) -> None:
         self._provider = provider
         self._validate = validate
         self._status = status
         self._lifecycle = lifecycle
         self._rotation = rotation
+        self._stop = stop
 
     async def Validate(self, request: pb.ValidateRequest, context: _Context) -> pb.ValidateResponse:
         """Return the outcome of all tests."""
@@ -86,3 +89,14 @@ class AdminService(admin_pb2_grpc.KmsAdminServiceServicer):
         """Drop what is cached for a tenant."""
         entries = await self._lifecycle.invalidate(check_tenant_id(request.tenant_id))
         return pb.InvalidateTenantResponse(entries=entries)
+
+    async def Lock(self, request: pb.LockRequest, context: _Context) -> pb.LockResponse:
+        """Stop the use of keys: here at once, and everywhere by the key store."""
+        stopped = await self._stop.lock(checked_reason(request.reason))
+        return pb.LockResponse(
+            entries=stopped.entries, stored=not stopped.store_problem, store_error=stopped.store_problem
+        )
+
+    async def Unlock(self, request: pb.UnlockRequest, context: _Context) -> pb.UnlockResponse:
+        """End the emergency stop."""
+        return pb.UnlockResponse(was_locked=await self._stop.unlock())

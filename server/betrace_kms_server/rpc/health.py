@@ -29,6 +29,7 @@ class HealthService(health_pb2_grpc.HealthServicer):
 
     def __init__(self) -> None:
         self._serving = {PROCESS: True, KEY_MANAGEMENT: False, KMS: False}
+        self._withheld: frozenset[str] = frozenset()
         self._draining = False
         self._when_drained: list[Callable[[], None]] = []
         self._watchers: set[asyncio.Event] = set()
@@ -41,7 +42,13 @@ class HealthService(health_pb2_grpc.HealthServicer):
 
     def is_serving(self, service: str) -> bool:
         """Return a service's state now."""
-        return self._serving[service]
+        return self._serving[service] and service not in self._withheld
+
+    def withhold(self, *services: str) -> None:
+        """Declare these services NOT_SERVING, and no others, whatever `set` says of them meanwhile."""
+        if self._withheld != (withheld := frozenset(services)):
+            self._withheld = withheld
+            self._wake()
 
     def drain(self) -> None:
         """Declare everything NOT_SERVING for good, notify the watchers, and end their calls."""
@@ -90,4 +97,4 @@ class HealthService(health_pb2_grpc.HealthServicer):
         serving = self._serving.get(service)
         if serving is None:
             return _Status.SERVICE_UNKNOWN
-        return _Status.SERVING if serving else _Status.NOT_SERVING
+        return _Status.SERVING if serving and service not in self._withheld else _Status.NOT_SERVING

@@ -47,12 +47,15 @@ def build_server(
     max_payload_bytes: int,
     reflect: bool,
     tls: bool = False,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> grpc.aio.Server:
     """Return the server that callers reach, not listening yet. Calls of our own service are admitted by `access`.
 
-    With `tls` no connection gets older than an hour: then its certificate is checked again.
+    With `tls` no connection gets older than an hour: then its certificate is checked again. `interceptors` come behind
+    the one for errors.
     """
-    server = _server(observer, gate, access, max_payload_bytes, _AT_MOST_AN_HOUR if tls else ())
+    options = _AT_MOST_AN_HOUR if tls else ()
+    server = _server(observer, gate, access, max_payload_bytes, interceptors=interceptors, options=options)
     key_management_pb2_grpc.add_KeyManagementServiceServicer_to_server(key_management, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     if reflect:
@@ -82,10 +85,12 @@ def _server(
     gate: CallGate,
     access: Access,
     max_payload_bytes: int,
+    *,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     options: Sequence[tuple[str, int]] = (),
 ) -> grpc.aio.Server:
     return grpc.aio.server(
-        interceptors=[ErrorInterceptor(observer, gate, access)],
+        interceptors=[ErrorInterceptor(observer, gate, access), *interceptors],
         options=[
             ("grpc.so_reuseport", 0),  # a second daemon must not take calls from the first
             ("grpc.max_receive_message_length", transport_limit(max_payload_bytes)),

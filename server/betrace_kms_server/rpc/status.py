@@ -25,6 +25,7 @@ STATUS: Mapping[type[errors.KmsError], grpc.StatusCode] = {
     errors.DoesNotOpen: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NoSigningKey: grpc.StatusCode.NOT_FOUND,
     errors.MasterKeyUnusable: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Locked: grpc.StatusCode.FAILED_PRECONDITION,
     errors.BadAnswer: grpc.StatusCode.INTERNAL,
     errors.KeyDamaged: grpc.StatusCode.DATA_LOSS,
     errors.AccessDenied: grpc.StatusCode.PERMISSION_DENIED,

@@ -8,6 +8,7 @@ from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 from betrace_kms_server.core.keys import StoredKey
+from betrace_kms_server.core.lock_state import LockState
 
 
 class KeyStore(Protocol):
@@ -79,6 +80,12 @@ class KeyStore(Protocol):
 
     async def wrapped_by(self) -> AbstractSet[tuple[str, str]]:
         """Return every (provider, master key ARN) that wrapped a key in this store."""
+
+    async def lock_state(self) -> LockState | None:
+        """Return the emergency stop that is in force for all daemons on this store, or None."""
+
+    async def set_lock(self, state: LockState | None) -> None:
+        """Put an emergency stop in force, durably and in place of any other; None ends it."""
 
     async def check(self) -> None:
         """Return if a key that were written now would be durable. Changes no key."""

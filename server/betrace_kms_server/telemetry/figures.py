@@ -11,6 +11,8 @@ from betrace_kms_server.audit.trail import AuditTrail
 from betrace_kms_server.cache.key_cache import KeyCache
 from betrace_kms_server.cache.key_caches import KeyCaches
 from betrace_kms_server.core.histogram import Histogram
+from betrace_kms_server.core.lock_state import LockState
+from betrace_kms_server.operations.emergency_stop import EmergencyStop
 from betrace_kms_server.operations.monitor import KmsMonitor
 from betrace_kms_server.operations.pricing import SECONDS_PER_MONTH, monthly_dollars
 from betrace_kms_server.providers.protocol import KeyProvider
@@ -54,6 +56,7 @@ class Figures:
     audit: AuditTrail | None
     rotation: Rotation
     provider: KeyProvider
+    stop: EmergencyStop
     clock: Callable[[], float] = time.monotonic
     started_at: float = field(default_factory=time.monotonic)
 
@@ -108,6 +111,7 @@ class Figures:
                 "without_cache_dollars": round(without_cache, 2),
             },
             "store": {"kind": store},
+            "lock": None if self.stop.state is None else _lock(self.stop.state),
             "rotation": {"last_run": self.rotation.last_run, "failures": self.rotation.failures},
             "audit": None if self.audit is None else _audit(self.audit),
         }
@@ -140,6 +144,10 @@ def _cache(cache: KeyCache) -> Mapping[str, Any]:
         "hit_rate": _rate(cache.hits, cache.hits + cache.misses),
         "evictions": cache.evictions,
     }
+
+
+def _lock(lock: LockState) -> Mapping[str, Any]:
+    return {"reason": lock.reason, "since": lock.time_ms / 1000}
 
 
 def _audit(audit: AuditTrail) -> Mapping[str, Any]:

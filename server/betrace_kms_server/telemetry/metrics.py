@@ -177,6 +177,11 @@ class Metrics:
             lambda: [({}, int(figures.monitor.state.usable))],
         )
         gauge(
+            "kms_locked",
+            "1 while an emergency stop is in force.",
+            lambda: [({}, int(figures.stop.state is not None))],
+        )
+        gauge(
             "kms_seconds_until_degraded",
             "How long the keys in use last if KMS vanished now.",
             lambda: [] if (left := figures.seconds_until_degraded()) is None else [({}, left)],

@@ -57,7 +57,7 @@ def observed_as(shape: MessageShape) -> Callable[[H], H]:
 REQUEST_ID = "x-request-id"
 """Metadata by which a caller names its call."""
 _UNAUDITED = frozenset({"GetStatus"})
-_ALWAYS_ADMITTED = frozenset({"GetStatus", "Validate"})
+_ALWAYS_ADMITTED = frozenset({"GetStatus", "Validate", "Lock"})
 _ID_CHARACTERS = 128
 _CALLER_CHARACTERS = 200
 
@@ -111,7 +111,7 @@ class CallObserver:
         self.keeps_events = audit is not None or tracing is not None
 
     def admit(self, method: str) -> None:
-        """Raise AuditUnavailable if a call must be audited and cannot be. Operators may always ask what is wrong."""
+        """Raise AuditUnavailable if a call must be audited and cannot be. Operators may always ask, and lock."""
         if self._audit is not None and method not in _ALWAYS_ADMITTED:
             self._audit.check()
 

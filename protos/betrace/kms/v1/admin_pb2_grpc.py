@@ -61,6 +61,16 @@ class KmsAdminServiceStub(object):
                 request_serializer=betrace_dot_kms_dot_v1_dot_admin__pb2.InvalidateTenantRequest.SerializeToString,
                 response_deserializer=betrace_dot_kms_dot_v1_dot_admin__pb2.InvalidateTenantResponse.FromString,
                 _registered_method=True)
+        self.Lock = channel.unary_unary(
+                '/betrace.kms.v1.KmsAdminService/Lock',
+                request_serializer=betrace_dot_kms_dot_v1_dot_admin__pb2.LockRequest.SerializeToString,
+                response_deserializer=betrace_dot_kms_dot_v1_dot_admin__pb2.LockResponse.FromString,
+                _registered_method=True)
+        self.Unlock = channel.unary_unary(
+                '/betrace.kms.v1.KmsAdminService/Unlock',
+                request_serializer=betrace_dot_kms_dot_v1_dot_admin__pb2.UnlockRequest.SerializeToString,
+                response_deserializer=betrace_dot_kms_dot_v1_dot_admin__pb2.UnlockResponse.FromString,
+                _registered_method=True)
 
 
 class KmsAdminServiceServicer(object):
@@ -103,6 +113,22 @@ class KmsAdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Lock(self, request, context):
+        """Lock is the emergency stop: it drops every secret key, and refuses every call that needs one,
+        with FAILED_PRECONDITION and reason LOCKED. It holds for all daemons on the key store, and over
+        restarts, until Unlock.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unlock(self, request, context):
+        """Unlock ends the emergency stop, for all daemons on the key store.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KmsAdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -130,6 +156,16 @@ def add_KmsAdminServiceServicer_to_server(servicer, server):
                     servicer.InvalidateTenant,
                     request_deserializer=betrace_dot_kms_dot_v1_dot_admin__pb2.InvalidateTenantRequest.FromString,
                     response_serializer=betrace_dot_kms_dot_v1_dot_admin__pb2.InvalidateTenantResponse.SerializeToString,
+            ),
+            'Lock': grpc.unary_unary_rpc_method_handler(
+                    servicer.Lock,
+                    request_deserializer=betrace_dot_kms_dot_v1_dot_admin__pb2.LockRequest.FromString,
+                    response_serializer=betrace_dot_kms_dot_v1_dot_admin__pb2.LockResponse.SerializeToString,
+            ),
+            'Unlock': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unlock,
+                    request_deserializer=betrace_dot_kms_dot_v1_dot_admin__pb2.UnlockRequest.FromString,
+                    response_serializer=betrace_dot_kms_dot_v1_dot_admin__pb2.UnlockResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -269,6 +305,60 @@ class KmsAdminService(object):
             '/betrace.kms.v1.KmsAdminService/InvalidateTenant',
             betrace_dot_kms_dot_v1_dot_admin__pb2.InvalidateTenantRequest.SerializeToString,
             betrace_dot_kms_dot_v1_dot_admin__pb2.InvalidateTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Lock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/betrace.kms.v1.KmsAdminService/Lock',
+            betrace_dot_kms_dot_v1_dot_admin__pb2.LockRequest.SerializeToString,
+            betrace_dot_kms_dot_v1_dot_admin__pb2.LockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unlock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/betrace.kms.v1.KmsAdminService/Unlock',
+            betrace_dot_kms_dot_v1_dot_admin__pb2.UnlockRequest.SerializeToString,
+            betrace_dot_kms_dot_v1_dot_admin__pb2.UnlockResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,13 @@ class KmsAdminServiceStub:
     """RevokeKey marks a signing key as not to be trusted."""
     InvalidateTenant: _grpc.UnaryUnaryMultiCallable[_admin_pb2.InvalidateTenantRequest, _admin_pb2.InvalidateTenantResponse]
     """InvalidateTenant drops everything cached for a tenant."""
+    Lock: _grpc.UnaryUnaryMultiCallable[_admin_pb2.LockRequest, _admin_pb2.LockResponse]
+    """Lock is the emergency stop: it drops every secret key, and refuses every call that needs one,
+    with FAILED_PRECONDITION and reason LOCKED. It holds for all daemons on the key store, and over
+    restarts, until Unlock.
+    """
+    Unlock: _grpc.UnaryUnaryMultiCallable[_admin_pb2.UnlockRequest, _admin_pb2.UnlockResponse]
+    """Unlock ends the emergency stop, for all daemons on the key store."""
 
 @_typing.type_check_only
 class KmsAdminServiceAsyncStub(KmsAdminServiceStub):
@@ -63,6 +70,13 @@ class KmsAdminServiceAsyncStub(KmsAdminServiceStub):
     """RevokeKey marks a signing key as not to be trusted."""
     InvalidateTenant: _aio.UnaryUnaryMultiCallable[_admin_pb2.InvalidateTenantRequest, _admin_pb2.InvalidateTenantResponse]  # type: ignore[assignment]
     """InvalidateTenant drops everything cached for a tenant."""
+    Lock: _aio.UnaryUnaryMultiCallable[_admin_pb2.LockRequest, _admin_pb2.LockResponse]  # type: ignore[assignment]
+    """Lock is the emergency stop: it drops every secret key, and refuses every call that needs one,
+    with FAILED_PRECONDITION and reason LOCKED. It holds for all daemons on the key store, and over
+    restarts, until Unlock.
+    """
+    Unlock: _aio.UnaryUnaryMultiCallable[_admin_pb2.UnlockRequest, _admin_pb2.UnlockResponse]  # type: ignore[assignment]
+    """Unlock ends the emergency stop, for all daemons on the key store."""
 
 class KmsAdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """KmsAdminService is for the operator. It is served only on `<data-dir>/admin.sock` (0600), because
@@ -108,5 +122,24 @@ class KmsAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.InvalidateTenantResponse, _abc.Awaitable[_admin_pb2.InvalidateTenantResponse]]:
         """InvalidateTenant drops everything cached for a tenant."""
+
+    @_abc_1.abstractmethod
+    def Lock(
+        self,
+        request: _admin_pb2.LockRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.LockResponse, _abc.Awaitable[_admin_pb2.LockResponse]]:
+        """Lock is the emergency stop: it drops every secret key, and refuses every call that needs one,
+        with FAILED_PRECONDITION and reason LOCKED. It holds for all daemons on the key store, and over
+        restarts, until Unlock.
+        """
+
+    @_abc_1.abstractmethod
+    def Unlock(
+        self,
+        request: _admin_pb2.UnlockRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.UnlockResponse, _abc.Awaitable[_admin_pb2.UnlockResponse]]:
+        """Unlock ends the emergency stop, for all daemons on the key store."""
 
 def add_KmsAdminServiceServicer_to_server(servicer: KmsAdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

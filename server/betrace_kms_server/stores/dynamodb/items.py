@@ -8,6 +8,7 @@ A tenant is one partition, so that its items are read and written together:
 | the tenant    | `key#<key id>` | a key: provider, master_key_arn, status (S), wrapped_seed, public_key, checksum   |
 |               |                | (B), create_time_ms, rotate_time_ms, revoke_time_ms (N), import_id (S),           |
 |               |                | state_checksum (B; not in items of earlier versions)                         |
+| `#lock`       | `lock`         | the emergency stop: locked (BOOL), and if it is in force reason (S), time_ms (N)  |
 
 Times are milliseconds and no attribute is in seconds, so that no time to live (TTL) that somebody sets on the table by
 mistake finds an item of ours to be old: read as seconds they are tens of thousands of years away.
@@ -17,6 +18,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from betrace_kms_server.core.keys import KeyStatus, StoredKey, WrappedKey
+from betrace_kms_server.core.lock_state import LockState
 from betrace_kms_server.stores.damage import damaged_key
 
 if TYPE_CHECKING:
@@ -39,6 +41,26 @@ def head_of(tenant_id: str) -> "dict[str, UniversalAttributeValueTypeDef]":
 def row_of(tenant_id: str, key_id: str) -> "dict[str, UniversalAttributeValueTypeDef]":
     """Return the primary key of a key's item."""
     return {PARTITION_KEY: {"S": tenant_id}, SORT_KEY: {"S": KEY_PREFIX + key_id}}
+
+
+LOCK = {PARTITION_KEY: {"S": "#lock"}, SORT_KEY: {"S": "lock"}}
+"""Primary key of the emergency stop. No tenant can have this partition: no tenant id holds a `#`."""
+
+
+def lock_item(state: LockState | None) -> "dict[str, UniversalAttributeValueTypeDef]":
+    """Return the emergency stop, or that none is in force, as an item."""
+    item: dict[str, UniversalAttributeValueTypeDef] = {**LOCK, "locked": {"BOOL": state is not None}}
+    if state is not None:
+        item |= {"reason": {"S": state.reason}, "time_ms": {"N": str(state.time_ms)}}
+    return item
+
+
+def lock_state(item: Mapping[str, Any] | None) -> LockState | None:
+    """Return the emergency stop that an item says is in force. An item that is damaged says that one is."""
+    if item is None or item.get("locked") == {"BOOL": False}:
+        return None
+    reason, time_ms = item.get("reason", {}).get("S", "(not readable)"), item.get("time_ms", {}).get("N", "0")
+    return LockState(str(reason), int(time_ms))
 
 
 def can_exist(primary_key: Mapping[str, Any]) -> bool:

@@ -22,13 +22,17 @@ from botocore.exceptions import ClientError
 
 from betrace_kms_server.core.errors import StoreUnavailable
 from betrace_kms_server.core.keys import StoredKey
+from betrace_kms_server.core.lock_state import LockState
 from betrace_kms_server.stores.damage import damaged_generation, damaged_key, no_active_key
 from betrace_kms_server.stores.dynamodb.client import ClientFactory, asking, dynamodb_client, without_contention
 from betrace_kms_server.stores.dynamodb.errors import is_refusal
 from betrace_kms_server.stores.dynamodb.items import (
+    LOCK,
     PARTITION_KEY,
     head_of,
     key_id_of,
+    lock_item,
+    lock_state,
     row_of,
     stored_key,
 )
@@ -53,6 +57,7 @@ class DynamoStore:
 
     def __init__(self, client: "DynamoDBClient", table: str, table_arn: str) -> None:
         self._client = client
+        self._table = table
         self._arn = table_arn
         self._reads = Reads(client, table, table_arn)
         self._writes = Writes(table)
@@ -222,6 +227,15 @@ class DynamoStore:
             "attribute_exists(provider) AND attribute_exists(master_key_arn)", projection="provider, master_key_arn"
         )
         return {(item["provider"]["S"], item["master_key_arn"]["S"]) async for item in found}
+
+    async def lock_state(self) -> LockState | None:
+        """See KeyStore."""
+        return lock_state(await self._reads.item(LOCK))
+
+    async def set_lock(self, state: LockState | None) -> None:
+        """See KeyStore. One item, put whole: a retry of the SDK that puts it twice does no harm."""
+        async with asking(self._client, "PutItem", self._arn):
+            await without_contention(lambda: self._client.put_item(TableName=self._table, Item=lock_item(state)))
 
     async def check(self) -> None:
         """See KeyStore. Asks for what makes a tenant's first key, on a condition that cannot hold.

@@ -21,7 +21,7 @@ log = structlog.get_logger()
 
 SCHEMA_VERSION = 2
 """1 had no generations. An earlier betrace-kms opens files of schema version 2 alone and names the columns that it
-uses, so columns that it can do without are added without a new version number: `_ADDED`."""
+uses, so columns and tables that it can do without are added without a new version number: `_ADDED`, `_LOCK`."""
 _APPLICATION_ID = 0x42544B53  # "BTKS"
 _KEYS = """
 CREATE TABLE signing_keys (
@@ -46,6 +46,14 @@ CREATE TABLE IF NOT EXISTS tenants (
     generation INTEGER NOT NULL
 ) STRICT;
 """
+_LOCK = """
+CREATE TABLE IF NOT EXISTS emergency_stop (
+    id      INTEGER PRIMARY KEY CHECK (id = 1),
+    reason  TEXT,
+    time_ms INTEGER
+) STRICT;
+"""
+"""One row once there was a stop; its columns are NULL when none is in force. An earlier version passes over it."""
 _ADDED = """
 ALTER TABLE signing_keys ADD COLUMN state_checksum BLOB;
 ALTER TABLE tenants ADD COLUMN had_key INTEGER;
@@ -101,8 +109,8 @@ def create_file(path: Path) -> None:
     """Make an empty store, whole or not at all: so a file without a schema is always a damaged one."""
     with atomic_create(path) as new, closing(sqlite3.connect(new, isolation_level=None)) as database:
         database.executescript(
-            f"PRAGMA synchronous=EXTRA; BEGIN; {_KEYS} {_TENANTS} {_ADDED} PRAGMA application_id={_APPLICATION_ID};"
-            f" PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
+            f"PRAGMA synchronous=EXTRA; BEGIN; {_KEYS} {_TENANTS} {_ADDED} {_LOCK}"
+            f" PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
         )
 
 
@@ -125,7 +133,7 @@ async def prepare(database: aiosqlite.Connection, path: Path) -> None:
         raise StartRefused(f"{path} has schema version {version}, this betrace-kms knows {SCHEMA_VERSION}: upgrade it")
     await pragma("journal_mode=DELETE")
     await pragma("synchronous=EXTRA")
-    if version == 1 or not await _has_added(database):
+    if version == 1 or not (await _has_added(database) and await _has_lock(database)):
         await _migrate(database, path)
     await database.executescript(_CONNECTION)
 
@@ -133,6 +141,11 @@ async def prepare(database: aiosqlite.Connection, path: Path) -> None:
 async def _has_added(database: aiosqlite.Connection) -> bool:
     columns = "SELECT 1 FROM pragma_table_info('signing_keys') WHERE name = 'state_checksum'"
     return bool(list(await database.execute_fetchall(columns)))
+
+
+async def _has_lock(database: aiosqlite.Connection) -> bool:
+    there = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'emergency_stop'"
+    return bool(list(await database.execute_fetchall(there)))
 
 
 async def _migrate(database: aiosqlite.Connection, path: Path) -> None:
@@ -144,6 +157,7 @@ async def _migrate(database: aiosqlite.Connection, path: Path) -> None:
                 for statement in (_TENANTS, *_ADDED.strip().splitlines(), _MARKER):
                     await database.execute(statement)
                 await database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            await database.execute(_LOCK)
         except BaseException:
             await database.execute("ROLLBACK")
             raise

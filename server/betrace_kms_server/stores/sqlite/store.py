@@ -19,6 +19,7 @@ import aiosqlite
 
 from betrace_kms_server.core.errors import StartRefused, StoreUnavailable
 from betrace_kms_server.core.keys import KeyStatus, StoredKey, WrappedKey
+from betrace_kms_server.core.lock_state import LockState
 from betrace_kms_server.host.process import descriptor_shortage
 from betrace_kms_server.stores.damage import damaged_key, no_active_key
 from betrace_kms_server.stores.sqlite.errors import explained, is_damage
@@ -186,6 +187,16 @@ class SqliteStore:
         """See KeyStore."""
         rows = await self._fetch("SELECT DISTINCT provider, master_key_arn FROM signing_keys")
         return {(provider, arn) for provider, arn in rows}
+
+    async def lock_state(self) -> LockState | None:
+        """See KeyStore."""
+        rows = await self._fetch("SELECT reason, time_ms FROM emergency_stop WHERE reason IS NOT NULL")
+        return LockState(rows[0][0], rows[0][1] or 0) if rows else None
+
+    async def set_lock(self, state: LockState | None) -> None:
+        """See KeyStore."""
+        values = (None, None) if state is None else (state.reason, state.time_ms)
+        await self._fetch("INSERT OR REPLACE INTO emergency_stop (id, reason, time_ms) VALUES (1, ?, ?)", *values)
 
     async def check(self) -> None:
         """See KeyStore. Writes the schema version over itself: one commit, like that of a key, that changes nothing."""
