@@ -19,7 +19,7 @@ APT_GET = apt-get -q -o Dir::State='$(CURDIR)/$(APT)' -o Dir::State::status=/var
   -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
 export PATH := $(CURDIR)/$(TOOLS):$(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test test-install test-ranges coverage lint format types imports protos protos-check docs release tools prometheus node-modules bench-envelope bench-sign bench-telemetry bench-rotation drill-race drill-kill mutants ci requirements clean
+.PHONY: help run test test-install test-ranges coverage lint format types imports protos protos-check docs release tools prometheus node-modules bench-envelope bench-sign bench-telemetry bench-rotation drill-race drill-kill drill-restart mutants ci requirements clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -114,6 +114,9 @@ drill-race: $(VENV)/dev.stamp ## let four daemons race on one DynamoDB table (in
 
 drill-kill: $(VENV)/dev.stamp ## kill -9 a daemon 500 times while it makes and rotates keys
 	$(BIN)/python -m tests.faults.kill
+
+drill-restart: $(VENV)/dev.stamp ## restart a daemon 50 times under the load of Python, Go and Java clients (needs Go, Java, Maven)
+	$(BIN)/python -m tests.faults.restart
 
 mutants: $(VENV)/dev.stamp $(VENV)/tools.stamp ## mutate the core and count what its tests notice (FOLDERS=... for some of it)
 	$(BIN)/python -m tests.mutants $(FOLDERS)

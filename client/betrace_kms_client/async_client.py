@@ -29,8 +29,9 @@ R = TypeVar("R")
 class AsyncKmsClient:
     """Calls the daemon at `target`: host:port, or unix:/path. Belongs to one event loop.
 
-    A call takes at most `timeout` seconds, its retries included, and raises a KmsClientError if it fails. What proves
-    who the client is, and is not given, comes from the environment: see betrace_kms_client.credentials.
+    A call takes at most `timeout` seconds, its retries included, and raises a KmsClientError if it fails. Once the
+    daemon has answered, calls wait for it while it restarts; before that, one that is not there fails at once. What
+    proves who the client is, and is not given, comes from the environment: see betrace_kms_client.credentials.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class AsyncKmsClient:
         self.target = normalised(target)
         self._timeout = timeout
         self._token = Token(files.token)
+        self._answered = False
         self._channel = open_aio_channel(self.target, files)
         self._stub = KeyManagementServiceStub(self._channel)
 
@@ -152,11 +154,16 @@ class AsyncKmsClient:
     async def _call(self, method: "grpc.aio.UnaryUnaryMultiCallable[Any, R]", request: Any, timeout: float | None) -> R:
         seconds = self._timeout if timeout is None else timeout
         try:
-            return await method(request, timeout=seconds, metadata=self._token.metadata())
-        except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.UNAUTHENTICATED or not self._token.renewed():
-                raise from_rpc_error(error, self.target) from error
-        try:
-            return await method(request, timeout=seconds, metadata=self._token.metadata())
+            try:
+                response: R = await self._send(method, request, seconds)
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNAUTHENTICATED or not self._token.renewed():
+                    raise
+                response = await self._send(method, request, seconds)
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.target) from error
+        self._answered = True
+        return response
+
+    def _send(self, method: Any, request: Any, seconds: float) -> Any:
+        return method(request, timeout=seconds, metadata=self._token.metadata(), wait_for_ready=self._answered)

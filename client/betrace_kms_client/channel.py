@@ -11,7 +11,9 @@ DEFAULT_TIMEOUT = 10.0
 _SERVICE = key_management_pb2.DESCRIPTOR.services_by_name["KeyManagementService"].full_name
 
 # Every call of this service may be repeated: at worst a second try makes a key or a ciphertext that no one uses. The
-# admin service is not named here, so its calls are tried once. See gRFC A6, client retries.
+# admin service is not named here, so its calls are tried once. See gRFC A6, client retries. `waitForReady` is set by
+# the clients, call by call: a daemon that was never there shall be an error at once. docs/clients.md has the JSON that
+# other clients use.
 _SERVICE_CONFIG = {
     "methodConfig": [
         {
@@ -31,6 +33,8 @@ OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.max_receive_message_length", -1),  # what was sealed is larger than the payload that the daemon limits
     ("grpc.max_send_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),  # the daemon is on this machine: trying costs next to nothing
+    ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.enable_http_proxy", 0),  # the daemon is on this machine, whatever http_proxy says
 )
 
