@@ -149,7 +149,7 @@ async def build_core(
     store = await open_store(settings, resources)
     audit = await _open_audit(settings, resources)
     record = recorder(audit)
-    tracing = _open_tracing(resources)
+    tracing = export.open_tracing(os.environ)
     rpcs, kms_calls = CallStats(), CallStats()
     provider = await open_provider(settings, store, KmsCallObserver(kms_calls, tracing), resources)
     caches = KeyCaches(
@@ -218,7 +218,7 @@ async def build_edges(
     hurry: asyncio.Event,
 ) -> Daemon:
     """Let callers and operators reach the core: gRPC servers and the HTTP port. Raises StartRefused."""
-    metrics = _open_metrics(core.figures, resources)
+    metrics = _open_metrics(core, resources)
 
     def validate_over_http() -> Awaitable[Validation]:
         return recorded(KeyEvent("Validate", "", caller="http"), core.record, core.validator.run())
@@ -292,14 +292,8 @@ async def _open_audit(settings: Settings, resources: AsyncExitStack) -> AuditTra
     )
 
 
-def _open_tracing(resources: AsyncExitStack) -> Tracing | None:
-    tracing = export.open_tracing(os.environ)
-    if tracing is not None:
-        resources.push_async_callback(asyncio.to_thread, export.shut_down, tracing.shutdown)
-    return tracing
-
-
-def _open_metrics(figures: Figures, resources: AsyncExitStack) -> Metrics:
-    metrics = export.open_metrics(figures, os.environ)
-    resources.push_async_callback(asyncio.to_thread, export.shut_down, metrics.shutdown)
+def _open_metrics(core: Core, resources: AsyncExitStack) -> Metrics:
+    metrics = export.open_metrics(core.figures, os.environ)
+    shutdowns = [metrics.shutdown] if core.tracing is None else [metrics.shutdown, core.tracing.shutdown]
+    resources.push_async_callback(asyncio.to_thread, export.shut_down, *shutdowns)
     return metrics

@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,19 @@ def hanging() -> Iterator[str]:
         server.shutdown(socket.SHUT_RDWR)
         thread.join()
         for connection in taken:
+            connection.close()
+
+
+@pytest.fixture
+def dropping() -> Iterator[str]:
+    """Give the URL of something whose kernel drops what comes, as behind a firewall: its queue is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        waiting = [socket.socket() for _ in range(3)]
+        for connection in waiting:
+            connection.setblocking(False)
+            connection.connect_ex(server.getsockname())
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        for connection in waiting:
             connection.close()
 
 
@@ -178,7 +192,7 @@ def test_nohup_outlives_the_terminal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("first", ENDS)
 def test_a_second_interrupt_ends_calls_in_flight(tmp_path: Path, hanging: str, first: signal.Signals) -> None:
-    """A repeated SIGTERM waits on; SIGINT during the drain ends the calls, and the daemon stops in order."""
+    """Repeated SIGTERM and SIGHUP wait on; SIGINT in the drain ends the calls, and the daemon stops in order."""
     with (
         spawned(*aws(tmp_path, hanging), environ=CREDENTIALS) as daemon,
         grpc.insecure_channel(daemon.address) as channel,
@@ -199,6 +213,8 @@ def test_a_second_interrupt_ends_calls_in_flight(tmp_path: Path, hanging: str, f
         daemon.wait_for("Stopping")
         daemon.process.send_signal(signal.SIGTERM)
         daemon.wait_for("Already stopping")
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_for("SIGHUP: the daemon goes on")
         assert (False, None) == (answer.done(), daemon.process.poll())
         daemon.process.send_signal(signal.SIGINT)
         assert (0, True) == ended(daemon)
@@ -226,3 +242,67 @@ def test_a_stop_during_the_start(tmp_path: Path, hanging: str, end: signal.Signa
         daemon.wait_for("Stopping during the start")
         assert (0, True) == ended(daemon)
     assert ("Listening" in daemon.log, (tmp_path / "kms.sock").exists()) == (False, False)
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+@pytest.mark.parametrize("dead", ["hanging", "dropping"])
+def test_a_dead_collector_does_not_hold_up_the_stop(
+    tmp_path: Path, request: pytest.FixtureRequest, dead: str, protocol: str
+) -> None:
+    """Traces and metrics are given up after a second together; one after the other they took four."""
+    environ = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": request.getfixturevalue(dead),
+        "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+        "OTEL_TRACES_SAMPLER": "always_on",
+    }
+    with (
+        spawned("--data-dir", str(tmp_path), "--listen", "127.0.0.1:0", *LONG_DRAIN, environ=environ) as daemon,
+        KmsClient(daemon.address) as client,
+    ):
+        daemon.wait_for("serving")
+        client.encrypt("acme", b"x")
+        daemon.process.send_signal(signal.SIGTERM)
+        assert (0, True) == ended(daemon)
+    assert "does not answer: the last telemetry is lost" in daemon.log
+    began, end = (
+        datetime.fromisoformat(daemon.wait_for(text).split()[0]) for text in ("[info     ] Stopping", "Stopped")
+    )
+    assert end - began < timedelta(seconds=3.5)
+
+
+def test_signals_after_the_drain_change_nothing(tmp_path: Path, hanging: str) -> None:
+    """Neither while the last telemetry is sent, nor while Python ends."""
+    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": hanging}
+    with spawned("--data-dir", str(tmp_path), "--listen", f"unix:{tmp_path}/kms.sock", environ=environ) as daemon:
+        daemon.wait_for("serving")
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.wait_for("Stopping")
+        while accepts(tmp_path / "kms.sock"):
+            pass
+        while daemon.process.poll() is None:
+            for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+                daemon.process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                daemon.process.wait(0.02)
+        assert (0, True) == ended(daemon)
+
+
+def accepts(path: Path) -> bool:
+    """Whether something listens on a unix socket."""
+    with socket.socket(socket.AF_UNIX) as caller:
+        return caller.connect_ex(str(path)) == 0
+
+
+@pytest.mark.parametrize("module", ["grpc", "click", "uvloop", "pydantic"])
+def test_ctrl_c_during_the_imports(tmp_path: Path, module: str) -> None:
+    """Whatever is being imported, by the command or by the daemon: one line, and the exit code of shells."""
+    (tmp_path / f"{module}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run(
+        [str(COMMAND), "serve", "--data-dir", str(tmp_path / "data")],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (130, "betrace-kms: interrupted\n") == (done.returncode, done.stderr)

@@ -2,6 +2,7 @@
 
 import os
 import resource
+from collections.abc import Mapping
 
 import click
 import uvloop
@@ -13,6 +14,7 @@ from betrace_kms_server.cli.settings_options import (
     settings_options,
     warn_of_unused_variables,
 )
+from betrace_kms_server.config.settings import Settings
 from betrace_kms_server.host import process, signals
 from betrace_kms_server.telemetry import logs
 
@@ -40,4 +42,9 @@ def serve(listen: str | None, options: SettingsOptions) -> None:
         settings, origins = options.resolve(listen=listen)
         logs.configure(settings.log_format, settings.log_level)
         warn_of_unused_variables()
-        uvloop.run(app.serve(settings, origins))
+        uvloop.run(_run(settings, origins))
+
+
+async def _run(settings: Settings, origins: Mapping[str, str]) -> None:
+    await app.serve(settings, origins)
+    signals.ignore_signals()  # what is repeated while Python ends must not change the exit code

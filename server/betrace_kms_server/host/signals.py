@@ -61,6 +61,14 @@ def handle_signals() -> StopSignals:
     return signals
 
 
+def ignore_signals() -> None:
+    """Let the process end in peace: from now on only SIGKILL stops it earlier. Call it last in the event loop."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.remove_signal_handler(number)  # else the loop, when it closes, would restore what kills the process
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _has_terminal() -> bool:
     """Whether the process has a controlling terminal that is still there."""
     try:

@@ -9,6 +9,7 @@ Telemetry never stops the daemon: whatever the SDK raises is a warning, and the 
 
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping, MutableMapping
 from importlib import import_module
 from pathlib import Path
@@ -25,7 +26,7 @@ from betrace_kms_server.telemetry.tracing import Tracing
 
 log = structlog.get_logger()
 
-SHUTDOWN_SECONDS = 2.0
+SHUTDOWN_SECONDS = 1.0
 """How long a collector that does not answer may hold up the stop of the daemon."""
 _CLASSES = {
     "traces": ("trace_exporter", "OTLPSpanExporter"),
@@ -141,7 +142,8 @@ def shut_down(*shutdowns: Callable[[], object]) -> None:
     threads = [threading.Thread(target=shutdown, daemon=True) for shutdown in shutdowns]
     for thread in threads:
         thread.start()
+    end = time.monotonic() + SHUTDOWN_SECONDS
     for thread in threads:
-        thread.join(SHUTDOWN_SECONDS / len(threads))
+        thread.join(max(0.0, end - time.monotonic()))
     if any(thread.is_alive() for thread in threads):
         log.warning("The collector of OTEL_EXPORTER_OTLP_ENDPOINT does not answer: the last telemetry is lost")

@@ -1,0 +1,19 @@
+"""What the script `betrace-kms` starts, apart from the command itself, whose imports take a good part of a second.
+
+Ctrl-C during these imports would end in a traceback. So this module imports nothing else before it can handle that.
+"""
+
+import sys
+
+INTERRUPTED = 130
+"""The exit code of a command that SIGINT ended, as shells have it."""
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    try:
+        from betrace_kms_client.cli import main as command
+    except KeyboardInterrupt:
+        sys.stderr.write("betrace-kms: interrupted\n")
+        raise SystemExit(INTERRUPTED) from None
+    command()
