@@ -238,8 +238,12 @@ def test_a_stop_during_the_start(tmp_path: Path, hanging: str, end: signal.Signa
     sockets = f"127.0.0.1:0,unix:{tmp_path / 'kms.sock'}"
     with spawned(*aws(tmp_path, hanging), *store, "--listen", sockets, environ=CREDENTIALS) as daemon:
         daemon.wait_for("kms.store.endpoint")
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_for("SIGHUP: the daemon goes on")
         daemon.process.send_signal(end)
         daemon.wait_for("Stopping during the start")
+        for again in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+            daemon.process.send_signal(again)
         assert (0, True) == ended(daemon)
     assert ("Listening" in daemon.log, (tmp_path / "kms.sock").exists()) == (False, False)
 

@@ -1,6 +1,7 @@
 """The drain of real servers, step by step: who is served, who is refused, and what ends the waiting."""
 
 import asyncio
+import resource
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -91,6 +92,19 @@ async def test_time_or_hurry_ends_calls_in_flight(seconds: float) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as ended:
             await call
     assert grpc.StatusCode.UNAVAILABLE is ended.value.code()
+
+
+async def test_a_process_without_descriptors_stops_too() -> None:
+    """Nothing can be found out about its connections then, and calls in flight are still answered."""
+    async with draining(600) as (held, _, _, end, call):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            held.let_go.set()
+            assert "k" == (await call).key_id
+            await end
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def listening() -> tuple[socket.socket, str]:

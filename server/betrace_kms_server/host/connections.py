@@ -40,7 +40,7 @@ class Callers:
         would log an error for a listening socket that was shut down.
         """
         for descriptor, listener in self._sockets(_listens):
-            with socket.socket(listener.family, socket.SOCK_STREAM) as unbound:
+            with suppress(OSError), socket.socket(listener.family, socket.SOCK_STREAM) as unbound:
                 os.dup2(unbound.fileno(), descriptor, inheritable=False)
 
     def announce_end(self) -> bool:
@@ -72,7 +72,11 @@ class Callers:
             _shut(connection)
 
     def _sockets(self, wanted: Callable[[socket.socket], bool]) -> Iterator[tuple[int, socket.socket]]:
-        for descriptor in map(int, os.listdir(_DESCRIPTORS)):
+        try:
+            descriptors = [int(name) for name in os.listdir(_DESCRIPTORS)]
+        except OSError:  # this process may open no file any more: then gRPC's own stop is all that there is
+            return
+        for descriptor in descriptors:
             with _duplicate(descriptor) as found:
                 if found is not None and _name_of(found) in self._names and wanted(found):
                     yield descriptor, found
