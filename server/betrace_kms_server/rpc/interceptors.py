@@ -16,6 +16,7 @@ import grpc
 import structlog
 
 from betrace_kms_server.access.admission import Access
+from betrace_kms_server.access.identity import Caller, Recognised
 from betrace_kms_server.core.errors import InvalidRequest, KmsError, cause_of
 from betrace_kms_server.rpc.status import STATUS, of_defect, of_error
 from betrace_kms_server.telemetry.observers import NO_SHAPE, REQUEST_ID, UNOBSERVED, CallObserver, MessageShape
@@ -41,29 +42,33 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, observer: CallObserver, access: Access | None = None) -> None:
         self._observer = observer
         self._access = access
-        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._anyone = Recognised(None)
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> _Handler:
-        """Return the method's handler, wrapped; each method is wrapped at its first call."""
-        method = handler_call_details.method
-        wrapped = self._wrapped.get(method)
+        """Return the method's handler, wrapped; each method is wrapped at its first call by each caller."""
+        method, found = handler_call_details.method, self._anyone
+        if self._access is not None:
+            found = self._access.recognised(handler_call_details.invocation_metadata or ()) or found
+        wrapped: _Handler = found.handlers.get(method)
         if wrapped is None:
             handler = await continuation(handler_call_details)
             if handler is None:
                 return None
-            wrapped = self._wrapped[method] = self._wrap(handler, method)
+            wrapped = found.handlers[method] = self._wrap(handler, method, found.caller)
         return wrapped
 
-    def _wrap(self, handler: "grpc.RpcMethodHandler[Any, Any]", method: str) -> "grpc.RpcMethodHandler[Any, Any]":
+    def _wrap(
+        self, handler: "grpc.RpcMethodHandler[Any, Any]", method: str, caller: Caller | None
+    ) -> "grpc.RpcMethodHandler[Any, Any]":
         read, write = _tolerant(handler.request_deserializer), handler.response_serializer
         if handler.unary_unary is not None:
             ours = method.startswith(_OURS)
             observer, access = (self._observer, self._access) if ours else (UNOBSERVED, None)
-            guarded = _guarded(handler.unary_unary, method, observer, write, access)
+            guarded = _guarded(handler.unary_unary, method, observer, write, access, caller)
             return grpc.unary_unary_rpc_method_handler(guarded, read)
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(_guarded_stream(handler.unary_stream, method), read, write)
@@ -78,6 +83,7 @@ def _guarded(
     observer: CallObserver,
     serialize: Callable[[Any], bytes] | None = None,
     access: Access | None = None,
+    recognised: Caller | None = None,
 ) -> Callable[..., Awaitable[Any]]:
     service, _, method = path.lstrip("/").rpartition("/")
     shape: MessageShape = getattr(call, "shape", NO_SHAPE)
@@ -98,7 +104,7 @@ def _guarded(
         response = wire = answer = None
         try:
             if access is not None:
-                caller = access.identify(context, event)
+                caller = access.identify(context, event, recognised)
             if request is _MALFORMED:
                 raise InvalidRequest(_UNREADABLE)
             if access is not None:
