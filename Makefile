@@ -19,7 +19,7 @@ APT_GET = apt-get -q -o Dir::State='$(CURDIR)/$(APT)' -o Dir::State::status=/var
   -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
 export PATH := $(CURDIR)/$(TOOLS):$(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test test-install test-ranges coverage lint format types imports protos protos-check docs release tools prometheus node-modules bench-envelope bench-sign bench-telemetry bench-rotation drill-race drill-kill drill-restart mutants ci requirements clean
+.PHONY: help run test test-install test-ranges coverage lint format types imports protos protos-check docs release tools prometheus node-modules bench-envelope bench-sign bench-telemetry bench-rotation bench-access drill-race drill-kill drill-restart mutants ci requirements clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,6 +105,9 @@ bench-sign: $(VENV)/dev.stamp ## compare signing and verifying with bare Ed25519
 
 bench-telemetry: $(VENV)/dev.stamp ## show what metrics, logs, audit trail and traces cost a warm SignSpan
 	$(BIN)/python -m bench.telemetry
+
+bench-access: $(VENV)/dev.stamp ## show what it costs to identify the caller of a warm SignSpan
+	$(BIN)/python -m bench.access
 
 bench-rotation: $(VENV)/dev.stamp ## show how long the rotation of 1,000 tenants takes, with AWS in an emulator
 	$(BIN)/python -m bench.rotation

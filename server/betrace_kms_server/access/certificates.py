@@ -4,11 +4,13 @@ The name is the SPIFFE id, the one URI of the certificate (SPIFFE X509-SVID, sec
 subject as RFC 4514 writes it. gRPC checked the chain, dates and key before the first call of the connection.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
+from typing import Any
 
 from cryptography import x509
 
-from betrace_kms_server.access.identity import Caller, Context
+from betrace_kms_server.access.identity import Caller, Context, Recognised
 from betrace_kms_server.core.errors import Unauthenticated
 
 _PEM = "x509_pem_cert"
@@ -19,6 +21,10 @@ _MAX_NAME_CHARACTERS = 2048
 
 class CertificateAuthenticator:
     """Names callers by the certificate of their connection."""
+
+    def recognised(self, metadata: Iterable[Any]) -> Recognised | None:
+        """Return None: metadata is what the caller says."""
+        return None
 
     def identify(self, context: Context) -> Caller:
         """Return whose certificate it is. Raises Unauthenticated for a certificate without a usable name."""

@@ -4,6 +4,7 @@ A name is chosen by the operator, for a socket or a token (core/identities.py), 
 operator's authority signed.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -25,8 +26,27 @@ class Caller:
 ANONYMOUS = Caller("", "none")
 
 
+class Recognised:
+    """A caller that was identified before, and `handlers` of calls that were made ready for it, by the call's name.
+
+    Belongs to one server, as its handlers do.
+    """
+
+    __slots__ = ("caller", "handlers")
+
+    def __init__(self, caller: Caller | None) -> None:
+        self.caller = caller
+        self.handlers: dict[str, Any] = {}
+
+
 class Authenticator(Protocol):
     """Finds out who calls on the connections of one server."""
+
+    def recognised(self, metadata: Iterable[Any]) -> Recognised | None:
+        """Return a caller that the call's metadata, or nothing but the server itself, is enough to identify.
+
+        None means that `identify` decides. This is for every call, so it must be fast.
+        """
 
     def identify(self, context: Context) -> Caller:
         """Return the caller. Raises Unauthenticated if credentials are needed, and are missing or wrong."""
@@ -36,7 +56,12 @@ class SameCaller:
     """Everybody who reaches the server is one caller: the owner of a unix socket's permissions, or nobody known."""
 
     def __init__(self, caller: Caller = ANONYMOUS) -> None:
+        self._recognised = Recognised(caller)
         self._caller = caller
+
+    def recognised(self, metadata: Iterable[Any]) -> Recognised | None:
+        """Return the caller."""
+        return self._recognised
 
     def identify(self, context: Context) -> Caller:
         """Return the caller."""

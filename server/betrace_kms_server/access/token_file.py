@@ -1,7 +1,7 @@
 """The file of bearer tokens: one a line, `TOKEN` or `NAME TOKEN`; empty lines and lines that begin with # are skipped.
 
 Clients send the first; the daemon accepts all of them, so that a token is replaced in three steps: add the new one
-behind, move it to the front, remove the old one. In memory a token is its SHA-256 only.
+behind, move it to the front, remove the old one. What is read is kept as SHA-256 only.
 """
 
 import os

@@ -16,6 +16,7 @@ import grpc
 import structlog
 
 from betrace_kms_server.access.admission import Access
+from betrace_kms_server.access.identity import Caller, Recognised
 from betrace_kms_server.core.errors import InvalidRequest, KmsError, cause_of
 from betrace_kms_server.rpc.drain import CallGate
 from betrace_kms_server.rpc.status import STATUS, of_defect, of_error, of_stop
@@ -43,29 +44,33 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         self._observer = observer
         self._gate = gate or CallGate()
         self._access = access
-        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._anyone = Recognised(None)
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> _Handler:
-        """Return the method's handler, wrapped; each method is wrapped at its first call."""
-        method = handler_call_details.method
-        wrapped = self._wrapped.get(method)
+        """Return the method's handler, wrapped; each method is wrapped at its first call by each caller."""
+        method, found = handler_call_details.method, self._anyone
+        if self._access is not None:
+            found = self._access.recognised(handler_call_details.invocation_metadata or ()) or found
+        wrapped: _Handler = found.handlers.get(method)
         if wrapped is None:
             handler = await continuation(handler_call_details)
             if handler is None:
                 return None
-            wrapped = self._wrapped[method] = self._wrap(handler, method)
+            wrapped = found.handlers[method] = self._wrap(handler, method, found.caller)
         return wrapped
 
-    def _wrap(self, handler: "grpc.RpcMethodHandler[Any, Any]", method: str) -> "grpc.RpcMethodHandler[Any, Any]":
+    def _wrap(
+        self, handler: "grpc.RpcMethodHandler[Any, Any]", method: str, caller: Caller | None
+    ) -> "grpc.RpcMethodHandler[Any, Any]":
         read, write = _tolerant(handler.request_deserializer), handler.response_serializer
         if handler.unary_unary is not None:
             ours = method.startswith(_OURS)
             observer, access = (self._observer, self._access) if ours else (UNOBSERVED, None)
-            guarded = _guarded(handler.unary_unary, method, observer, self._gate, write, access)
+            guarded = _guarded(handler.unary_unary, method, observer, self._gate, write, access, caller)
             return grpc.unary_unary_rpc_method_handler(guarded, read)
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(_guarded_stream(handler.unary_stream, method), read, write)
@@ -81,6 +86,7 @@ def _guarded(
     gate: CallGate,
     serialize: Callable[[Any], bytes] | None = None,
     access: Access | None = None,
+    recognised: Caller | None = None,
 ) -> Callable[..., Awaitable[Any]]:
     service, _, method = path.lstrip("/").rpartition("/")
     shape: MessageShape = getattr(call, "shape", NO_SHAPE)
@@ -107,7 +113,7 @@ def _guarded(
         response = wire = answer = None
         try:
             if access is not None:
-                caller = access.identify(context, event)
+                caller = access.identify(context, event, recognised)
             if request is _MALFORMED:
                 raise InvalidRequest(_UNREADABLE)
             if access is not None:
