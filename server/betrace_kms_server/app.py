@@ -246,9 +246,9 @@ async def build_edges(
             core.health,
             observer,
             gate,
-            Access(listener.authenticator),
+            Access(listener.authenticator, listeners.policy),
             max_payload_bytes=settings.max_message_bytes,
-            reflect=settings.reflection,
+            reflect=settings.reflects,
             tls=listener.credentials is not None,
             interceptors=[EmergencyStopInterceptor(core.stop)],
         )
@@ -278,6 +278,7 @@ async def build_edges(
         metrics=metrics.text,
         validate=validate_over_http,
         status=status,
+        hosts=settings.ops_hosts,
     )
     ops_address = await resources.enter_async_context(serving_ops(settings.ops_listen, ops))
     resources.callback(core.health.drain)

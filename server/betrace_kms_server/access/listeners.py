@@ -13,6 +13,7 @@ import structlog
 
 from betrace_kms_server.access.certificates import CertificateAuthenticator
 from betrace_kms_server.access.identity import Authenticator, Caller, SameCaller
+from betrace_kms_server.access.policy_file import PolicyFile
 from betrace_kms_server.access.tls import TlsCredentials, TlsFiles
 from betrace_kms_server.access.tokens import TokenAuthenticator
 from betrace_kms_server.config.settings import Settings
@@ -47,9 +48,10 @@ class Listeners:
     """All listeners, and what can be read again."""
 
     listeners: Sequence[Listener]
-    reloadable: Sequence[TokenAuthenticator | TlsCredentials]
+    reloadable: Sequence[TokenAuthenticator | TlsCredentials | PolicyFile]
     unauthenticated: Sequence[str]
     """Addresses that let everybody in who reaches them."""
+    policy: PolicyFile | None = None
 
     @property
     def problem(self) -> str | None:
@@ -59,12 +61,12 @@ class Listeners:
         return f"callers are not authenticated at {', '.join(self.unauthenticated)}: {THREE_WAYS}"
 
     def reload(self) -> None:
-        """Read tokens and certificates again."""
+        """Read tokens, certificates and the policy again."""
         for each in self.reloadable:
             each.reload()
 
     async def follow(self) -> None:
-        """Read tokens and certificates again whenever they change."""
+        """Read tokens, certificates and the policy again whenever they change."""
         while self.reloadable:
             await asyncio.sleep(REFRESH_SECONDS)
             for each in self.reloadable:
@@ -86,7 +88,8 @@ def open_listeners(settings: Settings) -> Listeners:
     if plain:
         listeners.append(Listener(plain, tokens or SameCaller()))
     unauthenticated = [] if tokens else [address.text for address in plain]
-    found = Listeners(listeners, [each for each in (tokens, tls) if each], unauthenticated)
+    policy = PolicyFile(settings.policy_file) if settings.policy_file else None
+    found = Listeners(listeners, [each for each in (tokens, tls, policy) if each], unauthenticated, policy)
     if found.problem and settings.require_identity:
         raise StartRefused(f"kms.server.require-identity is set, and {found.problem}")
     if found.problem:

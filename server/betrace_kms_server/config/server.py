@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from betrace_kms_server.config.values import Addresses, Group, OpsAddress, Switch, WholeNumber
+from betrace_kms_server.config.values import Addresses, Group, OpsAddress, Switch, WholeNumber, Words
 from betrace_kms_server.host.sockets import Address, parse_addresses, parse_host_port, refuse_exposed
 
 
@@ -51,7 +51,16 @@ class ServerSettings(BaseModel):
         le=1024**3,
         description="largest payload",
     )
-    reflection: Switch = Field(True, alias="kms.server.reflection", description="gRPC reflection, for grpcurl")
+    policy_file: Path | None = Field(
+        None,
+        alias="kms.policy.file",
+        description="rules that say which caller may use which tenants (TOML); what none allows is denied",
+    )
+    reflection: Switch | None = Field(
+        None,
+        alias="kms.server.reflection",
+        description="gRPC reflection, for grpcurl; on by default unless there is a policy",
+    )
     drain_seconds: WholeNumber = Field(
         10,
         alias="kms.server.drain-seconds",
@@ -78,6 +87,11 @@ class ServerSettings(BaseModel):
         alias="kms.ops.listen",
         description="`host:port` of health, metrics and status over HTTP; `[::]` is every IPv6 address",
     )
+    ops_hosts: Words = Field(
+        (),
+        alias="kms.ops.hosts",
+        description="names by which HTTP requests may call it, beside IP addresses and `localhost`",
+    )
     audit_file: str | None = Field(None, alias="kms.audit.file", description="audit trail, `-` for stdout")
     audit_required: Switch = Field(
         False, alias="kms.audit.required", description="refuse calls while the audit trail cannot be written"
@@ -86,6 +100,11 @@ class ServerSettings(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", alias="kms.log.level", description="least level that is logged"
     )
+
+    @property
+    def reflects(self) -> bool:
+        """Whether there is reflection: what a policy hides, it would list."""
+        return self.policy_file is None if self.reflection is None else self.reflection
 
     @field_validator("listen")
     @classmethod

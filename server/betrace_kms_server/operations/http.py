@@ -10,16 +10,18 @@ rebinding a `Host` of its own; a proxy in front would make every peer look like 
 import ipaddress
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from betrace_kms_server.core.errors import StartRefused
 from betrace_kms_server.host.sockets import Address, listen_on
+from betrace_kms_server.operations.hosts import misdirected
 from betrace_kms_server.operations.monitor import KmsState
 from betrace_kms_server.operations.validation import Test, Validation
 
@@ -73,13 +75,21 @@ async def serving_ops(address: Address, app: web.Application) -> AsyncIterator[s
 
 
 def build_app(
-    provider: str, *, readiness: Readiness, metrics: Metrics, validate: Validate, status: Status
+    provider: str,
+    *,
+    readiness: Readiness,
+    metrics: Metrics,
+    validate: Validate,
+    status: Status,
+    hosts: Collection[str] = (),
 ) -> web.Application:
-    """Return the application. `provider` is its name, "aws" or "local"."""
+    """Return the application. `provider` is its name, "aws" or "local"; for `hosts` see operations/hosts.py."""
     routes = _Routes(provider, readiness, metrics, validate, status)
     admin = web.Application(middlewares=[_this_machine_only])
     admin.add_routes([web.post("/kms/validate", routes.validation), web.get("/kms/status", routes.current_status)])
-    app = web.Application(middlewares=[_always_json], client_max_size=_BODY_BYTES)
+    app = web.Application(
+        middlewares=[_always_json, _known_hosts_only({name.lower() for name in hosts})], client_max_size=_BODY_BYTES
+    )
     app.add_routes(
         [
             web.get("/q/health", routes.health),
@@ -186,6 +196,15 @@ async def _always_json(request: web.Request, handler: Callable[[web.Request], Aw
         log.error("internal error", path=request.path, exc_info=error)
         response = _refusal(500, "internal error")
     return response
+
+
+def _known_hosts_only(names: Collection[str]) -> Middleware:
+    @web.middleware
+    async def known_hosts_only(request: web.Request, handler: Handler) -> web.StreamResponse:
+        problem = misdirected(request.headers.getall("Host", []), names)
+        return _refusal(421, problem) if problem else await handler(request)
+
+    return known_hosts_only
 
 
 @web.middleware
