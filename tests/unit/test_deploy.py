@@ -135,11 +135,16 @@ def test_manifest_sets_names_that_the_daemon_knows(objects: Mapping[str, Any], e
 
 
 def test_manifest_is_a_configuration_that_starts(objects: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-    """Its settings resolve: provider aws, the key's region, and loopback."""
+    """Its settings resolve: provider aws, the key's region, and callers that are authenticated."""
     settings = settings_of(objects, environment)
     assert "aws" == settings.provider
     assert not settings.store_allow_ephemeral
-    assert ["127.0.0.1:50051"] == [str(address) for address in settings.listen]
+    (address,) = settings.listen
+    assert ("backend", 0o660, True) == (
+        address.permissions.identity,
+        address.permissions.mode,
+        settings.require_identity,
+    )
 
 
 def test_manifest_mounts_every_folder_that_it_names(
@@ -148,11 +153,23 @@ def test_manifest_mounts_every_folder_that_it_names(
     """KMS_CONFIG_DIR and KMS_DATA_DIR are mount points, and what is mounted is in this file."""
     mounts = {mount["mountPath"]: mount["name"] for mount in sidecar["volumeMounts"]}
     folders = environment["KMS_CONFIG_DIR"].split(":")
-    assert {environment["KMS_DATA_DIR"], *folders} == set(mounts)
+    assert {environment["KMS_DATA_DIR"], *folders, "/run/betrace-kms"} == set(mounts)
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     names = {kind: objects[kind]["metadata"]["name"] for kind in ("ConfigMap", "Secret")}
     assert names["Secret"] == volumes[mounts[folders[0]]]["secret"]["secretName"]
     assert names["ConfigMap"] == volumes[mounts[folders[1]]]["configMap"]["name"]
+
+
+def test_manifest_shares_the_socket_with_the_backend(pod: Any, sidecar: Any, environment: Mapping[str, str]) -> None:
+    """The backend mounts the folder of the socket, its group is the pod's, and the daemon makes a folder in there."""
+    (address,) = config.resolve([config.from_environment(environment)])[0].listen
+    assert address.socket_path is not None
+    (backend,) = pod["containers"]
+    for container in (backend, sidecar):
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        assert "callers" == mounts[str(address.socket_path.parents[1])]
+    assert pod["securityContext"]["fsGroup"] == address.permissions.group
+    assert [address.text] == [variable["value"] for variable in backend["env"]]
 
 
 def test_manifest_never_runs_two_daemons_on_one_file(objects: Mapping[str, Any], pod: Any) -> None:
