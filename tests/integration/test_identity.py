@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,8 +23,12 @@ from betrace.kms.v1 import key_management_pb2 as pb
 from betrace.kms.v1.key_management_pb2_grpc import KeyManagementServiceStub
 from betrace_kms_client import AsyncKmsClient, KmsClient, Unauthenticated, Unavailable
 from betrace_kms_server import app
+from betrace_kms_server.access.admission import Access
+from betrace_kms_server.access.tokens import TokenAuthenticator
 from betrace_kms_server.config.sources import from_command_line, resolve
 from betrace_kms_server.core.errors import StartRefused
+from betrace_kms_server.rpc.interceptors import ErrorInterceptor
+from betrace_kms_server.telemetry.observers import UNOBSERVED
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -188,6 +193,34 @@ def test_a_message_that_cannot_be_read_is_not_judged_for_strangers(guarded: Guar
     received = raw_grpc.call(guarded.address, PATH, b"\xff\xff\xff", [])
     assert b"not authenticated" in received
     assert b"no valid message" not in received
+
+
+async def test_a_request_of_a_stranger_is_not_parsed() -> None:
+    """Who is not authenticated cannot make the daemon parse a large message."""
+    parsed = []
+
+    async def answer(request: Any, context: Any) -> bytes:
+        return b""
+
+    def parse(wire: bytes) -> bytes:
+        parsed.append(wire)
+        return wire
+
+    with tempfile.TemporaryDirectory(prefix="kms") as folder:
+        tokens = TokenAuthenticator(token_at(Path(folder) / "token"), None)
+        server = grpc.aio.server(interceptors=[ErrorInterceptor(UNOBSERVED, Access(tokens))])
+        handler: Any = grpc.unary_unary_rpc_method_handler(answer, parse)
+        handlers = grpc.method_handlers_generic_handler("betrace.kms.v1.KeyManagementService", {"Encrypt": handler})
+        server.add_generic_rpc_handlers((handlers,))
+        server.add_insecure_port(f"unix:{folder}/kms.sock")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"unix:{folder}/kms.sock") as channel:
+            call: Any = channel.unary_unary("/betrace.kms.v1.KeyManagementService/Encrypt")
+            for metadata in (None, bearer(OLD), bearer(FIRST)):
+                with suppress(grpc.aio.AioRpcError):
+                    await call(b"of " + str(metadata).encode(), metadata=metadata)
+        await server.stop(None)
+    assert [b"of " + str(bearer(FIRST)).encode()] == parsed
 
 
 def test_health_and_reflection_need_no_token(guarded: Guarded) -> None:

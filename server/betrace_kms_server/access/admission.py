@@ -23,6 +23,7 @@ class Access:
         self._authenticator = authenticator
         self._policy = policy
         self.recognised = authenticator.recognised
+        self.by_connection = authenticator.by_connection
 
     def identify(self, context: Context, event: KeyEvent | None, recognised: Caller | None = None) -> Caller:
         """Return the caller, and note it in the call's event. Raises Unauthenticated."""

@@ -22,6 +22,8 @@ _MAX_NAME_CHARACTERS = 2048
 class CertificateAuthenticator:
     """Names callers by the certificate of their connection."""
 
+    by_connection = True
+
     def recognised(self, metadata: Iterable[Any]) -> Recognised | None:
         """Return None: metadata is what the caller says."""
         return None

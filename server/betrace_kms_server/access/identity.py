@@ -42,6 +42,10 @@ class Recognised:
 class Authenticator(Protocol):
     """Finds out who calls on the connections of one server."""
 
+    @property
+    def by_connection(self) -> bool:
+        """Whether `identify` may find a caller that was not recognised. If not, its request is not even parsed."""
+
     def recognised(self, metadata: Iterable[Any]) -> Recognised | None:
         """Return a caller that the call's metadata, or nothing but the server itself, is enough to identify.
 
@@ -49,11 +53,13 @@ class Authenticator(Protocol):
         """
 
     def identify(self, context: Context) -> Caller:
-        """Return the caller. Raises Unauthenticated if credentials are needed, and are missing or wrong."""
+        """Return a caller that was not recognised. Raises Unauthenticated if its credentials are missing or wrong."""
 
 
 class SameCaller:
     """Everybody who reaches the server is one caller: the owner of a unix socket's permissions, or nobody known."""
+
+    by_connection = False
 
     def __init__(self, caller: Caller = ANONYMOUS) -> None:
         self._recognised = Recognised(caller)

@@ -70,6 +70,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if handler.unary_unary is not None:
             ours = method.startswith(_OURS)
             observer, access = (self._observer, self._access) if ours else (UNOBSERVED, None)
+            if access is not None and caller is None and not access.by_connection:
+                read = _unread  # it will be refused, and may be large
             guarded = _guarded(handler.unary_unary, method, observer, self._gate, write, access, caller)
             return grpc.unary_unary_rpc_method_handler(guarded, read)
         if handler.unary_stream is not None:
@@ -206,6 +208,10 @@ def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], A
             return _MALFORMED
 
     return tolerant
+
+
+def _unread(wire: bytes) -> Any:
+    return _MALFORMED
 
 
 def _request_id(context: _Context) -> str:
