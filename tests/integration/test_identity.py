@@ -27,6 +27,7 @@ from betrace_kms_server.access.admission import Access
 from betrace_kms_server.access.tokens import TokenAuthenticator
 from betrace_kms_server.config.sources import from_command_line, resolve
 from betrace_kms_server.core.errors import StartRefused
+from betrace_kms_server.rpc import server as rpc_server
 from betrace_kms_server.rpc.interceptors import ErrorInterceptor
 from betrace_kms_server.telemetry.observers import UNOBSERVED
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -744,6 +745,39 @@ async def test_a_new_authority_ends_what_the_old_one_signed(over_tls: OverTls) -
             return False
 
     await eventually(refused)
+
+
+async def test_a_connection_ends_so_that_its_certificate_is_checked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an age of a second instead of an hour, a caller whose authority was withdrawn is soon refused."""
+    ages = dict(rpc_server.AT_MOST_AN_HOUR)
+    age, grace = ages["grpc.max_connection_age_ms"], ages["grpc.max_connection_age_grace_ms"]
+    assert age * 11 // 10 + grace <= 3_600_000  # gRPC adds up to a tenth to the age
+    monkeypatch.setattr(rpc_server, "AT_MOST_AN_HOUR", [(name, 1000) for name in ages])
+    settings = tls_settings(tmp_path / "tls", TRUSTED.issue("daemon", host="127.0.0.1"))
+    ours = tmp_path / "trusted.crt"
+    shutil.copy(tmp_path / "tls" / "ca.crt", ours)
+    chain, key = TRUSTED.issue("me", uris=[SPIFFE]).write(tmp_path / "client")
+    values = {setting.split("=")[0].translate(str.maketrans(".-", "__")): setting.split("=")[1] for setting in settings}
+    listen = f"unix:{tmp_path}/kms.sock;identity=a,127.0.0.1:0"
+    async with (
+        running(tmp_path / "data", kms_server_listen=listen, **values) as daemon,
+        AsyncKmsClient(
+            daemon.addresses[1], timeout=5, tls_ca_file=ours, tls_cert_file=chain, tls_key_file=key
+        ) as client,
+    ):
+        await client.generate_data_key("acme")
+        await asyncio.to_thread((tmp_path / "tls" / "ca.crt").write_bytes, FOREIGN.pem)
+
+        async def refused() -> bool:
+            try:
+                await client.generate_data_key("acme")
+            except Unavailable:
+                return True
+            return False
+
+        await eventually(refused)
 
 
 def tls_settings(folder: Path, pair: Pair, authority: bytes = TRUSTED.pem) -> Sequence[str]:

@@ -20,7 +20,7 @@ from betrace_kms_server.rpc.reflection import Reflection
 from betrace_kms_server.telemetry.observers import CallObserver
 
 ADMIN = admin_pb2.DESCRIPTOR.services_by_name["KmsAdminService"].full_name
-_AT_MOST_AN_HOUR = (
+AT_MOST_AN_HOUR = (
     ("grpc.max_connection_age_ms", 3_000_000),  # gRPC makes it up to 10 % more
     ("grpc.max_connection_age_grace_ms", 300_000),
 )
@@ -54,7 +54,7 @@ def build_server(
     With `tls` no connection gets older than an hour: then its certificate is checked again. `interceptors` come behind
     the one for errors.
     """
-    options = _AT_MOST_AN_HOUR if tls else ()
+    options = AT_MOST_AN_HOUR if tls else ()
     server = _server(observer, gate, access, max_payload_bytes, interceptors=interceptors, options=options)
     key_management_pb2_grpc.add_KeyManagementServiceServicer_to_server(key_management, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
