@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
+import pytest
 
 from tests.daemon import spawned
 from tests.interop import callers
@@ -101,7 +102,10 @@ def drill(folder: Path, restarts: int, programs: Sequence[str], pause: float) ->
 def main(restarts: int, pause: float, without: Sequence[str]) -> None:
     """Print what the drill found; exit with 1 if a call failed."""
     with tempfile.TemporaryDirectory() as folder:
-        report = drill(Path(folder), restarts, [name for name in callers.PROGRAMS if name not in without], pause)
+        try:
+            report = drill(Path(folder), restarts, [name for name in callers.PROGRAMS if name not in without], pause)
+        except (pytest.skip.Exception, pytest.fail.Exception) as missing:
+            raise click.ClickException(f"{missing}, or leave programs out with --without") from None
     click.echo(f"{len(report.stops)} restarts; stop {_spread(report.stops)}, SIGTERM to serving {_spread(report.gaps)}")
     for name, tally in report.tallies.items():
         click.echo(f"{name:24} {tally.calls:8} calls {tally.failures.total():5} failed {dict(tally.failures) or ''}")
