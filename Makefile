@@ -106,6 +106,9 @@ bench-sign: $(VENV)/dev.stamp ## compare signing and verifying with bare Ed25519
 bench-telemetry: $(VENV)/dev.stamp ## show what metrics, logs, audit trail and traces cost a warm SignSpan
 	$(BIN)/python -m bench.telemetry
 
+bench-audit: $(VENV)/dev.stamp ## show what kms.audit.required and kms.audit.durable cost a warm SignSpan
+	$(BIN)/python -m bench.audit
+
 bench-rotation: $(VENV)/dev.stamp ## show how long the rotation of 1,000 tenants takes, with AWS in an emulator
 	$(BIN)/python -m bench.rotation
 
@@ -114,6 +117,9 @@ drill-race: $(VENV)/dev.stamp ## let four daemons race on one DynamoDB table (in
 
 drill-kill: $(VENV)/dev.stamp ## kill -9 a daemon 500 times while it makes and rotates keys
 	$(BIN)/python -m tests.faults.kill
+
+drill-audit: $(VENV)/dev.stamp ## kill -9 a daemon 100 times under load and look for the audit line of each call that was answered
+	$(BIN)/python -m tests.faults.kill_audit
 
 mutants: $(VENV)/dev.stamp $(VENV)/tools.stamp ## mutate the core and count what its tests notice (FOLDERS=... for some of it)
 	$(BIN)/python -m tests.mutants $(FOLDERS)
