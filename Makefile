@@ -19,7 +19,7 @@ APT_GET = apt-get -q -o Dir::State='$(CURDIR)/$(APT)' -o Dir::State::status=/var
   -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
 export PATH := $(CURDIR)/$(TOOLS):$(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test test-install test-ranges coverage lint format types imports protos protos-check docs release tools prometheus node-modules bench-envelope bench-sign bench-telemetry bench-rotation bench-access drill-race drill-kill drill-restart mutants ci requirements clean
+.PHONY: help run test test-install test-ranges coverage lint format types imports protos protos-check docs release tools prometheus node-modules bench-envelope bench-sign bench-telemetry bench-rotation bench-access bench-audit drill-race drill-kill drill-restart drill-audit mutants ci requirements clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -109,6 +109,9 @@ bench-telemetry: $(VENV)/dev.stamp ## show what metrics, logs, audit trail and t
 bench-access: $(VENV)/dev.stamp ## show what it costs to identify the caller of a warm SignSpan
 	$(BIN)/python -m bench.access
 
+bench-audit: $(VENV)/dev.stamp ## show what kms.audit.required and kms.audit.durable cost a warm SignSpan
+	$(BIN)/python -m bench.audit
+
 bench-rotation: $(VENV)/dev.stamp ## show how long the rotation of 1,000 tenants takes, with AWS in an emulator
 	$(BIN)/python -m bench.rotation
 
@@ -120,6 +123,9 @@ drill-kill: $(VENV)/dev.stamp ## kill -9 a daemon 500 times while it makes and r
 
 drill-restart: $(VENV)/dev.stamp ## restart a daemon 50 times under the load of Python, Go and Java clients (needs Go, Java, Maven)
 	$(BIN)/python -m tests.faults.restart
+
+drill-audit: $(VENV)/dev.stamp ## kill -9 a daemon 100 times under load and look for the audit line of each call that was answered
+	$(BIN)/python -m tests.faults.kill_audit
 
 mutants: $(VENV)/dev.stamp $(VENV)/tools.stamp ## mutate the core and count what its tests notice (FOLDERS=... for some of it)
 	$(BIN)/python -m tests.mutants $(FOLDERS)

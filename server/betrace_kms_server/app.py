@@ -289,7 +289,12 @@ async def _open_audit(settings: Settings, resources: AsyncExitStack) -> AuditTra
     if settings.audit_file is None:
         return None
     return await resources.enter_async_context(
-        AuditTrail(settings.audit_file, settings.data_dir, required=settings.audit_required)
+        AuditTrail(
+            settings.audit_file,
+            settings.data_dir,
+            required=settings.audit_required,
+            durable=settings.audit_durable,
+        )
     )
 
 

@@ -43,6 +43,10 @@ class Trail:
     def __init__(self, *, required: bool = False, check: Any = nothing, record: Any = None) -> None:
         self.events: list[KeyEvent] = []
         self.required, self.check, self.record = required, check, record or self.events.append
+        self.setting = "kms.audit.required"
+
+    async def commit(self, event: KeyEvent) -> bool:
+        return self.record(event) is None
 
 
 def tracing(*, begin_call: Any = nothing, span: Any = None) -> Any:
@@ -128,7 +132,27 @@ async def test_a_call_that_must_be_recorded_and_was_not_has_no_answer() -> None:
     trail: Any = Trail(required=True, record=defect)
     async with served(CallObserver(stats(), trail, None)) as channel:
         code, details = await outcome(invalidate(channel))
-    assert (grpc.StatusCode.UNAVAILABLE, True) == (code, details.startswith("the call could not be recorded"))
+        refused = admin_pb2_grpc.KmsAdminServiceStub(channel).InvalidateTenant(
+            pb.InvalidateTenantRequest(tenant_id="!")
+        )
+        assert "the call could not be recorded" == (await outcome(refused))[1].partition(",")[0]
+    assert grpc.StatusCode.UNAVAILABLE == code
+    assert "the change was made and stays, but it could not be recorded" == details.partition(", and")[0]
+
+
+@pytest.mark.parametrize(
+    ("record", "status"), [(defect, "UNAVAILABLE"), (nothing, "OK")], ids=["not recorded", "recorded"]
+)
+async def test_metrics_have_the_status_that_the_caller_got(record: Any, status: str) -> None:
+    """A call whose line is not written is counted once, as what its caller got, and its span says so, too."""
+    trail: Any = Trail(required=True, record=record)
+    counted = CallStats()
+    attributes: dict[str, Any] = {}
+    observer = CallObserver(counted, trail, tracing(span=span(set_attribute=attributes.__setitem__)))
+    async with served(observer) as channel:
+        await outcome(invalidate(channel))
+    assert [("InvalidateTenant", status)] == list(counted.counts)
+    assert status == attributes["rpc.grpc.status"]
 
 
 async def test_a_check_that_fails_by_a_defect_is_opaque() -> None:

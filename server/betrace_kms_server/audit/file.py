@@ -27,10 +27,15 @@ _KEPT = re.compile(rb'\{"seq":([0-9]{1,18}),"hash":"([0-9a-f]{64})"\}\n')
 
 
 class ChainedFile:
-    """Appends lines to a file (made with 0600), or to stdout, and keeps the head. Methods raise OSError."""
+    """Appends lines to a file (made with 0600), or to stdout, and keeps the head. Methods raise OSError.
 
-    def __init__(self, name: str, head_file: Path) -> None:
+    With `sync`, `append` returns when the lines are on the disk; without, `sync` puts them there. What is `durable`
+    must be a regular file: nothing else can be synced.
+    """
+
+    def __init__(self, name: str, head_file: Path, *, durable: bool = False, sync: bool = True) -> None:
         self.name = name
+        self._durable, self._syncs = durable, sync
         self.head = START
         """Of the lines that are written; known once the file was open."""
         self._head_file = head_file
@@ -63,11 +68,27 @@ class ChainedFile:
         except OSError as cause:
             raise OSError(cause.errno, cause.strerror, str(self._head_file)) from cause
 
+    def sync(self) -> None:
+        """Put on the disk what has the name now; for another thread than that of the other methods.
+
+        It opens the file itself, since the other thread may close its own at any time, and syncs it then.
+        """
+        if not self._regular:
+            return
+        with suppress(FileNotFoundError):
+            descriptor = os.open(self.name, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
     def close(self) -> None:
         """Close the file; the next `open` opens it again."""
         if self._descriptor is not None:
             with suppress(OSError):
                 self._cut_back(self._descriptor)
+                if self._regular and not self._syncs:
+                    os.fsync(self._descriptor)
             os.close(self._descriptor)
         self._descriptor = self._undo = None
 
@@ -90,6 +111,10 @@ class ChainedFile:
             if self._regular:
                 self._lock(descriptor)
                 last = self._last_line(descriptor)
+                if self._durable:
+                    _sync_entry(self.name)
+            elif self._durable:
+                raise OSError(errno.EINVAL, "it is no regular file, and only one can be synced")
             elif self.name != STDOUT:
                 os.set_blocking(descriptor, True)
             if not self._resumed:
@@ -172,7 +197,7 @@ class ChainedFile:
                 sent = os.write(descriptor, rest)
                 rest = rest[sent:]
                 self._sent += sent
-            if self._regular:
+            if self._regular and self._syncs:
                 os.fsync(descriptor)
         except OSError:
             with suppress(OSError):
@@ -186,3 +211,12 @@ class ChainedFile:
             if os.fstat(descriptor).st_size > self._undo:
                 os.ftruncate(descriptor, self._undo)
             self._undo, self._sent = None, 0
+
+
+def _sync_entry(name: str) -> None:
+    """Put the entry of a file in its folder on the disk: a new file is lost without it, whatever was synced in it."""
+    folder = os.open(Path(name).parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

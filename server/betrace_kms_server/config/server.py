@@ -94,7 +94,14 @@ class ServerSettings(BaseModel):
     )
     audit_file: str | None = Field(None, alias="kms.audit.file", description="audit trail, `-` for stdout")
     audit_required: Switch = Field(
-        False, alias="kms.audit.required", description="refuse calls while the audit trail cannot be written"
+        False,
+        alias="kms.audit.required",
+        description="answer a call when its audit line is written, and refuse calls while that fails",
+    )
+    audit_durable: Switch = Field(
+        False,
+        alias="kms.audit.durable",
+        description="answer a call when its audit line is synced to the disk; implies `kms.audit.required`",
     )
     log_format: Literal["console", "json"] = Field("console", alias="kms.log.format", description="form of the log")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -126,6 +133,8 @@ class ServerSettings(BaseModel):
 
     @model_validator(mode="after")
     def _required_audit_needs_a_file(self) -> "ServerSettings":
+        if self.audit_durable and self.audit_file in (None, "-"):
+            raise ValueError("kms.audit.durable is set, and kms.audit.file names no file: give a path")
         if self.audit_required and self.audit_file is None:
             raise ValueError("kms.audit.file is missing, and kms.audit.required is set: give a path, or - for stdout")
         return self

@@ -129,15 +129,18 @@ def _guarded(
         except Exception as error:  # noqa: BLE001  # the edge: it is logged below
             status, reason, request_id, answer = _failure(error, path, context)
         finally:
-            gate.ended += 1
             if event is not None and request_id:
                 event.request_id = request_id
             try:
-                observer.end(method, status, time.perf_counter() - began, event, shape, reason, response)
+                recorded = observer.end(method, status, time.perf_counter() - began, event, shape, reason, response)
+                if recorded is not None:
+                    await recorded
             except KmsError as error:  # what must be recorded, and was not, has no answer
                 *_, answer = _failure(error, path, context)
             except Exception as error:  # noqa: BLE001  # as above
                 _log_defect("end", error)
+            finally:
+                gate.ended += 1
         if answer is None:
             return wire
         # Outside the except blocks, so that the abort does not carry the cause with it. gRPC keeps the error that

@@ -6,7 +6,7 @@ audit line that must be written (`kms.audit.required`) and cannot be takes the a
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
@@ -58,6 +58,8 @@ REQUEST_ID = "x-request-id"
 """Metadata by which a caller names its call."""
 _UNAUDITED = frozenset({"GetStatus"})
 _ALWAYS_ADMITTED = frozenset({"GetStatus", "Validate", "Lock"})
+_CHANGES = frozenset({"RotateKeys", "RevokeKey", "InvalidateTenant", "Lock", "Unlock"})
+"""Calls whose work stays done when their answer is dropped, and which a caller must not repeat blindly."""
 _ID_CHARACTERS = 128
 _CALLER_CHARACTERS = 200
 
@@ -153,14 +155,15 @@ class CallObserver:
         shape: MessageShape = NO_SHAPE,
         reason: str = "OK",
         response: Any = None,
-    ) -> None:
-        """Note how a call ended. Raises AuditUnavailable if it must be recorded and cannot be."""
-        try:
-            self._stats.observe(method, status, seconds)
-        except Exception as error:  # noqa: BLE001  # it is logged
-            self._in_metrics.note(error)
+    ) -> Coroutine[Any, Any, None] | None:
+        """Note how a call ended.
+
+        Returns what must end before the answer leaves, if its line must be written first (`kms.audit.required`):
+        it raises AuditUnavailable, and notes the call so, if the line is not written.
+        """
         if event is None:
-            return
+            self._count(method, status, seconds)
+            return None
         event.result = reason
         if response is not None:
             try:
@@ -172,18 +175,55 @@ class CallObserver:
                 self._in_events.note(error)
             if event.cache_hit is None and shape.key_type:
                 event.cache_hit = True
+        audit = self._audit if method not in _UNAUDITED else None
+        if (
+            audit is not None
+            and audit.required
+            and method not in _ALWAYS_ADMITTED
+            and reason not in ("CANCELLED", AuditUnavailable.reason)  # without an answer, or refused by `admit`
+        ):
+            return self._end_recorded(audit, method, status, seconds, event, shape)
+        self._count(method, status, seconds)
         if event.span is not None:
             with self._in_traces:
-                _finish(event, shape.key_type, status, seconds)
-        if self._audit is not None and method not in _UNAUDITED:
+                _finish(event, shape.key_type, status, seconds, reason)
+        if audit is not None:
             try:
-                self._audit.record(event)
-            except Exception as error:
+                audit.record(event)
+            except Exception as error:  # noqa: BLE001  # it is logged
                 self._in_audit.note(error)
-                if self._audit.required:
-                    raise AuditUnavailable(
-                        "the call could not be recorded, and kms.audit.required is set: the daemon's log says why"
-                    ) from error
+        return None
+
+    async def _end_recorded(
+        self, audit: AuditTrail, method: str, status: str, seconds: float, event: KeyEvent, shape: MessageShape
+    ) -> None:
+        began, outcome, reason = time.perf_counter(), "CANCELLED", "CANCELLED"
+        try:
+            try:
+                written = await audit.commit(event)
+            except Exception as error:  # noqa: BLE001  # it is logged
+                self._in_audit.note(error)
+                written = False
+            if not written:
+                outcome, reason = "UNAVAILABLE", AuditUnavailable.reason
+                changed = status == "OK" and method in _CHANGES
+                raise AuditUnavailable(
+                    f"the {'change was made and stays, but it' if changed else 'call'} could not be recorded, and"
+                    f" {audit.setting} is set: the daemon's log says why"
+                )
+            outcome, reason = status, event.result
+        finally:
+            seconds += time.perf_counter() - began
+            self._count(method, outcome, seconds)
+            if event.span is not None:
+                with self._in_traces:
+                    _finish(event, shape.key_type, outcome, seconds, reason)
+
+    def _count(self, method: str, status: str, seconds: float) -> None:
+        try:
+            self._stats.observe(method, status, seconds)
+        except Exception as error:  # noqa: BLE001  # it is logged
+            self._in_metrics.note(error)
 
 
 UNOBSERVED = CallObserver(CallStats(), None, None)
@@ -196,7 +236,7 @@ def _outcome(error: BaseException) -> str:
     return "CANCELLED" if isinstance(error, asyncio.CancelledError) else "INTERNAL"
 
 
-def _finish(event: KeyEvent, key_type: str | None, status: str, seconds: float) -> None:
+def _finish(event: KeyEvent, key_type: str | None, status: str, seconds: float, reason: str) -> None:
     span = event.span
     if event.cache_hit is not None:
         span.set_attribute("cache.hit", event.cache_hit)
@@ -204,8 +244,8 @@ def _finish(event: KeyEvent, key_type: str | None, status: str, seconds: float) 
         span.set_attribute("key.type", key_type)
     span.set_attribute("latency_ms", seconds * 1000)
     span.set_attribute("rpc.grpc.status", status)
-    if event.result != "OK":
-        failed(span, event.result)
+    if reason != "OK":
+        failed(span, reason)
     span.end()
 
 
