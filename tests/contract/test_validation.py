@@ -34,6 +34,7 @@ ALL = [
     "key_store",
     "clock_skew",
     "configuration",
+    "process",
 ]
 CONTEXT = {"tenantId": "betrace-kms:validate", "keyType": "encryption"}
 ROLE = "arn:aws:sts::123456789012:assumed-role/betrace-backend-role/i-0abc"

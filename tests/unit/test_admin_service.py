@@ -40,7 +40,7 @@ def outcomes() -> list[validation.Validation]:
 async def admin(dropped: list[str], outcomes: list[validation.Validation]) -> AsyncIterator["Stub"]:
     """Give a client of the service, behind the interceptor that turns our errors into statuses."""
 
-    async def validate() -> validation.Validation:
+    async def validate(production: bool) -> validation.Validation:
         return outcomes.pop(0)
 
     async def invalidate(tenant_id: str) -> int:

@@ -38,14 +38,16 @@ Examples:
   betrace-kms validate
   betrace-kms validate --admin-addr unix:/var/lib/betrace-kms/admin.sock
   betrace-kms validate --json | jq -r .overall
+  betrace-kms validate --production
 """
 )
+@click.option("--production", is_flag=True, help="Fail also on what must not be in production: root, provider local.")
 @report_option
 @admin_options
-def validate(as_json_: bool, admin_addr: str, timeout: float) -> None:
+def validate(production: bool, as_json_: bool, admin_addr: str, timeout: float) -> None:
     """Try everything that the daemon needs of KMS and of its store; exits with 1 unless all of it passes."""
     with administering(admin_addr) as admin:
-        answer = admin.Validate(pb.ValidateRequest(), timeout=timeout)
+        answer = admin.Validate(pb.ValidateRequest(production=production), timeout=timeout)
     if as_json_:
         write(as_json(_validation(answer)), None)
     else:
@@ -159,6 +161,7 @@ def _head(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "rotation", _rotation(found.get("rotation") or {})
     yield "audit", _audit(found["audit"]) if "audit" in found else ""
     yield "audit head", (found.get("audit") or {}).get("head") or ""
+    yield "process", _process(found.get("process") or {})
     yield "cost", _cost(found.get("cost") or {})
 
 
@@ -215,6 +218,14 @@ def _audit(audit: Mapping[str, Any] | None) -> str:
         f"{name} {_count(audit[name])}" for name in ("sequence", "written", "lost") if audit.get(name) is not None
     ]
     return _with_error(", ".join(part for part in parts if part), audit.get("error"))
+
+
+def _process(process: Mapping[str, Any]) -> str:
+    notes = [
+        "runs as root: give it a user of its own" if process.get("root") else "",
+        "kms.process.dumpable is set: others of its user can read its memory" if process.get("dumpable") else "",
+    ]
+    return click.style("; ".join(note for note in notes if note), fg="red") if any(notes) else ""
 
 
 def _cost(cost: Mapping[str, Any]) -> str:

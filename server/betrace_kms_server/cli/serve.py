@@ -1,8 +1,5 @@
 """The verbs of `betrace-kms` that need the server: they come to the client's command by an entry point."""
 
-import os
-import resource
-
 import click
 import uvloop
 
@@ -32,12 +29,12 @@ Every setting may also come from the environment: kms.data-dir is KMS_DATA_DIR.
 @settings_options
 def serve(listen: str | None, options: SettingsOptions) -> None:
     """Run the daemon until SIGTERM or Ctrl-C."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold the keys
     process.limit_malloc_arenas()
     signals.outlive_hang_ups()
-    os.umask(0o077)  # sockets, key store and master key are the daemon's own
     with cli_errors():
+        process.harden()
         settings, origins = options.resolve(listen=listen)
+        process.set_dumpable(settings.process_dumpable)
         logs.configure(settings.log_format, settings.log_level)
         warn_of_unused_variables()
-        uvloop.run(app.serve(settings, origins))
+        uvloop.run(app.serve(settings, origins, lambda: options.resolve(listen=listen)))

@@ -9,7 +9,7 @@ from betrace_kms_server.host.sockets import parse_addresses, parse_host_port
 
 
 class ServerSettings(BaseModel):
-    """`kms.server.*`, `kms.health.*`, `kms.lock.*`, `kms.ops.*`, `kms.audit.*` and `kms.log.*`."""
+    """`kms.server.*`, `kms.health.*`, `kms.lock.*`, `kms.ops.*`, `kms.audit.*`, `kms.process.*` and `kms.log.*`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
@@ -55,6 +55,9 @@ class ServerSettings(BaseModel):
     audit_file: str | None = Field(None, alias="kms.audit.file", description="audit trail, `-` for stdout")
     audit_required: Switch = Field(
         False, alias="kms.audit.required", description="refuse calls while the audit trail cannot be written"
+    )
+    process_dumpable: Switch = Field(
+        False, alias="kms.process.dumpable", description="let debuggers of the same user read the daemon's memory"
     )
     log_format: Literal["console", "json"] = Field("console", alias="kms.log.format", description="form of the log")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

@@ -27,7 +27,7 @@ class AdminService(admin_pb2_grpc.KmsAdminServiceServicer):
         self,
         provider: str,
         *,
-        validate: Callable[[], Awaitable[Validation]],
+        validate: Callable[[bool], Awaitable[Validation]],
         status: Callable[[], dict[str, Any]],
         lifecycle: Lifecycle,
         rotation: Rotation,
@@ -41,8 +41,8 @@ class AdminService(admin_pb2_grpc.KmsAdminServiceServicer):
         self._stop = stop
 
     async def Validate(self, request: pb.ValidateRequest, context: _Context) -> pb.ValidateResponse:
-        """Return the outcome of all tests."""
-        validation = await self._validate()
+        """Return the outcome of all tests, by the rules of production if the request asks for them."""
+        validation = await self._validate(request.production)
         return pb.ValidateResponse(
             provider=validation.provider,
             passed=validation.passed,

@@ -20,16 +20,23 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ValidateRequest(_message.Message):
-    """ValidateRequest has no parameters."""
+    """ValidateRequest says how strict to be."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    PRODUCTION_FIELD_NUMBER: _builtins.int
+    production: _builtins.bool
+    """True to fail also on what is only noted otherwise because it must not be in production: a
+    daemon that runs as root, provider local, an emulator of KMS.
+    """
     def __init__(
         self,
+        *,
+        production: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["production", b"production"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
