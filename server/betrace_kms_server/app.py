@@ -13,11 +13,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
 import structlog
 
+from betrace_kms_server.audit.file import STDOUT
 from betrace_kms_server.audit.trail import AuditTrail
 from betrace_kms_server.cache.key_caches import KeyCaches
 from betrace_kms_server.config.reload import Reread, SettingsReload
@@ -25,6 +27,7 @@ from betrace_kms_server.config.settings import Settings
 from betrace_kms_server.config.sources import described
 from betrace_kms_server.core.key_event import KeyEvent, Recorder, recorded
 from betrace_kms_server.data_keys.keyring import KeyRing
+from betrace_kms_server.host.modes import check_file
 from betrace_kms_server.host.process import ROOT, runs_as_root
 from betrace_kms_server.host.signals import handle_signals
 from betrace_kms_server.host.sockets import Address, admin_socket, claimed
@@ -275,6 +278,8 @@ async def build_edges(
 async def _open_audit(settings: Settings, resources: AsyncExitStack) -> AuditTrail | None:
     if settings.audit_file is None:
         return None
+    if settings.audit_file != STDOUT:
+        check_file(Path(settings.audit_file), may_be_link=True)
     return await resources.enter_async_context(
         AuditTrail(settings.audit_file, settings.data_dir, required=settings.audit_required)
     )

@@ -50,7 +50,7 @@ def _prctl(option: int, value: int) -> None:
     """Call prctl(2) where there is one: Linux."""
     libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "prctl") and libc.prctl(option, value, 0, 0, 0):
-        raise StartRefused(f"prctl({option}, {value}) failed: {os.strerror(ctypes.get_errno())}; check the sandbox")
+        raise StartRefused(f"prctl({option}, {value}) failed: {os.strerror(ctypes.get_errno())}")
 
 
 def limit_malloc_arenas() -> None:
