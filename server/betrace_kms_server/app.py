@@ -9,23 +9,28 @@ Stop: NOT_SERVING, streams end, calls are answered (rpc/drain.py), then caches, 
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
 
 from betrace_kms_server.access.admission import Access
 from betrace_kms_server.access.listeners import Listeners, open_listeners
+from betrace_kms_server.audit.file import STDOUT
 from betrace_kms_server.audit.trail import AuditTrail
 from betrace_kms_server.cache.key_caches import KeyCaches
+from betrace_kms_server.config.reload import Reread, SettingsReload
 from betrace_kms_server.config.settings import Settings
 from betrace_kms_server.config.sources import described
 from betrace_kms_server.core.key_event import KeyEvent, Recorder, recorded
 from betrace_kms_server.data_keys.keyring import KeyRing
 from betrace_kms_server.host.connections import Callers
+from betrace_kms_server.host.modes import check_file
+from betrace_kms_server.host.process import ROOT, runs_as_root
 from betrace_kms_server.host.signals import handle_signals
 from betrace_kms_server.host.sockets import Address, admin_socket, claimed
 from betrace_kms_server.jobs import background, leave_former_keys, on_kms_state, rotate_on_schedule, sweep
@@ -47,6 +52,7 @@ from betrace_kms_server.startup import ephemeral_volume, open_data_dir, open_pro
 from betrace_kms_server.stores.protocol import KeyStore
 from betrace_kms_server.telemetry import export
 from betrace_kms_server.telemetry.figures import CallStats, Figures
+from betrace_kms_server.telemetry.logs import set_level
 from betrace_kms_server.telemetry.metrics import Metrics
 from betrace_kms_server.telemetry.observers import CallObserver, KmsCallObserver, recorder
 from betrace_kms_server.telemetry.tracing import Tracing
@@ -89,18 +95,29 @@ class Daemon:
     """host:port of the HTTP port for operators."""
     health: HealthService
     caches: KeyCaches
+    reloads: Sequence[Callable[[], None]] = ()
+    """What SIGHUP is to reload, beside settings."""
 
 
-async def serve(settings: Settings, origins: Mapping[str, str]) -> None:
-    """Run a daemon until SIGTERM or SIGINT, which also end a start. Raises StartRefused if it cannot start safely."""
+async def serve(settings: Settings, origins: Mapping[str, str], reread: Reread) -> None:
+    """Run a daemon until SIGTERM or SIGINT, which also end a start. Raises StartRefused if it cannot start safely.
+
+    SIGHUP applies what `reread` returns, where that needs no restart.
+    """
     signals = handle_signals()
+    levels = {"kms.log.level": lambda now: set_level(now.log_level)}
+    signals.on_reload(SettingsReload(settings, origins, reread, levels).reload)
+    if runs_as_root():
+        log.warning("The process has more rights than it needs", problem=ROOT)
     for name, value, origin in described(settings, origins):
         if value:
             log.info(f"{name} = {value}", source=origin)  # noqa: G004  # the line is the message
     started = asyncio.Event()
 
     async def daemon() -> None:
-        async with running(settings, hurry=signals.hurry):
+        async with running(settings, hurry=signals.hurry) as running_daemon:
+            for reload in running_daemon.reloads:
+                signals.on_reload(reload)
             started.set()
             await signals.stop.wait()
             log.info("Stopping")
@@ -185,7 +202,7 @@ async def build_core(
     )
     lifecycle = Lifecycle(provider, store, caches.changed, now=time.time, record=record)
     rotation = Rotation(lifecycle, store, batch_size=settings.rotation_batch_size, record=record)
-    unfit = [problem for problem in (listeners.problem,) if problem]
+    unfit = [problem for problem in (listeners.problem, ROOT if runs_as_root() else None) if problem]
     validator = Validator(provider, store, endpoint=settings.endpoint, ephemeral=ephemeral, unfit=unfit)
     for part in (lifecycle, rotation, validator):
         resources.push_async_callback(part.close)
@@ -224,9 +241,11 @@ async def build_edges(
         return recorded(KeyEvent("Validate", "", caller="http"), core.record, core.validator.run())
 
     def status() -> dict[str, Any]:
-        access = {"unauthenticated": listeners.unauthenticated}
         serving = core.health.is_serving(KEY_MANAGEMENT)
-        return core.figures.status(store=settings.store, serving=serving) | {"access": access}
+        return core.figures.status(store=settings.store, serving=serving) | {
+            "access": {"unauthenticated": listeners.unauthenticated},
+            "process": {"root": runs_as_root(), "dumpable": settings.process_dumpable},
+        }
 
     async def readiness() -> KmsState:
         if core.stop.refusing:
@@ -282,12 +301,14 @@ async def build_edges(
     )
     ops_address = await resources.enter_async_context(serving_ops(settings.ops_listen, ops))
     resources.callback(core.health.drain)
-    return Daemon(addresses, ops_address, core.health, core.caches)
+    return Daemon(addresses, ops_address, core.health, core.caches, [listeners.reload])
 
 
 async def _open_audit(settings: Settings, resources: AsyncExitStack) -> AuditTrail | None:
     if settings.audit_file is None:
         return None
+    if settings.audit_file != STDOUT:
+        check_file(Path(settings.audit_file), may_be_link=True)
     return await resources.enter_async_context(
         AuditTrail(
             settings.audit_file,

@@ -10,6 +10,7 @@ import structlog
 from betrace_kms_server.config.settings import Settings
 from betrace_kms_server.core.errors import StartRefused
 from betrace_kms_server.core.key_event import KmsObserver
+from betrace_kms_server.host.modes import check_file, check_folder
 from betrace_kms_server.host.sockets import exclusive
 from betrace_kms_server.host.volume import ephemeral_kind
 from betrace_kms_server.providers.local import MASTER_KEY_FILE, LocalProvider, load_master_key
@@ -21,21 +22,21 @@ log = structlog.get_logger()
 
 
 def open_data_dir(folder: Path, resources: AsyncExitStack) -> None:
-    """Make the data folder ours, and hold it for this process. Raises StartRefused."""
+    """Make the data folder if it is missing, and hold it for this process. Raises StartRefused."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as cause:
         raise StartRefused(f"kms.data-dir {folder} cannot be made: {cause.strerror}") from cause
-    if folder.stat().st_uid == os.geteuid():
-        folder.chmod(0o700)
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         raise StartRefused(f"kms.data-dir {folder} is not writable: give it to the daemon's user")
+    check_folder(folder)
     resources.enter_context(exclusive(folder / "daemon.lock", f"another daemon uses kms.data-dir {folder}"))
 
 
 def store_file(folder: Path) -> Path:
     """Return the store's path; a store that vanished beside its master key must not be replaced by an empty one."""
     path = folder / DATABASE_FILE
+    check_file(path)
     if path.exists():
         return path
     if (folder / MASTER_KEY_FILE).exists():

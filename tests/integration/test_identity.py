@@ -209,7 +209,7 @@ async def test_a_request_of_a_stranger_is_not_parsed() -> None:
 
     with tempfile.TemporaryDirectory(prefix="kms") as folder:
         tokens = TokenAuthenticator(token_at(Path(folder) / "token"), None)
-        server = grpc.aio.server(interceptors=[ErrorInterceptor(UNOBSERVED, Access(tokens))])
+        server = grpc.aio.server(interceptors=[ErrorInterceptor(UNOBSERVED, None, Access(tokens))])
         handler: Any = grpc.unary_unary_rpc_method_handler(answer, parse)
         handlers = grpc.method_handlers_generic_handler("betrace.kms.v1.KeyManagementService", {"Encrypt": handler})
         server.add_generic_rpc_handlers((handlers,))

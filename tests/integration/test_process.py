@@ -268,13 +268,48 @@ def test_no_core_is_dumped(tmp_path: Path) -> None:
     assert core[4:6] == ["0", "0"]
 
 
-def test_a_folder_that_was_open_to_others_is_closed(tmp_path: Path) -> None:
-    """A folder that was made by hand gets the mode that ours has."""
+def test_a_folder_that_is_open_to_others_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    """A folder that was made by hand may be somebody else's too: its mode is not the daemon's to change."""
     data = tmp_path / "data"
     data.mkdir(mode=0o755)
+    refusal = refused("--data-dir", str(data), "--listen", ANY_PORT)
+    assert refusal == f"betrace-kms: {data} is open to others (mode 0755): run chmod 700 on it\n"
+    assert (stat.S_IMODE(data.stat().st_mode), list(data.iterdir())) == (0o755, [])
+    data.chmod(0o700)
     with spawned("--data-dir", str(data), "--listen", ANY_PORT) as daemon:
         daemon.wait_for("serving")
-        assert stat.S_IMODE(data.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(("name", "option"), [("keystore.db", ""), ("audit.jsonl", "kms.audit.file")])
+def test_a_file_that_is_open_to_others_is_refused(tmp_path: Path, name: str, option: str) -> None:
+    """Key store and audit trail, and with them whoever opened them, have the owner's mode; then the daemon starts."""
+    data, file = tmp_path / "data", tmp_path / "data" / name
+    arguments = ["--data-dir", str(data), "--listen", ANY_PORT, *(["--set", f"{option}={file}"] if option else [])]
+    with spawned(*arguments) as daemon:
+        daemon.wait_for("serving")
+        with KmsClient(daemon.address) as client:
+            client.sign_span("acme", SPAN)
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(20) == 0
+    file.chmod(0o640)
+    assert f"{file} is open to others (mode 0640): run chmod 600 on it" in refused(*arguments)
+    file.chmod(0o600)
+    with spawned(*arguments) as daemon:
+        daemon.wait_for("serving")
+
+
+def test_a_volume_of_the_daemons_group_is_used_as_it_is(tmp_path: Path) -> None:
+    """Kubernetes gives a volume to an fsGroup: folder 2770, and files 0660 after the next mount."""
+    data = tmp_path / "data"
+    data.mkdir()
+    data.chmod(0o2770)
+    arguments = ("--data-dir", str(data), "--listen", ANY_PORT)
+    with spawned(*arguments) as daemon:
+        daemon.wait_for("serving")
+    (data / "keystore.db").chmod(0o660)
+    with spawned(*arguments) as daemon:
+        daemon.wait_for("serving")
+    assert stat.S_IMODE(data.stat().st_mode) == 0o2770
 
 
 def test_a_data_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:

@@ -153,6 +153,7 @@ def _head(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "serving", click.style("yes", fg="green") if found.get("serving") else click.style("NO", fg="red", bold=True)
     yield "callers", _callers(found.get("access") or {})
     yield "lock", _lock(found.get("lock") or {})
+    yield "process", _process(found.get("process") or {})
     yield "master key", kms.get("master_key") or ""
     yield "region", kms.get("region") or ""
     yield "KMS", _kms(kms)
@@ -171,6 +172,14 @@ def _callers(access: Mapping[str, Any]) -> str:
     if not access["unauthenticated"]:
         return "authenticated"
     return click.style("NOT AUTHENTICATED", fg="red", bold=True) + f" at {', '.join(access['unauthenticated'])}"
+
+
+def _process(process: Mapping[str, Any]) -> str:
+    notes = [
+        "runs as root: give it a user of its own" if process.get("root") else "",
+        "kms.process.dumpable is set: others of its user can read its memory" if process.get("dumpable") else "",
+    ]
+    return click.style("; ".join(note for note in notes if note), fg="red") if any(notes) else ""
 
 
 def _lock(lock: Mapping[str, Any]) -> str:

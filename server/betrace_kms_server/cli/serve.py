@@ -1,7 +1,5 @@
 """The verbs of `betrace-kms` that need the server: they come to the client's command by an entry point."""
 
-import os
-import resource
 from collections.abc import Mapping
 
 import click
@@ -14,6 +12,7 @@ from betrace_kms_server.cli.settings_options import (
     settings_options,
     warn_of_unused_variables,
 )
+from betrace_kms_server.config.reload import Reread
 from betrace_kms_server.config.settings import Settings
 from betrace_kms_server.host import process, signals
 from betrace_kms_server.telemetry import logs
@@ -34,17 +33,17 @@ Every setting may also come from the environment: kms.data-dir is KMS_DATA_DIR.
 @settings_options
 def serve(listen: str | None, options: SettingsOptions) -> None:
     """Run the daemon until SIGTERM or Ctrl-C."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold the keys
     process.limit_malloc_arenas()
     signals.outlive_hang_ups()
-    os.umask(0o077)  # sockets, key store and master key are the daemon's own
     with cli_errors():
+        process.harden()
         settings, origins = options.resolve(listen=listen)
+        process.set_dumpable(settings.process_dumpable)
         logs.configure(settings.log_format, settings.log_level)
         warn_of_unused_variables()
-        uvloop.run(_run(settings, origins))
+        uvloop.run(_run(settings, origins, lambda: options.resolve(listen=listen)))
 
 
-async def _run(settings: Settings, origins: Mapping[str, str]) -> None:
-    await app.serve(settings, origins)
+async def _run(settings: Settings, origins: Mapping[str, str], reread: Reread) -> None:
+    await app.serve(settings, origins, reread)
     signals.ignore_signals()  # what is repeated while Python ends must not change the exit code

@@ -10,7 +10,7 @@ from betrace_kms_server.host.sockets import Address, parse_addresses, parse_host
 
 
 class ServerSettings(BaseModel):
-    """`kms.server.*`, `kms.health.*`, `kms.lock.*`, `kms.ops.*`, `kms.audit.*` and `kms.log.*`."""
+    """`kms.server.*`, `kms.health.*`, `kms.lock.*`, `kms.ops.*`, `kms.audit.*`, `kms.process.*` and `kms.log.*`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
@@ -102,6 +102,9 @@ class ServerSettings(BaseModel):
         False,
         alias="kms.audit.durable",
         description="answer a call when its audit line is synced to the disk; implies `kms.audit.required`",
+    )
+    process_dumpable: Switch = Field(
+        False, alias="kms.process.dumpable", description="let debuggers of the same user read the daemon's memory"
     )
     log_format: Literal["console", "json"] = Field("console", alias="kms.log.format", description="form of the log")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

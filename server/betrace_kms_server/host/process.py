@@ -1,4 +1,4 @@
-"""What the process takes of its machine: how it allocates memory, and whether it has file descriptors left.
+"""What the process takes of its machine and shows to it: memory, file descriptors, core dumps, privileges.
 
 Without a descriptor, every library fails in words of its own: SQLite cannot open its journal, the AWS SDK reaches no
 host.
@@ -7,11 +7,50 @@ host.
 import ctypes
 import errno
 import os
+import resource
+
+from betrace_kms_server.core.errors import StartRefused
 
 _M_ARENA_MAX = -8
 _ARENAS = 2
 
 DESCRIPTORS_STEP = "raise the limit of open files (ulimit -n, LimitNOFILE), or find what holds them open"
+
+
+_PR_SET_DUMPABLE = 4
+_PR_SET_NO_NEW_PRIVS = 38
+
+ROOT = "the daemon runs as root, and needs no privilege: run it as a user of its own (runAsNonRoot, User=)"
+
+
+def harden() -> None:
+    """Keep the process's memory and files from others, before any key is there.
+
+    No core dump; neither /proc/PID/mem nor a debugger for processes of the same user (PR_SET_DUMPABLE 0); no privilege
+    by an executable (PR_SET_NO_NEW_PRIVS); what it makes is for its own user (umask 077). Raises StartRefused where the
+    kernel refuses.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.umask(0o077)
+    set_dumpable(False)
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def set_dumpable(dumpable: bool) -> None:
+    """Let processes of the same user read this one's memory, or do not. Core dumps stay off."""
+    _prctl(_PR_SET_DUMPABLE, int(dumpable))
+
+
+def runs_as_root() -> bool:
+    """Return whether the process has the rights of root."""
+    return os.geteuid() == 0
+
+
+def _prctl(option: int, value: int) -> None:
+    """Call prctl(2) where there is one: Linux."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "prctl") and libc.prctl(option, value, 0, 0, 0):
+        raise StartRefused(f"prctl({option}, {value}) failed: {os.strerror(ctypes.get_errno())}")
 
 
 def limit_malloc_arenas() -> None:

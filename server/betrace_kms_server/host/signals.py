@@ -1,17 +1,20 @@
 """Signals: what stops the daemon, what hurries it, and what does neither.
 
 SIGTERM and SIGINT let the daemon drain and stop. Supervisors repeat SIGTERM, so a second one changes nothing; a second
-SIGINT (somebody presses Ctrl-C again) ends the wait for the calls that are still in flight. SIGHUP asks a service to
-read its settings again: it never stops the daemon, except that a daemon whose terminal is gone stops as by SIGTERM.
+SIGINT (somebody presses Ctrl-C again) ends the wait for the calls that are still in flight. SIGHUP reloads what can be
+reloaded: it never stops the daemon, except that a daemon whose terminal is gone stops as by SIGTERM.
 Without that, each terminal that is closed on `make run` would leave a daemon behind that holds port and data folder.
 """
 
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import structlog
+
+from betrace_kms_server.core.errors import StartRefused
 
 log = structlog.get_logger()
 
@@ -24,6 +27,21 @@ class StopSignals:
     """Drain and stop."""
     hurry: asyncio.Event = field(default_factory=asyncio.Event)
     """Do not wait for the calls in flight any longer."""
+    _reloads: list[Callable[[], None]] = field(default_factory=list)
+
+    def on_reload(self, reload: Callable[[], None]) -> None:
+        """Call this at each SIGHUP, in the event loop. What it raises is logged, and the others are still called."""
+        self._reloads.append(reload)
+
+    def reload(self) -> None:
+        """Reload everything that can be reloaded."""
+        for reload in self._reloads:
+            try:
+                reload()
+            except StartRefused as cause:
+                log.error(f"Not reloaded, what was in force stays: {cause}")  # noqa: G004
+            except Exception as cause:  # one that fails must stop neither the daemon nor the others
+                log.error("Not reloaded, what was in force stays", exc_info=cause)
 
 
 def outlive_hang_ups() -> None:
@@ -51,7 +69,8 @@ def handle_signals() -> StopSignals:
         if had_terminal and not _has_terminal():
             signals.stop.set()
         else:
-            log.info("SIGHUP: the daemon goes on; settings are read at start only, so restart it to change them")
+            log.info("SIGHUP: the daemon goes on, and reloads what can be reloaded")
+            signals.reload()
 
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, on_term)

@@ -105,7 +105,12 @@ class Validator:
         self._endpoint = endpoint if provider.name == "aws" else None
         self._ephemeral = ephemeral
         local = ["provider local is NOT FOR PRODUCTION: set betrace.kms.provider=aws there"]
-        self._unfit = [*(local if provider.name == "local" else ()), *unfit]
+        emulator = ["aws.kms.endpoint is set: calls do not go to AWS KMS; remove it in production"]
+        self._unfit = [
+            *(local if provider.name == "local" else ()),
+            *(emulator if self._endpoint else ()),
+            *unfit,
+        ]
         self._clock = clock
         self._now = now
         self._running: asyncio.Task[Validation] | None = None
@@ -139,8 +144,6 @@ class Validator:
 
     def _notes(self) -> Sequence[str]:
         notes = list(self._unfit)
-        if self._endpoint:
-            notes.append("aws.kms.endpoint is set: calls do not go to AWS KMS; remove it in production")
         if self._ephemeral:
             notes.append(f"kms.data-dir is on {self._ephemeral}, and its keys die with it: mount a persistent volume")
         return notes

@@ -57,6 +57,12 @@ def configure(form: str, level: str, stream: TextIO | None = None) -> None:
     handler.addFilter(_without_metadata)
     root = logging.getLogger()
     root.handlers = [handler]
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """Log from this level on, but for the loggers of libraries that would say too much."""
+    root = logging.getLogger()
     root.setLevel(level.upper())
     for name in _NEVER_DEBUG:
         logging.getLogger(name).setLevel(max(logging.INFO, root.level))
