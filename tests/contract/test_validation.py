@@ -467,6 +467,7 @@ def test_every_error_of_a_provider_or_a_store_has_its_step() -> None:
         errors.Stopping,
         errors.Unauthenticated,
         errors.CallerNotAllowed,
+        errors.Locked,
     }
     assert set(leaves()) - others == set(REMEDIES)
 

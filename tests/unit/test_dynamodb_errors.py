@@ -148,6 +148,7 @@ def test_lost_race_is_told_from_contention(cause: BaseException, told: str) -> N
 
 ACTIONS = (
     "GetItem",
+    "PutItem",
     "Query",
     "Scan",
     "TransactGetItems",
