@@ -30,8 +30,9 @@ class AsyncKmsClient:
     """Calls the daemon at `target`: host:port, or unix:/path. Belongs to one event loop.
 
     A call takes at most `timeout` seconds, its retries included, and raises a KmsClientError if it fails. Once the
-    daemon has answered, calls wait for it while it restarts; before that, one that is not there fails at once. What
-    proves who the client is, and is not given, comes from the environment: see betrace_kms_client.credentials.
+    daemon has answered, calls wait for it while it restarts, unless `wait_for_ready` is False; before that, one that is
+    not there fails at once. What proves who the client is, and is not given, comes from the environment: see
+    betrace_kms_client.credentials.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class AsyncKmsClient:
         target: str = DEFAULT_TARGET,
         *,
         timeout: float = DEFAULT_TIMEOUT,
+        wait_for_ready: bool = True,
         token_file: File = None,
         tls_ca_file: File = None,
         tls_cert_file: File = None,
@@ -47,6 +49,7 @@ class AsyncKmsClient:
         files = chosen(token_file, tls_ca_file, tls_cert_file, tls_key_file)
         self.target = normalised(target)
         self._timeout = timeout
+        self._wait_for_ready = wait_for_ready
         self._token = Token(files.token)
         self._answered = False
         self._channel = open_aio_channel(self.target, files)
@@ -166,4 +169,5 @@ class AsyncKmsClient:
         return response
 
     def _send(self, method: Any, request: Any, seconds: float) -> Any:
-        return method(request, timeout=seconds, metadata=self._token.metadata(), wait_for_ready=self._answered)
+        ready = self._wait_for_ready and self._answered
+        return method(request, timeout=seconds, metadata=self._token.metadata(), wait_for_ready=ready)

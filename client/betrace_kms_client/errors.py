@@ -13,7 +13,7 @@
     ├── Unavailable           UNAVAILABLE: the daemon, KMS or the key store does not answer
     ├── DeadlineExceeded      DEADLINE_EXCEEDED: no answer within the client's timeout
     ├── Unimplemented         UNIMPLEMENTED: the daemon is older than this client
-    ├── Cancelled             CANCELLED: the call was cancelled, or the daemon stopped under it
+    ├── Cancelled             CANCELLED: the call was cancelled
     └── InternalError         anything else: a defect; the daemon's log has it under `request_id`
 """
 
@@ -94,7 +94,7 @@ class Unimplemented(KmsClientError):
 
 
 class Cancelled(KmsClientError):
-    """The call was cancelled, or the daemon stopped under it."""
+    """The call was cancelled."""
 
 
 class InternalError(KmsClientError):
@@ -134,7 +134,7 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> KmsClientError:
     elif code is grpc.StatusCode.RESOURCE_EXHAUSTED and not info.reason:
         message = f"the message is too large for the daemon: raise kms.server.max-message-bytes ({message})"
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        message = f"no answer from {target} in time: raise the timeout, or check the daemon's log"
+        message = f"no answer from {target} in time: check that the daemon runs and what it logs, or raise the timeout"
     return EXCEPTIONS.get(code, InternalError)(
         message,
         reason=info.reason,

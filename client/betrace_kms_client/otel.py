@@ -157,7 +157,8 @@ class SigningSpanExporter(SpanExporter):
     def _connected(self) -> KmsClient:
         with self._lock:
             if self._client is None:
-                self._client = KmsClient(self._target, timeout=self._timeout)
+                # An application that ends must not wait for a daemon: its spans go out unsigned.
+                self._client = KmsClient(self._target, timeout=self._timeout, wait_for_ready=False)
             return self._client
 
     def _disconnect(self) -> None:
