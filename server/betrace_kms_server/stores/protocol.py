@@ -8,6 +8,7 @@ from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 from betrace_kms_server.core.keys import StoredKey
+from betrace_kms_server.core.tenancy import DataKeyType
 
 
 class KeyStore(Protocol):
@@ -79,6 +80,12 @@ class KeyStore(Protocol):
 
     async def wrapped_by(self) -> AbstractSet[tuple[str, str]]:
         """Return every (provider, master key ARN) that wrapped a key in this store."""
+
+    async def sealing_key_type(self) -> DataKeyType:
+        """Return the keyType of new messages by default: `sealing` if the store records that it was made new with it.
+
+        Otherwise daemons of earlier versions, which open no such messages, may be in use: then it is `encryption`.
+        """
 
     async def check(self) -> None:
         """Return if a key that were written now would be durable. Changes no key."""

@@ -8,6 +8,8 @@ A tenant is one partition, so that its items are read and written together:
 | the tenant    | `key#<key id>` | a key: provider, master_key_arn, status (S), wrapped_seed, public_key, checksum   |
 |               |                | (B), create_time_ms, rotate_time_ms, revoke_time_ms (N), import_id (S),           |
 |               |                | state_checksum (B; not in items of earlier versions)                         |
+| `#store`      | `origin`       | what the version that made the table could do: sealing_key_type (S). Missing in   |
+|               |                | tables of earlier versions, and in those that `keystore init` did not make        |
 
 Times are milliseconds and no attribute is in seconds, so that no time to live (TTL) that somebody sets on the table by
 mistake finds an item of ours to be old: read as seconds they are tens of thousands of years away.
@@ -39,6 +41,10 @@ def head_of(tenant_id: str) -> "dict[str, UniversalAttributeValueTypeDef]":
 def row_of(tenant_id: str, key_id: str) -> "dict[str, UniversalAttributeValueTypeDef]":
     """Return the primary key of a key's item."""
     return {PARTITION_KEY: {"S": tenant_id}, SORT_KEY: {"S": KEY_PREFIX + key_id}}
+
+
+ORIGIN = {PARTITION_KEY: {"S": "#store"}, SORT_KEY: {"S": "origin"}}
+"""Primary key of what is known of the table. No tenant can have this partition: no tenant id holds a `#`."""
 
 
 def can_exist(primary_key: Mapping[str, Any]) -> bool:

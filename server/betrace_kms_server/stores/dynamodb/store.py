@@ -22,10 +22,12 @@ from botocore.exceptions import ClientError
 
 from betrace_kms_server.core.errors import StoreUnavailable
 from betrace_kms_server.core.keys import StoredKey
+from betrace_kms_server.core.tenancy import DataKeyType
 from betrace_kms_server.stores.damage import damaged_generation, damaged_key, no_active_key
 from betrace_kms_server.stores.dynamodb.client import ClientFactory, asking, dynamodb_client, without_contention
 from betrace_kms_server.stores.dynamodb.errors import is_refusal
 from betrace_kms_server.stores.dynamodb.items import (
+    ORIGIN,
     PARTITION_KEY,
     head_of,
     key_id_of,
@@ -222,6 +224,11 @@ class DynamoStore:
             "attribute_exists(provider) AND attribute_exists(master_key_arn)", projection="provider, master_key_arn"
         )
         return {(item["provider"]["S"], item["master_key_arn"]["S"]) async for item in found}
+
+    async def sealing_key_type(self) -> DataKeyType:
+        """See KeyStore."""
+        origin = await self._reads.item(ORIGIN)
+        return "sealing" if origin and origin.get("sealing_key_type") == {"S": "sealing"} else "encryption"
 
     async def check(self) -> None:
         """See KeyStore. Asks for what makes a tenant's first key, on a condition that cannot hold.

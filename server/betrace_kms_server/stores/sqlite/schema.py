@@ -46,6 +46,11 @@ CREATE TABLE IF NOT EXISTS tenants (
     generation INTEGER NOT NULL
 ) STRICT;
 """
+_ORIGIN = """
+CREATE TABLE origin (sealing_key_type TEXT NOT NULL) STRICT;
+INSERT INTO origin VALUES ('sealing');
+"""
+"""What the version that made the file could do: one row. Files of earlier versions have no such table."""
 _ADDED = """
 ALTER TABLE signing_keys ADD COLUMN state_checksum BLOB;
 ALTER TABLE tenants ADD COLUMN had_key INTEGER;
@@ -101,8 +106,8 @@ def create_file(path: Path) -> None:
     """Make an empty store, whole or not at all: so a file without a schema is always a damaged one."""
     with atomic_create(path) as new, closing(sqlite3.connect(new, isolation_level=None)) as database:
         database.executescript(
-            f"PRAGMA synchronous=EXTRA; BEGIN; {_KEYS} {_TENANTS} {_ADDED} PRAGMA application_id={_APPLICATION_ID};"
-            f" PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
+            f"PRAGMA synchronous=EXTRA; BEGIN; {_KEYS} {_TENANTS} {_ADDED} {_ORIGIN}"
+            f" PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
         )
 
 

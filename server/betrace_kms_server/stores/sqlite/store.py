@@ -19,6 +19,7 @@ import aiosqlite
 
 from betrace_kms_server.core.errors import StartRefused, StoreUnavailable
 from betrace_kms_server.core.keys import KeyStatus, StoredKey, WrappedKey
+from betrace_kms_server.core.tenancy import DataKeyType
 from betrace_kms_server.host.process import descriptor_shortage
 from betrace_kms_server.stores.damage import damaged_key, no_active_key
 from betrace_kms_server.stores.sqlite.errors import explained, is_damage
@@ -186,6 +187,13 @@ class SqliteStore:
         """See KeyStore."""
         rows = await self._fetch("SELECT DISTINCT provider, master_key_arn FROM signing_keys")
         return {(provider, arn) for provider, arn in rows}
+
+    async def sealing_key_type(self) -> DataKeyType:
+        """See KeyStore."""
+        if not await self._fetch("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'origin'"):
+            return "encryption"
+        rows = await self._fetch("SELECT 1 FROM origin WHERE sealing_key_type = 'sealing'")
+        return "sealing" if rows else "encryption"
 
     async def check(self) -> None:
         """See KeyStore. Writes the schema version over itself: one commit, like that of a key, that changes nothing."""
