@@ -199,6 +199,7 @@ async def build_core(
         max_messages=settings.encryption_key_max_messages,
         max_uses=settings.data_key_max_uses,
         max_encrypted_data_keys=settings.max_encrypted_data_keys,
+        sealing_key_type=settings.sealing_key_type or await store.sealing_key_type(),
     )
     lifecycle = Lifecycle(provider, store, caches.changed, now=time.time, record=record)
     rotation = Rotation(lifecycle, store, batch_size=settings.rotation_batch_size, record=record)

@@ -156,6 +156,14 @@ async def test_global_table_is_refused(moto: MotoServer, name: str, told: Mappin
             await opened
 
 
+async def test_table_that_others_made_may_be_in_use_already(moto: MotoServer, name: str, aws: Any) -> None:
+    """Only who made the table knows that it is new; that `keystore init` is run on it later does not make it so."""
+    await aws.create_table(TableName=name, **STRING_KEYS, **ON_DEMAND)
+    await make(moto, name)
+    async with open_dynamodb(name, region=REGION, endpoint=moto.url) as store:
+        assert await store.sealing_key_type() == "encryption"
+
+
 async def test_table_that_was_never_replicated_is_opened(moto: MotoServer, name: str) -> None:
     """An empty list of replicas is none."""
     await make(moto, name)

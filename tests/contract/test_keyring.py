@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from betrace_kms_server.cache.key_cache import KeyCache
 from betrace_kms_server.core.errors import DoesNotOpen
-from betrace_kms_server.core.tenancy import Context, encryption_context, signing_context
+from betrace_kms_server.core.tenancy import Context, DataKeyType, encryption_context, signing_context
 from betrace_kms_server.data_keys.envelope import (
     DATA_KEY_BYTES,
     MAX_WRAPPED_KEY_BYTES,
@@ -243,6 +243,36 @@ async def test_key_without_tenant_and_use_does_not_open(ring: KeyRing, kms: Kms,
     message = await message_with_context(kms.provider, whole)
     for ciphertext in (bare, message):
         assert str(DoesNotOpen()) == await refusal(ring, "acme", ciphertext, CONTEXT)
+
+
+async def test_wrapped_key_of_a_message_does_not_open_by_itself(ring: KeyRing, kms: Kms) -> None:
+    """Who cuts the wrapped key out of a message cannot have it unwrapped, to open later messages without the daemon."""
+    for caller in ({}, CONTEXT):
+        wrapped = wrapped_key_of((await ring.seal("acme", b"secret", caller)).ciphertext)
+        for given in ({}, CONTEXT):
+            assert str(DoesNotOpen()) == await refusal(ring, "acme", wrapped, given)
+
+
+async def test_message_of_an_earlier_version_opens_and_is_sealed_again(new_ring: NewRing, kms: Kms) -> None:
+    """Its key has keyType `encryption`; what ReEncrypt makes of it has `sealing`, as every new message."""
+    ring = new_ring()
+    old = await message_with_context(kms.provider, encryption_context("acme", CONTEXT))
+    assert b"secret" == (await ring.open("acme", old, CONTEXT)).plaintext
+    again = (await ring.reseal("acme", old, CONTEXT, {"field": "email"})).ciphertext
+    assert encryption_context("acme", {"field": "email"}, "sealing") == Message.parse(again).context
+    assert b"secret" == (await new_ring().open("acme", again, {"field": "email"})).plaintext
+
+
+async def test_key_type_of_new_messages(kms: Kms, new_cache: Callable[..., KeyCache]) -> None:
+    """Each type opens whatever is written now, and no key of one type seals for the other, even with one cache."""
+    cache = new_cache()
+    key_types: tuple[DataKeyType, DataKeyType] = ("encryption", "sealing")
+    rings = [KeyRing(kms.provider, cache, sealing_key_type=key_type) for key_type in key_types]
+    for writer, key_type in zip(rings, key_types, strict=True):
+        sealed = (await writer.seal("acme", b"secret", CONTEXT)).ciphertext
+        assert key_type == Message.parse(sealed).context["keyType"]
+        for reader in rings:
+            assert b"secret" == (await reader.open("acme", sealed, CONTEXT)).plaintext
 
 
 @pytest.mark.parametrize("caller", [{}, {"keyId": "0" * 32}])

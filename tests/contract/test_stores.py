@@ -20,6 +20,14 @@ async def test_created_key_is_given_back(open_store: Open) -> None:
         assert key == await store.create(key)
 
 
+async def test_new_store_seals_with_a_key_type_of_its_own(open_store: Open) -> None:
+    """A store that was made new says so for good: a restart, and keys in it, change nothing."""
+    for _ in range(2):
+        async with open_store() as store:
+            assert await store.sealing_key_type() == "sealing"
+            await store.create(stored_key())
+
+
 async def test_created_key_is_found(open_store: Open) -> None:
     """A created key is found as the tenant's active key and by its id."""
     key = stored_key()

@@ -67,8 +67,13 @@ class Combination:
 
     @property
     def whole_context(self) -> dict[str, str]:
-        """What the header and KMS see."""
+        """What the header and KMS see of a message that the SDK seals."""
         return whole_context(self.context)
+
+    @property
+    def sealed_context(self) -> dict[str, str]:
+        """What they see of a message that we seal."""
+        return sealed_context(self.context)
 
 
 @cache
@@ -79,6 +84,11 @@ def _plaintext(size: int) -> bytes:
 def whole_context(caller: Mapping[str, str]) -> dict[str, str]:
     """Return the context of our tenant's data key with the caller's pairs."""
     return {**caller, "tenantId": TENANT, "keyType": "encryption"}
+
+
+def sealed_context(caller: Mapping[str, str]) -> dict[str, str]:
+    """Return the context of the messages that we seal: that of a key that only seals."""
+    return whole_context(caller) | {"keyType": "sealing"}
 
 
 def unsigned(context: Mapping[str, str]) -> dict[str, str]:

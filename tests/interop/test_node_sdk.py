@@ -97,7 +97,7 @@ async def test_the_sdk_opens_what_we_seal(moto: "MotoServer", kms_key: str) -> N
 
     async def reopened(combination: Combination) -> bytes:
         plaintext, context = next(opened)
-        assert combination.whole_context == context
+        assert combination.sealed_context == context
         return plaintext
 
     assert [] == await differing(SEALED_HERE, reopened)

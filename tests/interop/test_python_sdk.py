@@ -36,6 +36,7 @@ from tests.interop.sdk import (
     keyring,
     material_providers,
     sdk,
+    sealed_context,
     unsigned,
     whole_context,
 )
@@ -94,7 +95,7 @@ async def test_the_sdk_opens_what_we_seal(endpoint: str, kms_key: str, way: Way)
         async def reopened(combination: Combination) -> bytes:
             sealed = await ours.seal(TENANT, combination.plaintext, combination.context)
             plaintext, context = theirs.open(sealed.ciphertext)
-            assert combination.whole_context == context
+            assert combination.sealed_context == context
             return plaintext
 
         assert [] == await differing(SEALED_HERE, reopened)
@@ -141,7 +142,7 @@ async def test_the_sdk_and_a_daemon_open_each_others_messages(
         async def sealed_by_the_daemon(combination: Combination) -> bytes:
             sealed = await client.encrypt(TENANT, combination.plaintext, combination.context)
             plaintext, context = theirs.open(sealed.ciphertext_blob)
-            assert (kms_key, combination.whole_context) == (sealed.key_id, context)
+            assert (kms_key, combination.sealed_context) == (sealed.key_id, context)
             return plaintext
 
         assert [] == await differing(THROUGH_A_DAEMON, sealed_by_the_daemon)
@@ -232,7 +233,7 @@ async def test_discovery_opens_what_we_seal(endpoint: str, kms_key: str) -> None
     async with key_ring(endpoint, kms_key) as ours:
         sealed = await ours.seal(TENANT, b"payload", CONTEXTS[-1])
     plaintext, context = theirs.open(sealed.ciphertext)
-    assert (b"payload", whole_context(CONTEXTS[-1])) == (plaintext, unsigned(context))
+    assert (b"payload", sealed_context(CONTEXTS[-1])) == (plaintext, unsigned(context))
 
 
 async def test_replicas_of_a_multi_region_key_open_each_others_messages(endpoint: str, moto: "MotoServer") -> None:
@@ -246,7 +247,7 @@ async def test_replicas_of_a_multi_region_key_open_each_others_messages(endpoint
         sealed = await ours.seal(TENANT, b"payload", {})
     assert replica == Message.parse(message).encrypted_data_keys[0].provider_info
     assert (b"payload", primary) == (opened.plaintext, opened.master_key_arn)
-    assert (b"payload", whole_context({})) == theirs.open(sealed.ciphertext)
+    assert (b"payload", sealed_context({})) == theirs.open(sealed.ciphertext)
 
 
 @pytest.mark.parametrize("suite", SUITES, ids=hex)
@@ -259,4 +260,4 @@ async def test_what_we_seal_again_the_sdk_opens(
     async with key_ring(endpoint, kms_key) as ours:
         again = await ours.reseal(TENANT, message, {"field": "email"}, CONTEXTS[-1])
     assert [kms_key] == [key.provider_info for key in Message.parse(again.ciphertext).encrypted_data_keys]
-    assert (b"payload", whole_context(CONTEXTS[-1])) == sdk(way, kms_key).open(again.ciphertext)
+    assert (b"payload", sealed_context(CONTEXTS[-1])) == sdk(way, kms_key).open(again.ciphertext)

@@ -5,6 +5,7 @@ import string
 import pytest
 from betrace_kms_server.core.errors import InvalidRequest
 from betrace_kms_server.core.tenancy import (
+    DataKeyType,
     belongs_to,
     check_caller_context,
     check_key_id,
@@ -175,6 +176,8 @@ def test_contexts_belong_to_one_tenant_and_one_set_of_pairs(
         {"tenantId": "acme", "a": "b"},
         {"keyType": "encryption", "a": "b"},
         {"tenantId": "acme", "keyType": "signing", "a": "b"},
+        {"tenantId": "acme", "keyType": "Sealing", "a": "b"},
+        {"tenantId": "ACME", "keyType": "sealing", "a": "b"},
         {"tenantId": "ACME", "keyType": "encryption", "a": "b"},
         {"tenantId": "acme", "keyType": "encryption", "a": "B"},
         {"tenantId": "acme", "keyType": "encryption", "a": "b", "c": ""},
@@ -184,6 +187,12 @@ def test_contexts_belong_to_one_tenant_and_one_set_of_pairs(
 def test_other_contexts_do_not_belong(whole: dict[str, str]) -> None:
     """A pair too many, too few or other than the caller's, and the message is not the caller's."""
     assert not belongs_to(whole, "acme", {"a": "b"})
+
+
+@pytest.mark.parametrize("key_type", ["encryption", "sealing"])
+def test_messages_of_both_key_types_belong(key_type: DataKeyType) -> None:
+    """Those of official SDKs and of earlier versions have the one, and new ones the other."""
+    assert belongs_to(encryption_context("acme", {"a": "b"}, key_type), "acme", {"a": "b"})
 
 
 def test_pairs_of_the_format_are_nobodys() -> None:

@@ -6,10 +6,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from betrace_kms_server.config.values import Switch, WholeNumber
 from betrace_kms_server.core.schedule import Schedule
+from betrace_kms_server.core.tenancy import DataKeyType
 
 
 class KeySettings(BaseModel):
-    """`kms.cache.*`, `kms.rotation.*` and `kms.signing.*`."""
+    """`kms.cache.*`, `kms.encryption.*`, `kms.rotation.*` and `kms.signing.*`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
@@ -61,6 +62,12 @@ class KeySettings(BaseModel):
         ge=1,
         le=3_600,
         description="how soon other pods see a rotation or a revocation",
+    )
+
+    sealing_key_type: DataKeyType | None = Field(
+        None,
+        alias="kms.encryption.sealing-key-type",
+        description="keyType of new messages, `encryption` or `sealing`; `sealing` by default in a new key store",
     )
 
     rotation_enabled: Switch = Field(

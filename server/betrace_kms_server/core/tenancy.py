@@ -6,12 +6,15 @@ KMS binds a wrapped key to its encryption context: it unwraps only for the very 
 
 import re
 from collections.abc import Mapping
+from typing import Literal
 
 import orjson
 
 from betrace_kms_server.core.errors import InvalidRequest
 
 Context = Mapping[str, str]
+DataKeyType = Literal["encryption", "sealing"]
+"""What a data key is for: `encryption` if a caller may have it, `sealing` if it never leaves the daemon."""
 
 _TENANT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 _KEY_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
@@ -55,9 +58,9 @@ def check_caller_context(pairs: Context, field: str = "encryption_context") -> d
     return copy
 
 
-def encryption_context(tenant_id: str, caller: Context) -> dict[str, str]:
+def encryption_context(tenant_id: str, caller: Context, key_type: DataKeyType = "encryption") -> dict[str, str]:
     """Return the whole context of a data key."""
-    return {**caller, "tenantId": tenant_id, "keyType": "encryption"}
+    return {**caller, "tenantId": tenant_id, "keyType": key_type}
 
 
 def signing_context(tenant_id: str, key_id: str) -> dict[str, str]:
@@ -73,7 +76,8 @@ def fits_kms(whole: Context) -> bool:
 def belongs_to(whole: Context, tenant_id: str, caller: Context) -> bool:
     """Return whether a message's whole context is that of this tenant's data key with exactly the caller's pairs.
 
+    Its key may be of either type: messages of official SDKs, and of earlier versions, have keyType `encryption`.
     Pairs that begin with ``aws-crypto-`` are the message format's own and are not the caller's to give.
     """
     shown = {name: value for name, value in whole.items() if not name.startswith(_RESERVED_PREFIX)}
-    return shown == encryption_context(tenant_id, caller)
+    return shown in (encryption_context(tenant_id, caller, "sealing"), encryption_context(tenant_id, caller))

@@ -1,6 +1,7 @@
 """The use cases of data keys: hand one out, seal, open, seal again.
 
-A data key that was handed out never seals, and a sealing key is never handed out: they are cached apart. Everything
+A data key that was handed out never seals, and a sealing key is never handed out: they are cached apart, and their
+wrapped bytes differ in keyType, so those of a sealing key, cut out of a message, do not open as a bare key. Everything
 that a tenant's data key is used for is bound to the tenant twice, by the cache key and by the KMS encryption context.
 """
 
@@ -15,7 +16,7 @@ from betrace_kms_server.cache.key_cache import Key, KeyCache, Load
 from betrace_kms_server.core.errors import DoesNotOpen, KmsError
 from betrace_kms_server.core.key_event import KeyEvent, note_miss
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
-from betrace_kms_server.core.tenancy import Context, belongs_to, encryption_context, fits_kms
+from betrace_kms_server.core.tenancy import Context, DataKeyType, belongs_to, encryption_context, fits_kms
 from betrace_kms_server.data_keys.budget import Budget
 from betrace_kms_server.data_keys.envelope import (
     DATA_KEY_BYTES,
@@ -98,7 +99,8 @@ class KeyRing:
     """Data keys of all tenants, cached in front of one provider. Tenant ids and contexts have been checked before.
 
     A sealing key seals at most `max_messages` messages, and one data key is handed out at most `max_uses` times. A
-    message may carry at most `max_encrypted_data_keys` wrapped keys.
+    message may carry at most `max_encrypted_data_keys` wrapped keys. New messages have the keyType `sealing_key_type`:
+    `encryption` only as long as daemons of earlier versions must open them.
     """
 
     def __init__(
@@ -109,12 +111,15 @@ class KeyRing:
         max_messages: int = 2**32,
         max_uses: int | None = None,
         max_encrypted_data_keys: int = 10,
+        sealing_key_type: DataKeyType = "sealing",
     ) -> None:
         self._provider = provider
         self._cache = cache
         self._max_messages = max_messages
         self._max_uses = max_uses
         self._max_encrypted_data_keys = max_encrypted_data_keys
+        self._sealing_key_type: DataKeyType = sealing_key_type
+        self._sealing_use = f"{sealing_key_type} sealing key"
 
     async def data_key(
         self,
@@ -139,7 +144,7 @@ class KeyRing:
 
     async def seal(self, tenant_id: str, plaintext: bytes, caller: Context, event: KeyEvent | None = None) -> Sealed:
         """Seal a payload into an AWS Encryption SDK message under the tenant's sealing key for this context."""
-        context = encryption_context(tenant_id, caller)
+        context = encryption_context(tenant_id, caller, self._sealing_key_type)
 
         async def load() -> _SealingKey:
             data_key = await self._provider.generate_data_key(DATA_KEY_BYTES, context)
@@ -147,7 +152,13 @@ class KeyRing:
             encrypted = EncryptedDataKey(self._provider.message_provider_id, wrapped.master_key_arn, wrapped.blob)
             return _SealingKey(data_key, Sealer(encrypted, context), Budget(self._max_messages))
 
-        key = ("sealing key", self._provider.master_key_arn, tenant_id, DATA_KEY_BYTES, digest(caller))
+        key = (
+            self._sealing_use,
+            self._provider.master_key_arn,
+            tenant_id,
+            DATA_KEY_BYTES,
+            digest(caller),
+        )
         found = await self._spend(key, load, event)
         ciphertext = found.sealer.seal(plaintext, found.data_key.material.raw)
         return Sealed(ciphertext, found.data_key.wrapped.master_key_arn)
@@ -155,7 +166,8 @@ class KeyRing:
     async def open(self, tenant_id: str, ciphertext: bytes, caller: Context, event: KeyEvent | None = None) -> Opened:
         """Open a message, or unwrap a bare data key. Raises DoesNotOpen, whatever the cause.
 
-        Its first bytes say what it was given. Version 1 messages commit to no key and are refused.
+        Its first bytes say what it was given. A bare key opens only if a caller may have it (keyType `encryption`).
+        Version 1 messages commit to no key and are refused.
         """
         if _is_message(ciphertext):
             message = Message.parse(ciphertext, max_encrypted_data_keys=self._max_encrypted_data_keys)

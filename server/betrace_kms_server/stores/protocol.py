@@ -9,6 +9,7 @@ from typing import Protocol
 
 from betrace_kms_server.core.keys import StoredKey
 from betrace_kms_server.core.lock_state import LockState
+from betrace_kms_server.core.tenancy import DataKeyType
 
 
 class KeyStore(Protocol):
@@ -86,6 +87,12 @@ class KeyStore(Protocol):
 
     async def set_lock(self, state: LockState | None) -> None:
         """Put an emergency stop in force, durably and in place of any other; None ends it."""
+
+    async def sealing_key_type(self) -> DataKeyType:
+        """Return the keyType of new messages by default: `sealing` if the store records that it was made new with it.
+
+        Otherwise daemons of earlier versions, which open no such messages, may be in use: then it is `encryption`.
+        """
 
     async def check(self) -> None:
         """Return if a key that were written now would be durable. Changes no key."""

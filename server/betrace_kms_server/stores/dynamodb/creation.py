@@ -1,7 +1,8 @@
 """Makes a table ready to keep keys: for an operator, before the first start. The daemon never does any of this.
 
-Needs dynamodb:DescribeTable, dynamodb:CreateTable, dynamodb:UpdateTable, dynamodb:DescribeContinuousBackups and
-dynamodb:UpdateContinuousBackups on the table: an operator's rights, not the daemon's.
+Needs dynamodb:DescribeTable, dynamodb:CreateTable, dynamodb:PutItem, dynamodb:UpdateTable,
+dynamodb:DescribeContinuousBackups and dynamodb:UpdateContinuousBackups on the table: an operator's rights, not the
+daemon's.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from betrace_kms_server.core.errors import StoreUnavailable
 from betrace_kms_server.stores.dynamodb.client import ClientFactory, asking, dynamodb_client
 from betrace_kms_server.stores.dynamodb.errors import code_of
+from betrace_kms_server.stores.dynamodb.items import ORIGIN
 from betrace_kms_server.stores.dynamodb.table import KEY_SCHEMA, describe_table, has_recovery, refuse_unfit
 
 if TYPE_CHECKING:
@@ -44,6 +46,9 @@ async def create_table(
             refuse_unfit(described, table)
             yield f"the table {table} is there"
         arn, protected = await _active(client, table, sleep)
+        if described is None:  # so no daemon of an earlier version uses it
+            async with asking(client, "PutItem", arn):
+                await client.put_item(TableName=table, Item={**ORIGIN, "sealing_key_type": {"S": "sealing"}})
         if not protected:
             async with asking(client, "UpdateTable", arn):
                 await client.update_table(TableName=table, DeletionProtectionEnabled=True)

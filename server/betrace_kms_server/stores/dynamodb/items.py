@@ -9,6 +9,8 @@ A tenant is one partition, so that its items are read and written together:
 |               |                | (B), create_time_ms, rotate_time_ms, revoke_time_ms (N), import_id (S),           |
 |               |                | state_checksum (B; not in items of earlier versions)                         |
 | `#lock`       | `lock`         | the emergency stop: locked (BOOL), and if it is in force reason (S), time_ms (N)  |
+| `#store`      | `origin`       | what the version that made the table could do: sealing_key_type (S). Missing in   |
+|               |                | tables of earlier versions, and in those that `keystore init` did not make        |
 
 Times are milliseconds and no attribute is in seconds, so that no time to live (TTL) that somebody sets on the table by
 mistake finds an item of ours to be old: read as seconds they are tens of thousands of years away.
@@ -61,6 +63,10 @@ def lock_state(item: Mapping[str, Any] | None) -> LockState | None:
         return None
     reason, time_ms = item.get("reason", {}).get("S", "(not readable)"), item.get("time_ms", {}).get("N", "0")
     return LockState(str(reason), int(time_ms))
+
+
+ORIGIN = {PARTITION_KEY: {"S": "#store"}, SORT_KEY: {"S": "origin"}}
+"""Primary key of what is known of the table. No tenant can have this partition: no tenant id holds a `#`."""
 
 
 def can_exist(primary_key: Mapping[str, Any]) -> bool:

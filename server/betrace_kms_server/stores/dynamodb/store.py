@@ -23,11 +23,13 @@ from botocore.exceptions import ClientError
 from betrace_kms_server.core.errors import StoreUnavailable
 from betrace_kms_server.core.keys import StoredKey
 from betrace_kms_server.core.lock_state import LockState
+from betrace_kms_server.core.tenancy import DataKeyType
 from betrace_kms_server.stores.damage import damaged_generation, damaged_key, no_active_key
 from betrace_kms_server.stores.dynamodb.client import ClientFactory, asking, dynamodb_client, without_contention
 from betrace_kms_server.stores.dynamodb.errors import is_refusal
 from betrace_kms_server.stores.dynamodb.items import (
     LOCK,
+    ORIGIN,
     PARTITION_KEY,
     head_of,
     key_id_of,
@@ -236,6 +238,11 @@ class DynamoStore:
         """See KeyStore. One item, put whole: a retry of the SDK that puts it twice does no harm."""
         async with asking(self._client, "PutItem", self._arn):
             await without_contention(lambda: self._client.put_item(TableName=self._table, Item=lock_item(state)))
+
+    async def sealing_key_type(self) -> DataKeyType:
+        """See KeyStore."""
+        origin = await self._reads.item(ORIGIN)
+        return "sealing" if origin and origin.get("sealing_key_type") == {"S": "sealing"} else "encryption"
 
     async def check(self) -> None:
         """See KeyStore. Asks for what makes a tenant's first key, on a condition that cannot hold.

@@ -54,6 +54,11 @@ CREATE TABLE IF NOT EXISTS emergency_stop (
 ) STRICT;
 """
 """One row once there was a stop; its columns are NULL when none is in force. An earlier version passes over it."""
+_ORIGIN = """
+CREATE TABLE origin (sealing_key_type TEXT NOT NULL) STRICT;
+INSERT INTO origin VALUES ('sealing');
+"""
+"""What the version that made the file could do: one row. Files of earlier versions have no such table."""
 _ADDED = """
 ALTER TABLE signing_keys ADD COLUMN state_checksum BLOB;
 ALTER TABLE tenants ADD COLUMN had_key INTEGER;
@@ -109,7 +114,7 @@ def create_file(path: Path) -> None:
     """Make an empty store, whole or not at all: so a file without a schema is always a damaged one."""
     with atomic_create(path) as new, closing(sqlite3.connect(new, isolation_level=None)) as database:
         database.executescript(
-            f"PRAGMA synchronous=EXTRA; BEGIN; {_KEYS} {_TENANTS} {_ADDED} {_LOCK}"
+            f"PRAGMA synchronous=EXTRA; BEGIN; {_KEYS} {_TENANTS} {_ADDED} {_LOCK} {_ORIGIN}"
             f" PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
         )
 

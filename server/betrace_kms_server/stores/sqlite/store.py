@@ -20,6 +20,7 @@ import aiosqlite
 from betrace_kms_server.core.errors import StartRefused, StoreUnavailable
 from betrace_kms_server.core.keys import KeyStatus, StoredKey, WrappedKey
 from betrace_kms_server.core.lock_state import LockState
+from betrace_kms_server.core.tenancy import DataKeyType
 from betrace_kms_server.host.process import descriptor_shortage
 from betrace_kms_server.stores.damage import damaged_key, no_active_key
 from betrace_kms_server.stores.sqlite.errors import explained, is_damage
@@ -197,6 +198,13 @@ class SqliteStore:
         """See KeyStore."""
         values = (None, None) if state is None else (state.reason, state.time_ms)
         await self._fetch("INSERT OR REPLACE INTO emergency_stop (id, reason, time_ms) VALUES (1, ?, ?)", *values)
+
+    async def sealing_key_type(self) -> DataKeyType:
+        """See KeyStore."""
+        if not await self._fetch("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'origin'"):
+            return "encryption"
+        rows = await self._fetch("SELECT 1 FROM origin WHERE sealing_key_type = 'sealing'")
+        return "sealing" if rows else "encryption"
 
     async def check(self) -> None:
         """See KeyStore. Writes the schema version over itself: one commit, like that of a key, that changes nothing."""
