@@ -59,7 +59,7 @@ async def test_every_use_is_cached_for_its_tenant_use_and_context(
     await ring.open("acme", message, {})
     await ring.open("acme", bare, {})
     assert 3 == len(keys)
-    assert {"sealing key", "data key", "message key", "bare key"} == {key[0] for key in cache._entries}
+    assert {"sealing sealing key", "data key", "message key", "bare key"} == {key[0] for key in cache._entries}
     assert {("acme", kms.master_key_arn)} == {(key[2], key[1]) for key in cache._entries}
     assert 6 == cache.invalidate("acme")
 
