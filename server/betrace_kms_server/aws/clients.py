@@ -15,6 +15,7 @@ from botocore.model import OperationModel
 
 from betrace_kms_server.aws.call_slots import POOL_SIZE, RESERVED_CONNECTIONS
 from betrace_kms_server.aws.credentials import AwsCredentials
+from betrace_kms_server.aws.plaintexts import take_plaintext
 from betrace_kms_server.aws.sdk_errors import NotFromAws
 from betrace_kms_server.aws.tls import VerifyingConfig
 
@@ -44,6 +45,8 @@ async def aws_client(
     sdk = aioboto3.Session(botocore_session=session)
     async with sdk.client(service, region_name=region, endpoint_url=endpoint, config=config) as client:
         client.meta.events.register(f"before-parse.{service}.*", _refuse_foreign_answers)
+        if service == "kms":
+            client.meta.events.register("before-parse.kms.*", take_plaintext)
         try:
             yield client
         finally:

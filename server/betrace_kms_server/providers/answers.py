@@ -19,13 +19,13 @@ MAX_BLOB_BYTES = 6144
 def data_key(asked: str, number_of_bytes: int, *, plaintext: object, blob: object, key_id: object) -> DataKey:
     """Return the data key of `number_of_bytes` bytes that the master key `asked` made. Raises BadAnswer."""
     action = "GenerateDataKey"
-    material = _bytes(action, asked, "key", plaintext, number_of_bytes, number_of_bytes)
-    return DataKey(KeyMaterial(material), wrapped_key(asked, blob=blob, key_id=key_id, action=action))
+    material = _material(_bytes(action, asked, "key", plaintext, number_of_bytes, number_of_bytes))
+    return DataKey(material, wrapped_key(asked, blob=blob, key_id=key_id, action=action))
 
 
 def wrapped_key(asked: str, *, blob: object, key_id: object, action: str = "Encrypt") -> WrappedKey:
     """Return the key that the master key `asked` wrapped. Raises BadAnswer."""
-    wrapped = _bytes(action, asked, "wrapped key", blob, 1, MAX_BLOB_BYTES)
+    wrapped = bytes(_bytes(action, asked, "wrapped key", blob, 1, MAX_BLOB_BYTES))
     return WrappedKey(wrapped, master_key(action, asked, key_id))
 
 
@@ -36,7 +36,7 @@ def unwrapped_key(asked: str, *, plaintext: object, key_id: object) -> KeyMateri
     """
     action = "Decrypt"
     master_key(action, asked, key_id)
-    return KeyMaterial(_bytes(action, asked, "key", plaintext, 1, MAX_PLAINTEXT_BYTES))
+    return _material(_bytes(action, asked, "key", plaintext, 1, MAX_PLAINTEXT_BYTES))
 
 
 def master_key(action: str, asked: str, answered: object) -> str:
@@ -64,8 +64,16 @@ def _is_asked(asked: str, answered: str) -> bool:
     return asked.startswith("alias/") or answered.endswith(f":key/{asked}")  # emulators only
 
 
-def _bytes(action: str, asked: str, name: str, value: object, at_least: int, at_most: int) -> bytes:
-    if not isinstance(value, bytes):
+def _material(answered: bytes | bytearray) -> KeyMaterial:
+    """Return a key, and wipe what it came in if that can be wiped."""
+    material = KeyMaterial(answered)
+    if isinstance(answered, bytearray):
+        answered[:] = bytes(len(answered))
+    return material
+
+
+def _bytes(action: str, asked: str, name: str, value: object, at_least: int, at_most: int) -> bytes | bytearray:
+    if not isinstance(value, bytes | bytearray):
         raise bad_answer(action, asked, f"holds no {name}")
     if not at_least <= len(value) <= at_most:
         expected = str(at_most) if at_least == at_most else f"{at_least} to {at_most}"
