@@ -376,6 +376,15 @@ async def test_refused_loose_mode_with_a_group(tmp_path: Path, mode: int) -> Non
     assert "is open to others" in await refused_start(tmp_path, f"kms.server.token-file={path}", group)
 
 
+@needs_root
+async def test_refused_token_file_of_another_group(tmp_path: Path) -> None:
+    """A file that a group may read is that group's which the settings name."""
+    path = token_at(tmp_path / "token", 0o640)
+    os.chown(path, -1, STRANGER)
+    said = await refused_start(tmp_path, f"kms.server.token-file={path}", "kms.server.token-group=12345")
+    assert f"can be read by group {STRANGER}" in said
+
+
 def _link_file(folder: Path) -> Path:
     (folder / "link").symlink_to(token_at(folder / "token"))
     return folder / "link"
