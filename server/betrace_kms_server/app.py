@@ -40,8 +40,9 @@ from betrace_kms_server.operations.monitor import KmsMonitor, KmsState
 from betrace_kms_server.operations.validation import Validation, Validator
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.rpc.admin import AdminService
-from betrace_kms_server.rpc.drain import CallGate, drain
+from betrace_kms_server.rpc.drain import drain
 from betrace_kms_server.rpc.emergency_stop import EmergencyStopInterceptor
+from betrace_kms_server.rpc.gate import CallGate
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT, HealthService
 from betrace_kms_server.rpc.key_management import KeyManagementService
 from betrace_kms_server.rpc.server import bind, build_admin_server, build_server
@@ -255,7 +256,7 @@ async def build_edges(
         return await core.monitor.fresh(READY_SECONDS)
 
     threads = resources.enter_context(ThreadPoolExecutor(2, thread_name_prefix="evidence"))
-    observer, gate = CallObserver(core.rpcs, core.audit, core.tracing), CallGate()
+    observer, gate = CallObserver(core.rpcs, core.audit, core.tracing), CallGate(settings.max_calls_in_flight)
     service = KeyManagementService(
         core.keyring, core.signer, threads=threads, max_payload_bytes=settings.max_message_bytes
     )

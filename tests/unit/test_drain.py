@@ -13,7 +13,8 @@ from betrace.kms.v1 import key_management_pb2 as pb
 from betrace.kms.v1 import key_management_pb2_grpc
 from betrace_kms_client.errors import from_rpc_error
 from betrace_kms_server.host.connections import GOAWAY, Callers
-from betrace_kms_server.rpc.drain import CallGate, drain
+from betrace_kms_server.rpc.drain import drain
+from betrace_kms_server.rpc.gate import CallGate
 from betrace_kms_server.rpc.interceptors import ErrorInterceptor
 from betrace_kms_server.telemetry.observers import UNOBSERVED
 

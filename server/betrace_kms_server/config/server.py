@@ -51,6 +51,13 @@ class ServerSettings(BaseModel):
         le=1024**3,
         description="largest payload",
     )
+    max_calls_in_flight: WholeNumber = Field(
+        1_000,
+        alias="kms.server.max-calls-in-flight",
+        ge=1,
+        le=100_000,
+        description="calls that are worked on at once; more are told to come again later",
+    )
     policy_file: Path | None = Field(
         None,
         alias="kms.policy.file",

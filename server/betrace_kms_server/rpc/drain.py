@@ -18,6 +18,7 @@ import grpc
 import structlog
 
 from betrace_kms_server.host.connections import Callers
+from betrace_kms_server.rpc.gate import CallGate
 
 log = structlog.get_logger()
 
@@ -28,26 +29,6 @@ LEAVING_SECONDS = 1.0
 _STEP_SECONDS = 0.01
 _QUIET_STEPS = 5
 """A queue of gRPC hands out a call in each turn of the event loop: after this many turns without one it is empty."""
-
-
-class CallGate:
-    """Counts the calls that have been received and answered, and refuses more once the daemon stops.
-
-    Streams are not counted: those that the daemon serves end when it drains.
-    """
-
-    __slots__ = ("ended", "received", "refused", "refusing")
-
-    def __init__(self) -> None:
-        self.received = 0
-        self.ended = 0
-        self.refused = 0
-        self.refusing = False
-
-    @property
-    def in_flight(self) -> int:
-        """How many calls have no answer yet."""
-        return self.received - self.ended
 
 
 async def drain(

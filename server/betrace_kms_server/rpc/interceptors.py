@@ -17,8 +17,8 @@ import structlog
 
 from betrace_kms_server.access.admission import Access
 from betrace_kms_server.access.identity import Caller, Recognised
-from betrace_kms_server.core.errors import InvalidRequest, KmsError, cause_of
-from betrace_kms_server.rpc.drain import CallGate
+from betrace_kms_server.core.errors import InvalidRequest, KmsError, Overloaded, cause_of
+from betrace_kms_server.rpc.gate import MAX_STREAMS, CallGate
 from betrace_kms_server.rpc.status import STATUS, of_defect, of_error, of_stop
 from betrace_kms_server.telemetry.observers import NO_SHAPE, REQUEST_ID, UNOBSERVED, CallObserver, MessageShape
 
@@ -26,6 +26,7 @@ log = structlog.get_logger()
 
 _OURS = "/betrace.kms.v1."
 _MALFORMED = object()
+_FULL = "more calls are in flight than kms.server.max-calls-in-flight allows: call again a little later"
 _UNREADABLE = "the request is no valid message of this call: check fields and UTF-8 texts"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -66,18 +67,22 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     def _wrap(
         self, handler: "grpc.RpcMethodHandler[Any, Any]", method: str, caller: Caller | None
     ) -> "grpc.RpcMethodHandler[Any, Any]":
-        read, write = _tolerant(handler.request_deserializer), handler.response_serializer
+        read, write, gate = _tolerant(handler.request_deserializer), handler.response_serializer, self._gate
         if handler.unary_unary is not None:
             ours = method.startswith(_OURS)
             observer, access = (self._observer, self._access) if ours else (UNOBSERVED, None)
             if access is not None and caller is None and not access.by_connection:
                 read = _unread  # it will be refused, and may be large
-            guarded = _guarded(handler.unary_unary, method, observer, self._gate, write, access, caller)
+            guarded = _guarded(handler.unary_unary, method, observer, gate, write, access, caller)
             return grpc.unary_unary_rpc_method_handler(guarded, read)
         if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(_guarded_stream(handler.unary_stream, method), read, write)
+            return grpc.unary_stream_rpc_method_handler(
+                _guarded_stream(handler.unary_stream, method, gate), read, write
+            )
         if handler.stream_stream is not None:
-            return grpc.stream_stream_rpc_method_handler(_guarded_stream(handler.stream_stream, method), read, write)
+            return grpc.stream_stream_rpc_method_handler(
+                _guarded_stream(handler.stream_stream, method, gate), read, write
+            )
         return handler
 
 
@@ -115,6 +120,8 @@ def _guarded(
         response = wire = answer = None
         try:
             if access is not None:
+                if gate.is_full:
+                    raise Overloaded(_FULL)
                 caller = access.identify(context, event, recognised)
             if request is _MALFORMED:
                 raise InvalidRequest(_UNREADABLE)
@@ -151,8 +158,14 @@ def _guarded(
     return guarded
 
 
-def _guarded_stream(call: Callable[..., Any], path: str) -> Callable[..., Awaitable[None]]:
+def _guarded_stream(call: Callable[..., Any], path: str, gate: CallGate) -> Callable[..., Awaitable[None]]:
     async def guarded(request: Any, context: _Context) -> None:
+        if gate.streams >= MAX_STREAMS:
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{MAX_STREAMS} streams are open: end one, or call Check instead of Watch",
+            )
+        gate.streams += 1
         try:
             if request is _MALFORMED:
                 raise InvalidRequest(_UNREADABLE)
@@ -168,6 +181,8 @@ def _guarded_stream(call: Callable[..., Any], path: str) -> Callable[..., Awaita
             raise
         except Exception as error:  # noqa: BLE001  # the edge
             *_, failed = _failure(error, path, context)
+        finally:
+            gate.streams -= 1
         await context.abort_with_status(failed)
 
     return guarded

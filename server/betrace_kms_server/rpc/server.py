@@ -12,7 +12,7 @@ from betrace_kms_server.core.errors import StartRefused
 from betrace_kms_server.host.socket_permissions import apply_permissions, owner_only
 from betrace_kms_server.host.sockets import Address
 from betrace_kms_server.rpc.admin import AdminService
-from betrace_kms_server.rpc.drain import CallGate
+from betrace_kms_server.rpc.gate import CallGate
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT, HealthService
 from betrace_kms_server.rpc.interceptors import ErrorInterceptor
 from betrace_kms_server.rpc.key_management import KeyManagementService
@@ -26,6 +26,7 @@ AT_MOST_AN_HOUR = (
 )
 _OPERATOR = Caller("admin", "socket")
 _OVERHEAD_BYTES = 64 * 1024
+_UNCOMPRESSED = 1
 _OVERHEAD_SHARE = 1024
 
 
@@ -95,6 +96,9 @@ def _server(
             ("grpc.so_reuseport", 0),  # a second daemon must not take calls from the first
             ("grpc.max_receive_message_length", transport_limit(max_payload_bytes)),
             ("grpc.max_send_message_length", -1),
+            ("grpc.max_concurrent_streams", 100),  # for each connection; a client lets more calls wait
+            # gRPC inflates a request before it checks the size: 1 MB of gzip can hold 1,000
+            ("grpc.compression_enabled_algorithms_bitset", _UNCOMPRESSED),
             ("grpc.server_handshake_timeout_ms", 5_000),  # connections that never speak go away
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_permit_without_calls", 1),

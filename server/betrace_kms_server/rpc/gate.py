@@ -1,0 +1,32 @@
+"""Counts what has been received and not answered, and lets no more of it in than the daemon can hold."""
+
+MAX_STREAMS = 100
+"""Streams of the health and the reflection service that are open at once."""
+
+
+class CallGate:
+    """Counts the calls that have been received and answered, and refuses more once the daemon stops.
+
+    At most `limit` calls of our own services are in flight; calls of the health service are not held to it. Streams are
+    counted apart: those that the daemon serves end when it drains.
+    """
+
+    __slots__ = ("ended", "limit", "received", "refused", "refusing", "streams")
+
+    def __init__(self, limit: int = 1_000) -> None:
+        self.limit = limit
+        self.received = 0
+        self.ended = 0
+        self.refused = 0
+        self.refusing = False
+        self.streams = 0
+
+    @property
+    def in_flight(self) -> int:
+        """How many calls have no answer yet."""
+        return self.received - self.ended
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more calls are in flight than may be."""
+        return self.received - self.ended > self.limit

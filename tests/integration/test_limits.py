@@ -1,0 +1,184 @@
+"""What callers cannot make the daemon hold: bombs, streams, calls in flight."""
+
+import asyncio
+import gzip
+import socket
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import pytest
+from betrace.kms.v1 import key_management_pb2 as pb
+from betrace_kms_server.access.admission import Access
+from betrace_kms_server.access.identity import SameCaller
+from betrace_kms_server.rpc.gate import MAX_STREAMS, CallGate
+from betrace_kms_server.rpc.interceptors import ErrorInterceptor
+from betrace_kms_server.telemetry.observers import UNOBSERVED
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from tests.daemon import Process, spawned
+from tests.integration.test_hostile_decrypts import MIB, resident
+from tests.raw_grpc import _PREFACE, _frame, _literal
+
+ENCRYPT = "/betrace.kms.v1.KeyManagementService/Encrypt"
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
+CHECK = "/grpc.health.v1.Health/Check"
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[Process]:
+    """Run one daemon for all tests."""
+    with (
+        tempfile.TemporaryDirectory(prefix="kms") as folder,
+        spawned("--data-dir", f"{folder}/data", "--listen", "127.0.0.1:0") as process,
+    ):
+        process.wait_for("serving")
+        yield process
+
+
+def stub(channel: grpc.Channel) -> Any:
+    return health_pb2_grpc.HealthStub(channel)
+
+
+def healthy(daemon: Process) -> bool:
+    """Return whether the daemon answers a probe."""
+    with grpc.insecure_channel(daemon.address) as channel:
+        answer = stub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+@pytest.mark.parametrize("method", [ENCRYPT, CHECK])
+@pytest.mark.parametrize("coding", [b"gzip", b"deflate"])
+def test_bomb_is_not_inflated(daemon: Process, method: str, coding: bytes) -> None:
+    """1 MB that would be 1,000 MB: refused as it is, by every service."""
+    bomb = gzip.compress(bytes(1_000 * 1_000_000), 1)[:4_000_000]
+    fields = [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", method.encode()),
+        (b":authority", b"localhost"),
+        (b"te", b"trailers"),
+        (b"content-type", b"application/grpc"),
+        (b"grpc-encoding", coding),
+    ]
+    before, peak = resident(daemon), 0
+    host, _, port = daemon.address.rpartition(":")
+    body = b"\x01" + struct.pack(">I", len(bomb)) + bomb
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(
+            _PREFACE + _frame(4, 0, 0, b"") + _frame(1, 4, 1, b"".join(_literal(*pair) for pair in fields))
+        )
+        connection.sendall(_frame(0, 0, 1, body[:16_000]))
+        received = b""
+        while b"grpc-status" not in received and (part := connection.recv(65_536)):
+            received += part
+            peak = max(peak, resident(daemon))
+    assert b"12" in received.partition(b"grpc-status")[2][:8]  # UNIMPLEMENTED
+    assert max(peak, resident(daemon)) - before < 20 * MIB
+    assert healthy(daemon)
+
+
+def test_watches_are_bounded_and_check_is_not(daemon: Process) -> None:
+    """Whoever watches a thousand times gets a hundred streams, and probes go on; a stream that ends makes room."""
+    with ExitStack() as resources:
+        channels = [
+            resources.enter_context(
+                grpc.insecure_channel(daemon.address, options=[("grpc.use_local_subchannel_pool", 1)])
+            )
+            for _ in range(10)
+        ]
+        watches: list[Any] = [
+            stub(channel).Watch(health_pb2.HealthCheckRequest()) for channel in channels for _ in range(30)
+        ]
+        outcomes = [_first(watch) for watch in watches]
+        assert MAX_STREAMS == outcomes.count("open")
+        assert {"open", "RESOURCE_EXHAUSTED"} == set(outcomes)
+        assert healthy(daemon)
+        watches[outcomes.index("open")].cancel()
+        first: Any = stub(channels[0])
+        while _first(again := first.Watch(health_pb2.HealthCheckRequest())) != "open":
+            pass
+        again.cancel()
+
+
+def _first(watch: Any) -> str:
+    try:
+        next(watch)
+    except grpc.RpcError as error:
+        return str(error.code().name)
+    return "open"
+
+
+def test_connection_has_a_hundred_streams(daemon: Process) -> None:
+    """The server says so in its settings (RFC 9113, section 6.5.2), and a client that obeys lets more calls wait."""
+    host, _, port = daemon.address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(_PREFACE + _frame(4, 0, 0, b""))
+        received = connection.recv(4_096)
+    assert struct.pack(">HI", 3, 100) in received
+
+
+async def test_calls_in_flight_are_bounded_and_health_is_not(tmp_path: Path) -> None:
+    """The call beyond the limit is refused at once, with when to come again; what was let in is answered."""
+    going = asyncio.Event()
+
+    async def slow(request: Any, context: Any) -> Any:
+        await going.wait()
+        return pb.EncryptResponse(key_id="done")
+
+    async def check(request: Any, context: Any) -> Any:
+        return health_pb2.HealthCheckResponse(status=1)
+
+    gate = CallGate(limit=5)
+    server = grpc.aio.server(interceptors=[ErrorInterceptor(UNOBSERVED, gate, Access(SameCaller()))])
+    handlers: list[tuple[str, str, Callable[..., Any], Any]] = [
+        ("betrace.kms.v1.KeyManagementService", "Encrypt", slow, pb.EncryptRequest),
+        ("grpc.health.v1.Health", "Check", check, health_pb2.HealthCheckRequest),
+    ]
+    for service, name, handler, request in handlers:
+        method = grpc.unary_unary_rpc_method_handler(
+            handler, request.FromString, lambda answer: answer.SerializeToString()
+        )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {name: method}),))
+    address = f"unix:{tmp_path}/kms.sock"
+    server.add_insecure_port(address)
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(address) as channel:
+            encrypt: Any = channel.unary_unary(
+                ENCRYPT, pb.EncryptRequest.SerializeToString, pb.EncryptResponse.FromString
+            )
+            within = [asyncio.ensure_future(encrypt(pb.EncryptRequest(tenant_id="acme"))) for _ in range(5)]
+            while gate.in_flight < 5:  # noqa: ASYNC110  # the gate is two counters
+                await asyncio.sleep(0.001)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await encrypt(pb.EncryptRequest(tenant_id="acme"))
+            assert grpc.StatusCode.RESOURCE_EXHAUSTED == refused.value.code()
+            status = rpc_status.from_call(SimpleNamespace(**_call_of(refused.value)))  # type: ignore[arg-type]
+            assert status is not None
+            assert any(detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for detail in status.details)
+            probe: Any = channel.unary_unary(
+                CHECK, health_pb2.HealthCheckRequest.SerializeToString, health_pb2.HealthCheckResponse.FromString
+            )
+            for _ in range(20):
+                assert 1 == (await probe(health_pb2.HealthCheckRequest())).status
+            going.set()
+            assert ["done"] * 5 == [answer.key_id for answer in await asyncio.gather(*within)]
+    finally:
+        await server.stop(None)
+
+
+def _bytes_of(answer: Any) -> bytes:
+    wire: bytes = answer.SerializeToString()
+    return wire
+
+
+def _call_of(error: grpc.aio.AioRpcError) -> dict[str, Any]:
+    return {"code": error.code, "details": error.details, "trailing_metadata": error.trailing_metadata}
