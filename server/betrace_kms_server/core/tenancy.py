@@ -80,4 +80,4 @@ def belongs_to(whole: Context, tenant_id: str, caller: Context) -> bool:
     Pairs that begin with ``aws-crypto-`` are the message format's own and are not the caller's to give.
     """
     shown = {name: value for name, value in whole.items() if not name.startswith(_RESERVED_PREFIX)}
-    return shown in (encryption_context(tenant_id, caller, "sealing"), encryption_context(tenant_id, caller))
+    return shown == encryption_context(tenant_id, caller, "sealing") or shown == encryption_context(tenant_id, caller)
