@@ -13,6 +13,7 @@ from betrace_kms_server.core.key_event import KmsObserver
 from betrace_kms_server.host.modes import check_file, check_folder
 from betrace_kms_server.host.sockets import exclusive
 from betrace_kms_server.host.volume import ephemeral_kind
+from betrace_kms_server.providers.budget import BudgetedProvider
 from betrace_kms_server.providers.local import MASTER_KEY_FILE, LocalProvider, load_master_key
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.stores.protocol import KeyStore
@@ -106,7 +107,7 @@ async def open_provider(
     log.info(f"Using AWS KMS - region: {settings.kms_region}, key: {settings.master_key_id}")  # noqa: G004
     if settings.endpoint:
         log.warning("aws.kms.endpoint is set: calls do not go to AWS KMS", endpoint=settings.endpoint)
-    return await resources.enter_async_context(
+    aws = await resources.enter_async_context(
         AwsProvider(
             settings.master_key_id or "",
             region=settings.kms_region,
@@ -116,4 +117,10 @@ async def open_provider(
             call_seconds=settings.call_timeout_ms / 1000,
             observe=observe,
         )
+    )
+    return BudgetedProvider(
+        aws,
+        tenant_per_second=settings.budget_tenant_per_second,
+        tenant_burst=settings.budget_tenant_burst,
+        per_second=settings.budget_per_second,
     )

@@ -23,7 +23,7 @@ import aiobotocore
 import aiohttp
 import botocore
 import pytest
-from betrace_kms_server.aws.call_slots import MAX_WAITING, POOL_SIZE
+from betrace_kms_server.aws.call_slots import MAX_WAITING
 from betrace_kms_server.aws.clients import aws_client
 from betrace_kms_server.aws.credentials import AwsCredentials
 from betrace_kms_server.core.errors import (
@@ -35,6 +35,7 @@ from betrace_kms_server.core.errors import (
 )
 from betrace_kms_server.operations.monitor import KmsMonitor
 from betrace_kms_server.providers.aws.provider import AwsProvider, KmsApi
+from betrace_kms_server.providers.aws.region import CALLS_AT_ONCE, CALLS_OF_TENANT
 from betrace_kms_server.stores.dynamodb.store import DynamoStore
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -429,8 +430,8 @@ async def test_defect_of_the_sdk_is_logged_once(caplog: pytest.LogCaptureFixture
 
 
 async def test_burst_is_no_outage_of_kms() -> None:
-    """4,000 cold tenants wait for 50 connections much longer than a call may take, and all of them are served."""
-    pool = asyncio.Semaphore(POOL_SIZE)
+    """4,000 cold tenants wait for 16 calls at a time much longer than a call may take, and all of them are served."""
+    pool = asyncio.Semaphore(CALLS_AT_ONCE)
 
     async def answer(action: str, parameters: Mapping[str, Any]) -> Any:
         async with pool:
@@ -438,7 +439,7 @@ async def test_burst_is_no_outage_of_kms() -> None:
             return {"KeyId": ARN, "Plaintext": bytes(32), "CiphertextBlob": b"x" * 100}
 
     async with provider(stubbed(answer), call_seconds=0.6) as aws:
-        calls = (aws.generate_data_key(32, {"tenant": str(number)}) for number in range(4000))
+        calls = (aws.generate_data_key(32, {"tenantId": str(number)}) for number in range(4000))
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         assert [] == [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         assert {REGION: "closed"} == aws.breakers
@@ -455,7 +456,7 @@ async def test_full_queue_sheds_load_and_lets_health_checks_pass() -> None:
         return {"KeyId": ARN, "Plaintext": bytes(32), "CiphertextBlob": b"x"}
 
     async with provider(stubbed(answer), call_seconds=60.0) as aws:
-        fitting = [asyncio.create_task(aws.generate_data_key(32, {})) for _ in range(POOL_SIZE + MAX_WAITING)]
+        fitting = [asyncio.create_task(aws.generate_data_key(32, {})) for _ in range(CALLS_OF_TENANT + MAX_WAITING)]
         refused = await asyncio.gather(*(aws.generate_data_key(32, {}) for _ in range(10)), return_exceptions=True)
         await aws.check()
         may_answer.set()

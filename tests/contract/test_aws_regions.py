@@ -251,7 +251,7 @@ async def test_region_that_fails_too_often_is_not_asked(regions: Regions, caplog
     caplog.set_level(logging.INFO)
     async with regions.provider() as aws:
         await fail(aws, 5)
-        regions.primary.always("throttle")
+        regions.primary.always("drop")
         await fail(aws, 4)
         assert "closed" == aws.breakers[REGION]
         await fail(aws, 1)
@@ -554,3 +554,14 @@ async def test_time_is_shared_by_the_regions_that_may_be_asked() -> None:
                 await generate(aws)
             assert pytest.approx(expected, abs=0.15) == [time - start for time in (*began, now())]
             began.clear()
+
+
+async def test_throttling_opens_no_breaker(regions: Regions) -> None:
+    """KMS that throttles is there: the calls of other tenants still go to it, at a slower pace."""
+    regions.primary.always("throttle")
+    async with regions.provider() as aws:
+        await fail(aws, 10)
+        assert (10, 10) == regions.calls
+        assert "closed" == aws.breakers[REGION]
+        regions.primary.always("pass")
+        assert regions.arn == await generate(aws)

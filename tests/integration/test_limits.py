@@ -143,7 +143,7 @@ async def test_calls_in_flight_are_bounded_and_health_is_not(tmp_path: Path) -> 
         ("grpc.health.v1.Health", "Check", check, health_pb2.HealthCheckRequest),
     ]
     for service, name, handler, request in handlers:
-        method = grpc.unary_unary_rpc_method_handler(
+        method: Any = grpc.unary_unary_rpc_method_handler(
             handler, request.FromString, lambda answer: answer.SerializeToString()
         )
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {name: method}),))

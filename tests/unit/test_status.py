@@ -8,7 +8,14 @@ from datetime import timedelta
 import grpc
 import pytest
 from betrace_kms_server.core import errors
-from betrace_kms_server.core.errors import CallerNotAllowed, DoesNotOpen, InvalidRequest, KmsError, Throttled
+from betrace_kms_server.core.errors import (
+    BudgetExceeded,
+    CallerNotAllowed,
+    DoesNotOpen,
+    InvalidRequest,
+    KmsError,
+    Throttled,
+)
 from betrace_kms_server.rpc import status
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
@@ -28,6 +35,7 @@ CONTRACT = {
     "KeyDamaged": "DATA_LOSS",
     "AccessDenied": "PERMISSION_DENIED",
     "Throttled": "RESOURCE_EXHAUSTED",
+    "BudgetExceeded": "RESOURCE_EXHAUSTED",
     "KmsUnreachable": "UNAVAILABLE",
     "CredentialsUnavailable": "UNAVAILABLE",
     "StoreUnavailable": "UNAVAILABLE",
@@ -49,7 +57,7 @@ each_error = pytest.mark.parametrize("kind", LEAVES, ids=lambda kind: kind.__nam
 def example(kind: type[KmsError]) -> KmsError:
     if kind is CallerNotAllowed:
         return kind("backend", "SignSpan")
-    return kind() if kind is DoesNotOpen else kind("do this next", metadata={"limit": "4096"})
+    return kind() if kind in (BudgetExceeded, DoesNotOpen) else kind("do this next", metadata={"limit": "4096"})
 
 
 def details_of(answer: grpc.Status) -> list[Message]:

@@ -12,7 +12,8 @@ What it keeps:
 - From 75 % of the time to live on, a hit refreshes its entry in the background, at a moment that is jittered so that
   keys loaded together are not refreshed together. A refresh that fails is tried again later, and the old value serves
   until its time to live ends, and not a second longer.
-- At most `max_size` entries; the least recently used goes first. Dropping only unlinks: see keys.py for the wiping.
+- At most `max_size` entries; the least recently used goes first, of a tenant that holds more than a quarter if there is
+  one. Dropping only unlinks: see keys.py for the wiping.
 
 Keys are tuples (use, master key ARN, tenant, ...). Values are never serialised.
 """
@@ -30,6 +31,7 @@ from aiocache.base import SENTINEL, BaseCache
 from aiocache.serializers import NullSerializer
 
 from betrace_kms_server.cache.gate import OPEN, Gate
+from betrace_kms_server.cache.shares import Shares
 from betrace_kms_server.core.errors import (
     LOCKED,
     AccessDenied,
@@ -116,6 +118,7 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         self._clock = clock
         self._jitter = jitter
         self._entries: OrderedDict[Key, _Entry] = OrderedDict()
+        self._shares = Shares(max_size)
         self._flights: dict[Key, tuple[_Flight, asyncio.Task[Any]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -286,6 +289,7 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
 
     def _evict(self, key: Key, cause: str) -> None:
         del self._entries[key]
+        self._shares.remove(key)
         self.evictions[cause] += 1
 
     def _put(self, key: Key, value: Any, ttl: float) -> None:
@@ -293,8 +297,12 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         refresh_after = ttl * (REFRESH_AT + JITTER * self._jitter())
         self._entries[key] = _Entry(value, now + ttl, now + refresh_after, now)
         self._entries.move_to_end(key)
+        self._shares.add(key, now)
         while len(self._entries) > self.max_size:
-            self._evict(next(iter(self._entries)), "size")
+            self._evict(self._shares.victim(self._entries, self._used_at), "size")
+
+    def _used_at(self, key: Key) -> float:
+        return self._entries[key].used_at
 
     # What BaseCache asks of a backend. Code on the hot path calls the methods above.
 
@@ -318,7 +326,10 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         return await self._get(key) is not None
 
     async def _delete(self, key: Key, _conn: Any = None) -> int:
-        return 0 if self._entries.pop(key, None) is None else 1
+        if self._entries.pop(key, None) is None:
+            return 0
+        self._shares.remove(key)
+        return 1
 
     async def _clear(self, namespace: str | None = None, _conn: Any = None) -> bool:
         for tenant in {key[_TENANT] for key in (*self._entries, *self._flights)}:

@@ -59,6 +59,28 @@ class ProviderSettings(BaseModel):
         (), alias="aws.kms.replica-endpoints", description="endpoint overrides of the replicas, for emulators"
     )
 
+    budget_per_second: WholeNumber = Field(
+        0,
+        alias="kms.budget.per-second",
+        ge=0,
+        le=100_000,
+        description="KMS calls a second of all tenants; 0 is no limit",
+    )
+    budget_tenant_burst: WholeNumber = Field(
+        200,
+        alias="kms.budget.tenant-burst",
+        ge=1,
+        le=100_000,
+        description="KMS calls that a tenant may make at once",
+    )
+    budget_tenant_per_second: WholeNumber = Field(
+        50,
+        alias="kms.budget.tenant-per-second",
+        ge=0,
+        le=100_000,
+        description="KMS calls a second of one tenant; 0 is no limit",
+    )
+
     @model_validator(mode="after")
     def _aws_needs_a_key(self) -> "ProviderSettings":
         if self.provider != "aws":

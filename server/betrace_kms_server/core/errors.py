@@ -13,6 +13,7 @@
     ├── KeyDamaged                a stored key is not what it was when it was written
     ├── AccessDenied              KMS denies one of our four actions
     ├── Throttled                 KMS asks us to slow down
+    ├── BudgetExceeded            a tenant, or the daemon, used up its budget of calls to KMS
     ├── Overloaded                more calls wait for KMS than the daemon lets wait
     ├── KmsUnreachable            no answer from KMS in time
     ├── CredentialsUnavailable    the daemon's own AWS credentials are missing or expired
@@ -49,7 +50,7 @@ class KmsError(Exception):
     reason: ClassVar[str]
     """Machine-readable name of the condition, UPPER_SNAKE_CASE as google.rpc.ErrorInfo asks for."""
 
-    retry_after: ClassVar[float | None] = None
+    retry_after: float | None = None
     """Seconds after which the same call may succeed, where it may."""
 
     def __init__(self, message: str, *, metadata: Mapping[str, str] | None = None) -> None:
@@ -159,6 +160,21 @@ class Throttled(KmsError):
 
     reason = "KMS_THROTTLED"
     retry_after = 2.0
+
+
+class BudgetExceeded(KmsError):
+    """The budget of calls to KMS of a tenant or of the daemon is used up. `retry_after` is until the next token."""
+
+    reason = "BUDGET_EXCEEDED"
+    retry_after = 1.0
+
+    def __init__(self, scope: str = "tenant", retry_after: float = 1.0) -> None:
+        super().__init__(
+            f"the {scope}'s budget of calls to KMS is used up: reuse data keys and encryption contexts, or raise"
+            f" kms.budget.{'tenant-' if scope == 'tenant' else ''}per-second",
+            metadata={"budget": scope},
+        )
+        self.retry_after = retry_after
 
 
 class Overloaded(KmsError):

@@ -30,6 +30,7 @@ STATUS: Mapping[type[errors.KmsError], grpc.StatusCode] = {
     errors.KeyDamaged: grpc.StatusCode.DATA_LOSS,
     errors.AccessDenied: grpc.StatusCode.PERMISSION_DENIED,
     errors.Throttled: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.BudgetExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.KmsUnreachable: grpc.StatusCode.UNAVAILABLE,
     errors.CredentialsUnavailable: grpc.StatusCode.UNAVAILABLE,

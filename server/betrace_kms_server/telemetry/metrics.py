@@ -202,6 +202,13 @@ class Metrics:
             ],
         )
         counter(
+            "kms_budget_refusals",
+            "Calls to KMS that were not made because a budget was used up, the tenant's or the daemon's.",
+            lambda: [
+                ({"budget": scope}, count) for scope, count in getattr(figures.provider, "budget_refusals", {}).items()
+            ],
+        )
+        counter(
             "kms_credential_attempts",
             "Attempts to obtain the daemon's own AWS credentials, by how they ended.",
             lambda: [({"outcome": outcome}, count) for outcome, count in figures.provider.credential_attempts.items()],

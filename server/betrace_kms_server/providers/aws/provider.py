@@ -149,6 +149,7 @@ class AwsProvider:
                 blob=answer.get("CiphertextBlob"),
                 key_id=answer.get("KeyId"),
             ),
+            tenant=context.get("tenantId", ""),
         )
 
     async def wrap(self, key: KeyMaterial, context: Context) -> WrappedKey:
@@ -158,6 +159,7 @@ class AwsProvider:
             self.master_key_arn,
             lambda kms, arn: kms.encrypt(KeyId=arn, Plaintext=key.raw, EncryptionContext=dict(context)),
             lambda arn, answer: answers.wrapped_key(arn, blob=answer.get("CiphertextBlob"), key_id=answer.get("KeyId")),
+            tenant=context.get("tenantId", ""),
         )
 
     async def unwrap(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
@@ -172,6 +174,7 @@ class AwsProvider:
             lambda arn, answer: answers.unwrapped_key(
                 arn, plaintext=answer.get("Plaintext"), key_id=answer.get("KeyId")
             ),
+            tenant=context.get("tenantId", ""),
         )
 
     async def check(self, arn: str | None = None) -> None:
@@ -200,7 +203,14 @@ class AwsProvider:
             )
 
     async def _ask(
-        self, action: str, arn: str, request: Request[A], read: Callable[[str, A], R], *, insist: bool = False
+        self,
+        action: str,
+        arn: str,
+        request: Request[A],
+        read: Callable[[str, A], R],
+        *,
+        tenant: str = "",
+        insist: bool = False,
     ) -> R:
         """Ask KMS, and once more if other credentials came in the place of those that it refused.
 
@@ -214,15 +224,15 @@ class AwsProvider:
             return answer
 
         try:
-            await self._ask_regions(action, arn, checked, insist)
+            await self._ask_regions(action, arn, checked, tenant, insist)
         except CredentialsUnavailable as error:
             credentials = self._primary.credentials
             if error.metadata.get("kind") != "rejected" or credentials is None or not await credentials.replaced():
                 raise
-            await self._ask_regions(action, arn, checked, insist)
+            await self._ask_regions(action, arn, checked, tenant, insist)
         return results[-1]
 
-    async def _ask_regions(self, action: str, arn: str, request: Request[A], insist: bool) -> A:
+    async def _ask_regions(self, action: str, arn: str, request: Request[A], tenant: str, insist: bool) -> A:
         """Ask one region after the other, until one answers or all have failed.
 
         What comes of insisting is not counted by the breaker: it would not be a call on trial.
@@ -238,7 +248,7 @@ class AwsProvider:
                 break
             try:
                 kms = await region.make_ready(action, local_arn)
-                async with nullcontext() if insist else region.slots.slot():
+                async with nullcontext() if insist else region.slots.slot(tenant):
                     permit = Permit(lambda outcome: None) if forced else region.breaker.acquire()
                     if permit is None:
                         continue

@@ -9,8 +9,9 @@ with the STS that would give new ones.
 
 How a call ends is reported to the breaker:
 
-- no answer in time, an answer that KMS is out of order, one that is not KMS's, or throttling: a failure;
-- any other answer, also a denial: a success, because KMS is there;
+- no answer in time, an answer that KMS is out of order, or one that is not KMS's: a failure;
+- any other answer, also a denial and throttling: a success, because KMS is there. What one tenant asks for too often
+  must not keep the others away; throttling slows the queue down instead;
 - no credentials, trouble of this machine or a cancelled call: nothing, because none says how KMS is.
 """
 
@@ -26,7 +27,7 @@ from botocore.exceptions import ClientError
 from betrace_kms_server.aws.call_slots import CallSlots
 from betrace_kms_server.aws.clients import aws_client, credentials_of
 from betrace_kms_server.aws.credentials import AwsCredentials
-from betrace_kms_server.aws.sdk_errors import CREDENTIALS_CODES, code_of
+from betrace_kms_server.aws.sdk_errors import CREDENTIALS_CODES, THROTTLED_CODES, code_of
 from betrace_kms_server.core.errors import KmsError, KmsUnreachable, Throttled
 from betrace_kms_server.core.key_event import KmsObserver
 from betrace_kms_server.providers.aws.errors import of_opening, says_nothing_of_kms, translated
@@ -49,6 +50,10 @@ OPEN_SECONDS = 5.0
 
 TRANSIENT = (KmsUnreachable, Throttled)
 """Errors of one region, which another region need not have."""
+
+CALLS_AT_ONCE, CALLS_OF_TENANT = 16, 8
+"""Calls that run at a time, in all and of one tenant. The SDK spends milliseconds of the event loop on each: with more
+of them, warm calls wait. See docs/adr/0006-fair-queue-before-kms.md."""
 
 
 class KmsApi(Protocol):
@@ -114,7 +119,7 @@ class KmsRegion:
     ) -> None:
         self.name = name
         self.breaker = breaker
-        self.slots = CallSlots(f"KMS in {name}")
+        self.slots = CallSlots(f"KMS in {name}", size=CALLS_AT_ONCE, per_tenant=CALLS_OF_TENANT)
         self._endpoint = endpoint
         self._client_factory = client_factory
         self._observe = observe
@@ -160,7 +165,7 @@ class KmsRegion:
                     credentials.refused(generation)
                 error = self._failed(cause, translated(cause, action, arn))
                 if not says_nothing_of_kms(error):
-                    self._report(permit, answered=not isinstance(error, TRANSIENT))
+                    self._report(permit, answered=not isinstance(error, KmsUnreachable))
                 try:
                     raise error from cause
                 finally:
@@ -168,6 +173,11 @@ class KmsRegion:
             self._report(permit, answered=True)
             call.answered(request_id(answer))
         return answer
+
+    def _attempt_ended(self, response: tuple[Any, Mapping[str, Any]] | None, **_: Any) -> None:
+        """Slow the queue down when an attempt is throttled. The SDK calls this before it decides whether to retry."""
+        if response is not None and response[1].get("Error", {}).get("Code") in THROTTLED_CODES:
+            self.slots.throttled()
 
     def _failed(self, cause: Exception, error: KmsError) -> KmsError:
         """Return the error; what nothing has a name for goes to the log with its traceback, once per kind."""
@@ -191,6 +201,8 @@ class KmsRegion:
             if self._client is None:
                 async with AsyncExitStack() as resources:
                     api = await resources.enter_async_context(self._client_factory(self.name, self._endpoint))
+                    if (events := getattr(api.meta, "events", None)) is not None:
+                        events.register("needs-retry.kms", self._attempt_ended)
                     self._client = _OpenClient(api, resources.pop_all())
                 log.info("AWS KMS endpoint: %s", api.meta.endpoint_url)
             return self._client

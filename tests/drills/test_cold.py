@@ -1,0 +1,21 @@
+"""The drill of cold and abusive tenants in short form; its figures are those of `make drill-cold`."""
+
+import asyncio
+
+from tests.drills.cold import abusive_tenant, cold_tenants, daemon, p99
+
+
+def test_cold_tenants_do_not_starve_warm_calls() -> None:
+    """All cold tenants are served, and few warm calls wait for them."""
+    with daemon() as address:
+        figures = asyncio.run(cold_tenants(address, 300))
+    assert {"OK": 300} == figures.outcomes
+    assert p99(figures.warm) < 1.0
+
+
+def test_abusive_tenant_takes_no_call_of_others() -> None:
+    """While one tenant asks for more than KMS allows, every cold call of the others is served."""
+    with daemon(quota=50) as address:
+        figures = asyncio.run(abusive_tenant(address, 24, 3.0))
+    assert 24 == figures.outcomes["other OK"]
+    assert [] == [name for name in figures.outcomes if name.startswith(("other", "warm")) and name != "other OK"]
