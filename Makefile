@@ -19,7 +19,7 @@ APT_GET = apt-get -q -o Dir::State='$(CURDIR)/$(APT)' -o Dir::State::status=/var
   -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
 export PATH := $(CURDIR)/$(TOOLS):$(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test test-install test-ranges coverage lint format types imports protos protos-check docs release tools prometheus node-modules bench-envelope bench-sign bench-telemetry bench-rotation drill-race drill-kill mutants ci requirements clean
+.PHONY: help run test test-install test-ranges coverage lint format types imports protos protos-check docs release tools prometheus node-modules bench-envelope bench-sign bench-telemetry bench-rotation drill-race drill-kill test-faults fuzz mutants ci requirements clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -114,6 +114,12 @@ drill-race: $(VENV)/dev.stamp ## let four daemons race on one DynamoDB table (in
 
 drill-kill: $(VENV)/dev.stamp ## kill -9 a daemon 500 times while it makes and rotates keys
 	$(BIN)/python -m tests.faults.kill
+
+test-faults: $(VENV)/dev.stamp ## let KMS fail in each way and print what warm tenants and misses notice (FAULT_SECONDS=... each)
+	$(BIN)/python -m tests.faults.kms --seconds $(or $(FAULT_SECONDS),20)
+
+fuzz: $(VENV)/dev.stamp ## mutate what each reader of bytes gets, for MINUTES=... each (1); not guided by coverage
+	$(BIN)/python -m tests.fuzz.run --minutes $(or $(MINUTES),1)
 
 mutants: $(VENV)/dev.stamp $(VENV)/tools.stamp ## mutate the core and count what its tests notice (FOLDERS=... for some of it)
 	$(BIN)/python -m tests.mutants $(FOLDERS)
