@@ -19,7 +19,7 @@ APT_GET = apt-get -q -o Dir::State='$(CURDIR)/$(APT)' -o Dir::State::status=/var
   -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
 export PATH := $(CURDIR)/$(TOOLS):$(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test test-install test-ranges coverage lint format types imports protos protos-check docs release tools prometheus node-modules bench-envelope bench-sign bench-telemetry bench-rotation bench-access bench-audit drill-race drill-kill drill-restart drill-audit drill-cold mutants ci requirements clean
+.PHONY: help run test test-install test-ranges coverage lint format types imports protos protos-check docs release tools prometheus node-modules bench-envelope bench-sign bench-telemetry bench-rotation bench-access bench-audit drill-race drill-kill drill-restart drill-audit drill-cold test-faults fuzz mutants ci requirements clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -129,6 +129,12 @@ drill-restart: $(VENV)/dev.stamp ## restart a daemon 50 times under the load of 
 
 drill-audit: $(VENV)/dev.stamp ## kill -9 a daemon 100 times under load and look for the audit line of each call that was answered
 	$(BIN)/python -m tests.faults.kill_audit
+
+test-faults: $(VENV)/dev.stamp ## let KMS fail in each way and print what warm tenants and misses notice (FAULT_SECONDS=... each)
+	$(BIN)/python -m tests.faults.kms --seconds $(or $(FAULT_SECONDS),20)
+
+fuzz: $(VENV)/dev.stamp ## mutate what each reader of bytes gets, for MINUTES=... each (1); not guided by coverage
+	$(BIN)/python -m tests.fuzz.run --minutes $(or $(MINUTES),1)
 
 mutants: $(VENV)/dev.stamp $(VENV)/tools.stamp ## mutate the core and count what its tests notice (FOLDERS=... for some of it)
 	$(BIN)/python -m tests.mutants $(FOLDERS)

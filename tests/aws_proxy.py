@@ -12,8 +12,10 @@ import aiohttp
 import orjson
 from aiohttp import web
 
-Verdict = Literal["pass", "deny", "throttle", "stall", "drop", "drop-answer"]
-"""`drop` closes the connection before AWS hears of the call, `drop-answer` after AWS has done what it asks for."""
+Verdict = Literal["pass", "deny", "throttle", "error", "html", "half", "late", "stall", "drop", "drop-answer"]
+"""`error` answers 500, `html` a page with status 200, `half` half of a body, `late` after five seconds. `drop` closes
+the connection before AWS hears of the call, `drop-answer` after AWS has done what it asks for.
+"""
 PRINCIPAL = "arn:aws:sts::123456789012:assumed-role/betrace-backend-role/pod"
 
 
@@ -28,6 +30,8 @@ class AwsProxy:
     judge: Callable[[str], Verdict] = lambda action: "pass"
     doctor: Callable[[str, dict[str, Any]], None] | None = None
     calls: Counter[str] = field(default_factory=Counter)
+    tenant_calls: Counter[str] = field(default_factory=Counter)
+    """Calls by the tenant in their encryption context."""
 
     def always(self, verdict: Verdict, *actions: str) -> None:
         """Give calls of these actions, by default of all, this verdict from now on."""
@@ -74,6 +78,8 @@ async def _handle(
     proxy.calls[action] += 1
     verdict = proxy.judge(action)
     body = await request.read()
+    if action == "GenerateDataKey":
+        proxy.tenant_calls[orjson.loads(body).get("EncryptionContext", {}).get("tenantId", "")] += 1
     if verdict == "stall":
         await asyncio.sleep(3600)
     if verdict == "deny":
@@ -85,7 +91,18 @@ async def _handle(
         )
     if verdict == "throttle":
         return _refused("ThrottlingException", "Rate exceeded")
-    if verdict != "drop":
+    if verdict == "error":
+        return web.json_response({"__type": "KMSInternalException"}, status=500)
+    if verdict == "html":
+        return web.Response(text="<html><body>Sign in to this network</body></html>", content_type="text/html")
+    if verdict == "half":
+        answer_cut = web.StreamResponse(headers={"Content-Length": "400", "Content-Type": "application/x-amz-json-1.1"})
+        await answer_cut.prepare(request)
+        await answer_cut.write(b'{"KeyId": "arn:aws:kms')
+    if verdict == "late":
+        await asyncio.sleep(5)
+        verdict = "pass"
+    if verdict not in ("drop", "half"):
         headers = {name: value for name, value in request.headers.items() if name.lower() != "content-length"}
         async with session.request(request.method, target + request.path_qs, data=body, headers=headers) as answer:
             content, answered = await answer.read(), answer
