@@ -20,6 +20,8 @@ _TENANT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 _KEY_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _RESERVED = ("tenantId", "keyType")
 _RESERVED_PREFIX = "aws-crypto-"
+MAX_CONTEXT_PAIRS = 256
+"""Pairs in an encryption context of a caller."""
 _KMS_CONTEXT_LIMIT = 8192
 _CONTEXT_LIMIT = 4096
 """Bytes that a caller's pairs may have together as JSON. KMS takes 8,192 for the whole serialised context (AWS KMS API
@@ -42,6 +44,10 @@ def check_key_id(key_id: str) -> str:
 
 def check_caller_context(pairs: Context, field: str = "encryption_context") -> dict[str, str]:
     """Return a copy of the caller's pairs, or raise InvalidRequest if they use a reserved name or are too many."""
+    if len(pairs) > MAX_CONTEXT_PAIRS:
+        raise InvalidRequest(
+            f"{field} has {len(pairs)} pairs, the limit is {MAX_CONTEXT_PAIRS}: keep only labels in it"
+        )
     for name in pairs:
         if name in _RESERVED or name.startswith(_RESERVED_PREFIX):
             raise InvalidRequest(

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import grpc
@@ -20,14 +21,24 @@ from betrace_kms_server.access.identity import Caller, Recognised
 from betrace_kms_server.core.errors import InvalidRequest, KmsError, Overloaded, cause_of
 from betrace_kms_server.rpc.gate import MAX_STREAMS, CallGate
 from betrace_kms_server.rpc.status import STATUS, of_defect, of_error, of_stop
+from betrace_kms_server.rpc.wire import check_of
 from betrace_kms_server.telemetry.observers import NO_SHAPE, REQUEST_ID, UNOBSERVED, CallObserver, MessageShape
 
 log = structlog.get_logger()
 
 _OURS = "/betrace.kms.v1."
-_MALFORMED = object()
 _FULL = "more calls are in flight than kms.server.max-calls-in-flight allows: call again a little later"
 _UNREADABLE = "the request is no valid message of this call: check fields and UTF-8 texts"
+
+
+@dataclass(frozen=True, slots=True)
+class _Unread:
+    """Stands for a request that was not parsed."""
+
+    problem: str
+
+
+_MALFORMED = _Unread(_UNREADABLE)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
@@ -67,7 +78,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     def _wrap(
         self, handler: "grpc.RpcMethodHandler[Any, Any]", method: str, caller: Caller | None
     ) -> "grpc.RpcMethodHandler[Any, Any]":
-        read, write, gate = _tolerant(handler.request_deserializer), handler.response_serializer, self._gate
+        read, write, gate = _tolerant(handler.request_deserializer, method), handler.response_serializer, self._gate
         if handler.unary_unary is not None:
             ours = method.startswith(_OURS)
             observer, access = (self._observer, self._access) if ours else (UNOBSERVED, None)
@@ -109,7 +120,7 @@ def _guarded(
         began = time.perf_counter()
         event = None
         if observer.keeps_events:
-            known = NO_SHAPE if request is _MALFORMED else shape
+            known = NO_SHAPE if isinstance(request, _Unread) else shape
             try:
                 event = observer.begin(
                     service, method, known, request, context.invocation_metadata() or (), context.peer()
@@ -123,8 +134,8 @@ def _guarded(
                 if gate.is_full:
                     raise Overloaded(_FULL)
                 caller = access.identify(context, event, recognised)
-            if request is _MALFORMED:
-                raise InvalidRequest(_UNREADABLE)
+            if isinstance(request, _Unread):
+                raise InvalidRequest(request.problem)
             if access is not None:
                 access.check(caller, method, request, event)
             observer.admit(method)
@@ -167,8 +178,8 @@ def _guarded_stream(call: Callable[..., Any], path: str, gate: CallGate) -> Call
             )
         gate.streams += 1
         try:
-            if request is _MALFORMED:
-                raise InvalidRequest(_UNREADABLE)
+            if isinstance(request, _Unread):
+                raise InvalidRequest(request.problem)
             answers = call(request, context)
             if isinstance(answers, AsyncGenerator):
                 async with aclosing(answers):
@@ -216,12 +227,17 @@ def _log_defect(where: str, error: Exception) -> None:
         log.error("A call could not be observed; more of this kind are not logged", where=where, exc_info=error)
 
 
-def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
-    """Let a request that cannot be read reach the handler as `_MALFORMED`: gRPC would answer with the exception."""
+def _tolerant(deserialize: Callable[[bytes], Any] | None, method: str) -> Callable[[bytes], Any]:
+    """Let a request that cannot be read reach the handler as `_Unread`: gRPC would answer with the exception."""
+    check = check_of(method)
 
     def tolerant(wire: bytes) -> Any:
         try:
+            if check is not None:
+                check(wire)
             return deserialize(wire) if deserialize else wire
+        except InvalidRequest as refusal:
+            return _Unread(refusal.message)
         except Exception:  # noqa: BLE001  # DecodeError, and whatever else a caller's bytes can provoke
             return _MALFORMED
 
