@@ -22,6 +22,7 @@ from betrace_kms_evidence import (
     span_from_json,
     strict_json,
 )
+from betrace_kms_server.access.policy import InvalidPolicy, parse_policy
 from betrace_kms_server.audit.chain import parse_line
 from betrace_kms_server.config.properties import parse_properties
 from betrace_kms_server.core.errors import DoesNotOpen
@@ -32,6 +33,12 @@ from javaproperties import InvalidUEscapeError
 from tests.contract.samples import stored_key
 
 _KEY = bytes(32)
+_POLICY = b"""[[rule]]
+name = "backend"
+identities = ["backend", "spiffe://example.org/*"]
+tenants = ["acme", "eu-*"]
+operations = ["SignSpan", "VerifySpan"]
+"""
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,7 @@ TARGETS: Mapping[str, Target] = {
         (ValueError, InvalidUEscapeError),
     ),
     "keystore": Target(key_of, [line_of(stored_key("acme"))], (ValueError,)),
+    "policy": Target(parse_policy, [_POLICY, _POLICY + _POLICY.replace(b"backend", b"b")], (InvalidPolicy,)),
     "audit": Target(
         parse_line, [b'{"time":"x","seq":1,"prev":"' + b"0" * 64 + b'","hash":"' + b"0" * 64 + b'"}\n'], ()
     ),

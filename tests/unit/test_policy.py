@@ -82,6 +82,21 @@ def test_denied(identity: str, operation: str, tenant: str) -> None:
     assert not any(word in refusal.value.message for word in ("acme", "eu-west", "reporting"))
 
 
+SUBJECT = "CN=Zahlungsdienst Süd,O=Example AG"
+
+
+@pytest.mark.parametrize(
+    "pattern", [SUBJECT, "CN=Zahlungsdienst *", SUBJECT + "*", "spiffe://example.org/" + "a" * 2027]
+)
+def test_identity_may_be_any_name_of_a_certificate(pattern: str) -> None:
+    """Subjects have blanks and letters of every script, and a SPIFFE id has up to 2,048 characters."""
+    name = pattern if pattern.startswith("spiffe") else SUBJECT
+    policy = parse_policy(rule(identities=f'["{pattern}"]'))
+    assert "n" == policy.check(Caller(name, "certificate"), "SignSpan", "t")
+    with pytest.raises(CallerNotAllowed):
+        policy.check(Caller(name[:-20], "certificate"), "SignSpan", "t")
+
+
 def test_caller_without_a_name_is_no_one() -> None:
     """Even where a rule is for everybody."""
     with pytest.raises(Unauthenticated):
@@ -113,6 +128,8 @@ INVALID: dict[str, bytes] = {
     "a tenant with a star inside": rule(tenants='["a*e"]'),
     "an empty tenant": rule(tenants='[""]'),
     "two stars": rule(tenants='["**"]'),
+    "two stars for identities": rule(identities='["**"]'),
+    "a long identity": rule(identities=f'["{"a" * 2049}"]'),
     "a long tenant": rule(tenants=f'["{"a" * 129}"]'),
     "an identity with a star inside": rule(identities='["a*e"]'),
     "an empty identity": rule(identities='[""]'),
@@ -193,6 +210,32 @@ def test_folder_that_others_write_is_refused(tmp_path: Path) -> None:
         PolicyFile(path)
     tmp_path.chmod(0o1777)
     assert PolicyFile(path)
+
+
+def test_folder_of_a_link_s_target_is_guarded_too(tmp_path: Path) -> None:
+    """Whoever may write there could exchange the file behind the link for another."""
+    target, folder = tmp_path / "target", tmp_path / "folder"
+    target.mkdir()
+    folder.mkdir(mode=0o755)
+    written(target, GOOD)
+    (folder / "policy.toml").symlink_to(target / "policy.toml")
+    assert PolicyFile(folder / "policy.toml")
+    target.chmod(0o777)
+    with pytest.raises(StartRefused, match=f"{target} can be written by others"):
+        PolicyFile(folder / "policy.toml")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+@pytest.mark.parametrize("through_link", [False, True])
+def test_file_of_another_user_is_refused(tmp_path: Path, through_link: bool) -> None:
+    """Its owner may change it at any time."""
+    path = written(tmp_path, GOOD)
+    os.chown(path, 12345, 0)
+    if through_link:
+        path = tmp_path / "link.toml"
+        path.symlink_to("policy.toml")
+    with pytest.raises(StartRefused, match="belongs to user 12345"):
+        PolicyFile(path)
 
 
 def test_config_map_is_followed_and_its_exchange_noticed(tmp_path: Path) -> None:

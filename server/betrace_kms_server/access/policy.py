@@ -34,7 +34,8 @@ OPERATIONS = tuple(
 MAX_REMEMBERED = 10_000
 _MAX_TENANT_CHARACTERS = 128
 _TENANT = re.compile(r"[A-Za-z0-9._:-]{1,128}\*?|\*", re.ASCII)
-_IDENTITY = re.compile(r"[!-)+-~]{1,512}\*?|\*", re.ASCII)
+_MAX_IDENTITY_CHARACTERS = 2048
+"""As long as the name of a certificate may be."""
 
 
 class InvalidPolicy(ValueError):
@@ -48,7 +49,8 @@ def _tenant(pattern: str) -> str:
 
 
 def _identity(pattern: str) -> str:
-    if _IDENTITY.fullmatch(pattern) is None:
+    name = pattern.removesuffix("*")
+    if len(name) > _MAX_IDENTITY_CHARACTERS or not pattern or "*" in name or not pattern.isprintable():
         raise ValueError(f"{pattern[:140]!r} must be the name of a caller, the beginning of one and *, or *")
     return pattern
 
@@ -74,13 +76,33 @@ class Rule(BaseModel):
     tenants: _Tenants
     operations: _Operations
 
+
+class _Patterns:
+    """Patterns of one member of a rule, so that a refusal, which is not remembered, stays cheap with many of them."""
+
+    __slots__ = ("_exact", "_prefixes")
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self._exact = frozenset(pattern for pattern in patterns if not pattern.endswith("*"))
+        self._prefixes = tuple(pattern[:-1] for pattern in patterns if pattern.endswith("*"))
+
+    def match(self, text: str) -> bool:
+        return text in self._exact or text.startswith(self._prefixes)
+
+
+class _Matcher:
+    """A rule as it is applied."""
+
+    __slots__ = ("identities", "name", "operations", "tenants")
+
+    def __init__(self, rule: Rule) -> None:
+        self.name = rule.name
+        self.identities, self.tenants = _Patterns(rule.identities), _Patterns(rule.tenants)
+        self.operations = frozenset(OPERATIONS if "*" in rule.operations else rule.operations)
+
     def allows(self, identity: str, operation: str, tenant_id: str) -> bool:
-        """Return whether this rule allows an authenticated caller an operation for a tenant."""
-        return (
-            (operation in self.operations or "*" in self.operations)
-            and any(_matches(pattern, identity) for pattern in self.identities)
-            and any(_matches(pattern, tenant_id) for pattern in self.tenants)
-        )
+        """Return whether the rule allows an authenticated caller an operation for a tenant."""
+        return operation in self.operations and self.identities.match(identity) and self.tenants.match(tenant_id)
 
 
 class _Document(BaseModel):
@@ -94,11 +116,12 @@ class Policy:
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         self.rules = tuple(rules)
+        self._matchers = tuple(map(_Matcher, rules))
         self._allowed: dict[tuple[int, str, str, str], str] = {}
 
     def rule_for(self, identity: str, operation: str, tenant_id: str) -> str | None:
         """Return the name of the first rule that allows this, or None."""
-        return next((rule.name for rule in self.rules if rule.allows(identity, operation, tenant_id)), None)
+        return next((rule.name for rule in self._matchers if rule.allows(identity, operation, tenant_id)), None)
 
     def check(self, caller: Caller, operation: str, tenant_id: str) -> str:
         """Return the name of the rule that allows a call. Raises Unauthenticated and CallerNotAllowed."""
@@ -145,7 +168,3 @@ def _problem(error: Any) -> str:
         place[:2] = [f"rule {place[1] + 1}"]
     message = error["msg"].removeprefix("Value error, ")
     return f"{', '.join(str(part) for part in place) or 'the file'}: {message}"
-
-
-def _matches(pattern: str, text: str) -> bool:
-    return text.startswith(pattern[:-1]) if pattern.endswith("*") else text == pattern

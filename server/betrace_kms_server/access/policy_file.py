@@ -51,11 +51,12 @@ class PolicyFile:
 def read_policy(path: Path) -> tuple[Policy, Signature | None]:
     """Return the policy of a file. Raises Untrusted if others can change it, and InvalidPolicy if it is not valid.
 
-    Symbolic links are followed: a mounted ConfigMap is made of them. Its folder is writable for all, on a volume that
-    is mounted read-only.
+    Symbolic links are followed, to a folder that is guarded too: a mounted ConfigMap is made of them. Its folder is
+    writable for all, on a volume that is mounted read-only.
     """
-    if not _is_read_only(path.parent):
-        check_folder(path.parent)
+    for folder in dict.fromkeys((path.parent, Path(os.path.realpath(path)).parent)):
+        if not _is_read_only(folder):
+            check_folder(folder)
     content, found = read_trusted(path, readers=_OTHERS_READ, follow=True)
     try:
         return parse_policy(content), found
