@@ -16,6 +16,16 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how many cases of callers, files and requests must not get in (`test_refused_*`), and how many did."""
+    refused, let_in = (
+        sum("::test_refused" in report.nodeid and report.when == "call" for report in terminalreporter.getreports(how))
+        for how in ("passed", "failed")
+    )
+    if refused or let_in:
+        terminalreporter.write_line(f"access: {refused} refused cases, {let_in} let in")
+
+
 @pytest.fixture(scope="session")
 def moto() -> Iterator["MotoServer"]:
     """Run one moto server for the process, and let the SDK find credentials for it and for nothing else."""

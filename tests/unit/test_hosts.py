@@ -53,6 +53,6 @@ def test_request_without_a_host_is_answered() -> None:
         ["lоcalhost"],  # noqa: RUF001  # a Cyrillic o
     ],
 )
-def test_misdirected(hosts: list[str]) -> None:
+def test_refused_host(hosts: list[str]) -> None:
     """Whatever else a Host says is another server's name."""
     assert "kms.ops.hosts" in (misdirected(hosts, NAMES) or "")

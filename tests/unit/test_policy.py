@@ -72,7 +72,7 @@ def test_allowed(identity: str, operation: str, tenant: str, by: str) -> None:
 
 
 @pytest.mark.parametrize(("identity", "operation", "tenant"), DENIED)
-def test_denied(identity: str, operation: str, tenant: str) -> None:
+def test_refused_by_rules(identity: str, operation: str, tenant: str) -> None:
     """What no rule allows is denied, in words that name caller and operation, and neither tenant nor rule."""
     with pytest.raises(CallerNotAllowed) as refusal:
         parse_policy(GOOD).check(Caller(identity, "token"), operation, tenant)
@@ -145,7 +145,7 @@ INVALID: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("kind", INVALID)
-def test_invalid_file(kind: str, tmp_path: Path) -> None:
+def test_refused_invalid_file(kind: str, tmp_path: Path) -> None:
     """One sentence, no start; and for a daemon that runs, the rules that it has stay in force."""
     with pytest.raises(InvalidPolicy) as refusal:
         parse_policy(INVALID[kind])
@@ -190,7 +190,7 @@ def test_reload_forgets_what_was_allowed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666, 0o777])
-def test_file_that_others_write_is_refused(tmp_path: Path, mode: int) -> None:
+def test_refused_file_that_others_write(tmp_path: Path, mode: int) -> None:
     """They would be the ones who say who may call."""
     with pytest.raises(StartRefused, match="is open to others"):
         PolicyFile(written(tmp_path, GOOD, mode))
@@ -202,7 +202,7 @@ def test_file_that_others_read_is_fine(tmp_path: Path, mode: int) -> None:
     assert PolicyFile(written(tmp_path, GOOD, mode))
 
 
-def test_folder_that_others_write_is_refused(tmp_path: Path) -> None:
+def test_refused_folder_that_others_write(tmp_path: Path) -> None:
     """They could exchange the file."""
     path = written(tmp_path, GOOD)
     tmp_path.chmod(0o777)
@@ -227,7 +227,7 @@ def test_folder_of_a_link_s_target_is_guarded_too(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 @pytest.mark.parametrize("through_link", [False, True])
-def test_file_of_another_user_is_refused(tmp_path: Path, through_link: bool) -> None:
+def test_refused_file_of_another_user(tmp_path: Path, through_link: bool) -> None:
     """Its owner may change it at any time."""
     path = written(tmp_path, GOOD)
     os.chown(path, 12345, 0)
