@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import grpc
 import pytest
@@ -122,6 +123,25 @@ def test_audit_line_names_the_rule_and_the_caller_does_not_see_it(daemon: tuple[
     [refused] = [line for line in lines if "us-audit" in line.values()]
     assert ("importer", "imports for some") == (allowed["identity"], allowed["rule"])
     assert ("importer", "CALLER_NOT_ALLOWED") == (refused["identity"], refused["result"])
+
+
+def test_refusals_are_counted_by_reason(daemon: tuple[Process, Path]) -> None:
+    """And neither callers nor tenants are named."""
+
+    def scraped() -> str:
+        with urlopen(f"http://{daemon[0].ops_address}/q/metrics", timeout=20) as response:
+            text: str = response.read().decode()
+        return text
+
+    def refused() -> float:
+        found = re.search(r'^kms_rpc_failures_total{reason="CALLER_NOT_ALLOWED"} (.*)$', scraped(), re.MULTILINE)
+        return float(found[1]) if found else 0
+
+    before = refused()
+    call(daemon, "importer", "SignSpan", "acme")
+    call(daemon, "other", "GenerateDataKey", "globex")
+    assert 2 == refused() - before
+    assert not re.search("importer|globex|acme|imports for", scraped())
 
 
 def audit(folder: Path, until: str) -> list[str]:

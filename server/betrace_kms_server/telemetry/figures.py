@@ -29,11 +29,14 @@ class CallStats:
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, str]] = Counter()
+        self.failures: Counter[str] = Counter()
         self.latencies: defaultdict[str, Histogram] = defaultdict(Histogram)
 
-    def observe(self, name: str, outcome: str, seconds: float) -> None:
-        """Count a call that is over."""
+    def observe(self, name: str, outcome: str, seconds: float, reason: str = "OK") -> None:
+        """Count a call that is over. `reason` says why it failed, where the outcome is a status."""
         self.counts[name, outcome] += 1
+        if reason != "OK":
+            self.failures[reason] += 1
         self.latencies[name].observe(seconds)
 
     def by_name(self) -> dict[str, dict[str, int]]:

@@ -157,6 +157,11 @@ class Metrics:
             lambda: _rows(figures.rpcs.counts, "method", "status"),
         )
         counter(
+            "kms_rpc_failures",
+            "gRPC calls that failed, by reason.",
+            lambda: [({"reason": reason}, count) for reason, count in sorted(figures.rpcs.failures.items())],
+        )
+        counter(
             "kms_calls",
             "Calls to KMS, by action and outcome: OK, or the reason of the error.",
             lambda: _rows(figures.kms_calls.counts, "operation", "outcome"),

@@ -162,7 +162,7 @@ class CallObserver:
         it raises AuditUnavailable, and notes the call so, if the line is not written.
         """
         if event is None:
-            self._count(method, status, seconds)
+            self._count(method, status, seconds, reason)
             return None
         event.result = reason
         if response is not None:
@@ -183,7 +183,7 @@ class CallObserver:
             and reason not in ("CANCELLED", AuditUnavailable.reason)  # without an answer, or refused by `admit`
         ):
             return self._end_recorded(audit, method, status, seconds, event, shape)
-        self._count(method, status, seconds)
+        self._count(method, status, seconds, reason)
         if event.span is not None:
             with self._in_traces:
                 _finish(event, shape.key_type, status, seconds, reason)
@@ -214,14 +214,14 @@ class CallObserver:
             outcome, reason = status, event.result
         finally:
             seconds += time.perf_counter() - began
-            self._count(method, outcome, seconds)
+            self._count(method, outcome, seconds, reason)
             if event.span is not None:
                 with self._in_traces:
                     _finish(event, shape.key_type, outcome, seconds, reason)
 
-    def _count(self, method: str, status: str, seconds: float) -> None:
+    def _count(self, method: str, status: str, seconds: float, reason: str) -> None:
         try:
-            self._stats.observe(method, status, seconds)
+            self._stats.observe(method, status, seconds, reason)
         except Exception as error:  # noqa: BLE001  # it is logged
             self._in_metrics.note(error)
 
