@@ -106,7 +106,7 @@ bench-sign: $(VENV)/dev.stamp ## compare signing and verifying with bare Ed25519
 bench-telemetry: $(VENV)/dev.stamp ## show what metrics, logs, audit trail and traces cost a warm SignSpan
 	$(BIN)/python -m bench.telemetry
 
-bench-access: $(VENV)/dev.stamp ## show what it costs to identify the caller of a warm SignSpan
+bench-access: $(VENV)/dev.stamp ## show what it costs to identify the caller of a warm SignSpan, and to ask a policy
 	$(BIN)/python -m bench.access
 
 bench-audit: $(VENV)/dev.stamp ## show what kms.audit.required and kms.audit.durable cost a warm SignSpan

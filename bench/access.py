@@ -1,9 +1,12 @@
 """What it costs to identify the caller of a warm SignSpan: `make bench-access`.
 
-One daemon has a socket with an identity, where nothing is checked, and one where a token is. Short rounds of calls take
-turns on both, so that both have the same caches, the same memory and the same noise. `CPU` is the daemon's own
-microseconds a call (proc_pid_schedstat, all threads) with 16 calls in flight. `against socket` is the median over the
-rounds of the ratio to the socket in the same round, with the interval of that median at 95 % (bootstrap).
+One daemon has a socket with an identity, where nothing is checked, and one where a token is. A second has a policy
+beside the same. A third has no more than the first: where those two differ, processes do. Short rounds of calls take
+turns on all.
+
+`CPU` is the daemon's own microseconds a call (proc_pid_schedstat, all threads) with 16 calls in flight. `against
+socket` is the median over the rounds of the ratio to the socket in the same round, with the interval of that median at
+95 % (bootstrap).
 """
 
 import asyncio
@@ -11,8 +14,8 @@ import random
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +27,18 @@ from bench.telemetry import cpu_nanoseconds
 from tests.daemon import spawned
 
 TENANT, IN_FLIGHT, CALLS = "acme", 16, 320
+POLICY = """
+[[rule]]
+name = "others"
+identities = ["importer", "spiffe://example.org/*"]
+tenants = ["*"]
+operations = ["Encrypt", "Decrypt"]
+[[rule]]
+name = "all"
+identities = ["*"]
+tenants = ["acme", "eu-*"]
+operations = ["SignSpan"]
+"""
 
 
 @dataclass
@@ -32,23 +47,28 @@ class Way:
 
     name: str
     client: AsyncKmsClient
+    process_id: int
     cpu: list[float] = field(default_factory=list)
 
 
 @contextmanager
-def daemon(folder: Path, tokens: int) -> Iterator[int]:
-    """Run the daemon, and give its process id."""
+def daemon(folder: Path, tokens: int, policy: str = "") -> Iterator[int]:
+    """Run a daemon, and give its process id."""
+    folder.mkdir()
     path = folder / "tokens"
     path.touch(0o600)
     path.write_text("".join(f"{number:064}\n" for number in range(tokens)))
     listen = f"unix:{folder}/socket.sock;identity=backend,unix:{folder}/token.sock"
-    arguments = ("--data-dir", f"{folder}/data", "--listen", listen, "--set", f"kms.server.token-file={path}")
+    arguments = ["--data-dir", f"{folder}/data", "--listen", listen, "--set", f"kms.server.token-file={path}"]
+    if policy:
+        (folder / "policy.toml").write_text(policy)
+        arguments += ["--set", f"kms.policy.file={folder}/policy.toml"]
     with spawned(*arguments) as process:
         process.wait_for("serving")
         yield process.process.pid
 
 
-async def round_of(way: Way, process_id: int, calls: int = CALLS) -> None:
+async def round_of(way: Way, calls: int = CALLS) -> None:
     """Make the calls of one round."""
     request = span(1)
 
@@ -56,9 +76,9 @@ async def round_of(way: Way, process_id: int, calls: int = CALLS) -> None:
         for _ in range(calls // IN_FLIGHT):
             await way.client.sign_span(TENANT, request)
 
-    before = cpu_nanoseconds(process_id)
+    before = cpu_nanoseconds(way.process_id)
     await asyncio.gather(*(some() for _ in range(IN_FLIGHT)))
-    way.cpu.append((cpu_nanoseconds(process_id) - before) / calls / 1000)
+    way.cpu.append((cpu_nanoseconds(way.process_id) - before) / calls / 1000)
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float]:
@@ -67,29 +87,33 @@ def interval(ratios: Sequence[float]) -> tuple[float, float]:
     return medians[50], medians[-51]
 
 
-async def measured(folder: Path, process_id: int, rounds: int) -> Sequence[Way]:
+async def measured(folders: Mapping[Path, int], rounds: int) -> Sequence[Way]:
     """Return the ways with what was measured; the first is the one to compare with."""
-    socket, token, file = f"unix:{folder}/socket.sock", f"unix:{folder}/token.sock", folder / "tokens"
-    async with (
-        AsyncKmsClient(socket, token_file="") as plain,
-        AsyncKmsClient(socket, token_file="") as again,
-        AsyncKmsClient(socket, token_file=file) as ignored,
-        AsyncKmsClient(token, token_file=file) as checked,
-    ):
+    (first, first_id), (guarded, guarded_id), (third, third_id) = folders.items()
+    async with AsyncExitStack() as clients:
+
+        async def way(name: str, folder: Path, process_id: int, socket: str, token: bool) -> Way:
+            client = AsyncKmsClient(f"unix:{folder}/{socket}.sock", token_file=folder / "tokens" if token else "")
+            return Way(name, await clients.enter_async_context(client), process_id)
+
         ways = [
-            Way("socket", plain),
-            Way("socket, again", again),
-            Way("socket, token sent", ignored),
-            Way("token", checked),
+            await way("socket", first, first_id, "socket", False),
+            await way("socket, again", first, first_id, "socket", False),
+            await way("socket, token sent", first, first_id, "socket", True),
+            await way("token", first, first_id, "token", True),
+            await way("socket, other process", third, third_id, "socket", False),
+            await way("token, other process", third, third_id, "token", True),
+            await way("socket, policy", guarded, guarded_id, "socket", False),
+            await way("token, policy", guarded, guarded_id, "token", True),
         ]
-        for way in ways:
-            await round_of(way, process_id, 10 * CALLS)
-            way.cpu.clear()
+        for each in ways:
+            await round_of(each, 10 * CALLS)
+            each.cpu.clear()
         order = list(ways)
         for _ in range(rounds):
             random.shuffle(order)
-            for way in order:
-                await round_of(way, process_id)
+            for each in order:
+                await round_of(each)
     return ways
 
 
@@ -98,15 +122,19 @@ async def measured(folder: Path, process_id: int, rounds: int) -> Sequence[Way]:
 @click.option("--tokens", default=1, show_default=True, help="Lines of the token file.")
 def main(rounds: int, tokens: int) -> None:
     """Print what identities cost."""
-    with tempfile.TemporaryDirectory(prefix="kms") as name, daemon(Path(name), tokens) as process_id:
-        ways = asyncio.run(measured(Path(name), process_id, rounds))
+    with tempfile.TemporaryDirectory(prefix="kms") as name, ExitStack() as daemons:
+        folders = {
+            path: daemons.enter_context(daemon(path, tokens, policy))
+            for path, policy in ((Path(name, "1"), ""), (Path(name, "2"), POLICY), (Path(name, "3"), ""))
+        }
+        ways = asyncio.run(measured(folders, rounds))
     click.echo(f"warm SignSpan, {rounds} rounds of {CALLS} calls, Python {sys.version.split()[0]}\n")
-    click.echo(f"{'':20}{'CPU':>7}{'against socket':>16}{'95 %':>17}")
+    click.echo(f"{'':22}{'CPU':>7}{'against socket':>16}{'95 %':>17}")
     for way in ways:
         ratios = [mine / plain for mine, plain in zip(way.cpu, ways[0].cpu, strict=True)]
         low, high = interval(ratios)
         change = f"{statistics.median(ratios) - 1:+.1%}"
-        click.echo(f"{way.name:20}{statistics.median(way.cpu):7.1f}{change:>16}{low - 1:+9.1%} {high - 1:+.1%}")
+        click.echo(f"{way.name:22}{statistics.median(way.cpu):7.1f}{change:>16}{low - 1:+9.1%} {high - 1:+.1%}")
 
 
 if __name__ == "__main__":
