@@ -773,7 +773,12 @@ async def test_a_connection_ends_so_that_its_certificate_is_checked_again(
     async with (
         running(tmp_path / "data", kms_server_listen=listen, **values) as daemon,
         AsyncKmsClient(
-            daemon.addresses[1], timeout=5, tls_ca_file=ours, tls_cert_file=chain, tls_key_file=key
+            daemon.addresses[1],
+            timeout=5,
+            tls_ca_file=ours,
+            tls_cert_file=chain,
+            tls_key_file=key,
+            wait_for_ready=False,
         ) as client,
     ):
         await client.generate_data_key("acme")
