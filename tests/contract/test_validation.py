@@ -463,12 +463,12 @@ def test_every_error_of_a_provider_or_a_store_has_its_step() -> None:
         errors.InvalidRequest,
         errors.NoSigningKey,
         errors.KeyDamaged,
+        errors.BudgetExceeded,
         errors.Locked,
         errors.AuditUnavailable,
         errors.Stopping,
         errors.Unauthenticated,
         errors.CallerNotAllowed,
-        errors.Locked,
     }
     assert set(leaves()) - others == set(REMEDIES)
 

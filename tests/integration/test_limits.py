@@ -6,8 +6,9 @@ import socket
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,15 +60,7 @@ def healthy(daemon: Process) -> bool:
 def test_bomb_is_not_inflated(daemon: Process, method: str, coding: bytes) -> None:
     """1 MB that would be 1,000 MB: refused as it is, by every service."""
     bomb = gzip.compress(bytes(1_000 * 1_000_000), 1)[:4_000_000]
-    fields = [
-        (b":method", b"POST"),
-        (b":scheme", b"http"),
-        (b":path", method.encode()),
-        (b":authority", b"localhost"),
-        (b"te", b"trailers"),
-        (b"content-type", b"application/grpc"),
-        (b"grpc-encoding", coding),
-    ]
+    fields = [*_fields(method), (b"grpc-encoding", coding)]
     before, peak = resident(daemon), 0
     host, _, port = daemon.address.rpartition(":")
     body = b"\x01" + struct.pack(">I", len(bomb)) + bomb
@@ -83,6 +76,50 @@ def test_bomb_is_not_inflated(daemon: Process, method: str, coding: bytes) -> No
     assert b"12" in received.partition(b"grpc-status")[2][:8]  # UNIMPLEMENTED
     assert max(peak, resident(daemon)) - before < 20 * MIB
     assert healthy(daemon)
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["reset", "half sent"])
+def test_flood_of_streams_is_not_held(daemon: Process, ended: bool) -> None:
+    """40,000 calls that are reset at once, or never end, on four connections: memory stays, and probes are answered."""
+    before = resident(daemon)
+    floods = [Thread(target=_flood, args=(daemon.address, 10_000, ended)) for _ in range(4)]
+    for flood in floods:
+        flood.start()
+    while any(flood.is_alive() for flood in floods):
+        assert healthy(daemon)
+        assert resident(daemon) - before < 60 * MIB
+    assert healthy(daemon)
+
+
+def _flood(address: str, streams: int, ended: bool) -> None:
+    """Begin streams, more than the server allows, until it hangs up."""
+    host, _, port = address.rpartition(":")
+    headers = b"".join(_literal(*pair) for pair in _fields(ENCRYPT))
+    with suppress(OSError), socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(_PREFACE + _frame(4, 0, 0, b""))
+        for first in range(0, streams, 200):
+            frames = []
+            for number in range(first, first + 200):
+                frames.append(_frame(1, 4, 2 * number + 1, headers))
+                if ended:
+                    frames.append(_frame(3, 0, 2 * number + 1, struct.pack(">I", 8)))
+            connection.sendall(b"".join(frames))
+            connection.setblocking(False)
+            with suppress(BlockingIOError):
+                while connection.recv(65_536):
+                    pass
+            connection.settimeout(20)
+
+
+def _fields(method: str) -> list[tuple[bytes, bytes]]:
+    return [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", method.encode()),
+        (b":authority", b"localhost"),
+        (b"te", b"trailers"),
+        (b"content-type", b"application/grpc"),
+    ]
 
 
 def test_watches_are_bounded_and_check_is_not(daemon: Process) -> None:

@@ -97,6 +97,8 @@ def _server(
             ("grpc.max_receive_message_length", transport_limit(max_payload_bytes)),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_concurrent_streams", 100),  # for each connection; a client lets more calls wait
+            # It refuses streams of clients that keep to the limit, because it counts some that have just ended.
+            ("grpc.http.overload_protection", 0),
             # gRPC inflates a request before it checks the size: 1 MB of gzip can hold 1,000
             ("grpc.compression_enabled_algorithms_bitset", _UNCOMPRESSED),
             ("grpc.server_handshake_timeout_ms", 5_000),  # connections that never speak go away
