@@ -57,7 +57,7 @@ class Authenticator(Protocol):
 
 
 class SameCaller:
-    """Everybody who reaches the server is one caller: the owner of a unix socket's permissions, or nobody known."""
+    """Everybody who reaches the server is one caller: the owner of a unix socket's permissions, or unknown."""
 
     by_connection = False
 

@@ -1,6 +1,6 @@
 """Which authenticator stands at which address: one gRPC server for each way to identify callers.
 
-A call does not tell on which of its server's addresses it came in. So each identity of a unix socket has a server of
+A call does not show on which of its server's addresses it came in. So each identity of a unix socket has a server of
 its own, and so have the TCP addresses with TLS; everything else is one server.
 """
 

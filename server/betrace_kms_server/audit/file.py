@@ -184,7 +184,7 @@ class ChainedFile:
         return Head(int(kept[1]), kept[2].decode())
 
     def _keep_head(self) -> None:
-        """Keep the head, whole, but not synced: after a loss of power the file's last line, which is, tells more.
+        """Keep the head, whole, but not synced: after a loss of power the file's last line, which is, says more.
 
         One of the same length is written over the last one, in one call and inside one sector: replacing the file costs
         some 0.2 ms, and a call may wait for it.

@@ -1,4 +1,4 @@
-"""Takes keys out of the answers of KMS before the SDK's parser makes copies of them that nobody can wipe.
+"""Takes keys out of the answers of KMS before the SDK's parser makes copies of them that no one can wipe.
 
 The parser decodes the answer into text, the text into JSON's strings, and one of those into bytes: three copies of a
 key in objects that cannot change, which stay in freed memory as they were. Here the key goes from the answer's bytes

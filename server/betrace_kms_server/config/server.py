@@ -56,7 +56,7 @@ class ServerSettings(BaseModel):
         alias="kms.server.max-calls-in-flight",
         ge=1,
         le=100_000,
-        description="calls that are worked on at once; more are told to come again later",
+        description="calls that are worked on at once; more get `OVERLOADED`",
     )
     policy_file: Path | None = Field(
         None,

@@ -1,4 +1,4 @@
-"""Checks at start that nobody else can read or replace what the daemon stands on. Changes no mode and no owner.
+"""Checks at start that no one else can read or replace what the daemon stands on. Changes no mode and no owner.
 
 Root is trusted: it reads everything anyway. A volume that root gave to one of the process's groups is trusted as well:
 a folder of that group, as Kubernetes makes it of an fsGroup (2770, 2775, or 2777 for an emptyDir; files become 0660).

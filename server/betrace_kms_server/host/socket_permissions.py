@@ -21,7 +21,7 @@ _MODES = {"600": 0o600, "660": 0o660}
 
 @dataclass(frozen=True, slots=True)
 class Permissions:
-    """Of a unix socket. `identity` names its callers, or is empty if they are not told apart from others."""
+    """Of a unix socket. `identity` names its callers, or is empty if they are not distinguished from others."""
 
     identity: str = ""
     mode: int = _OWNER

@@ -43,7 +43,7 @@ class Stopped:
 
 
 class EmergencyStop:
-    """Keeps the state of one daemon. `changed` is told whether keys are refused, at each change of that."""
+    """Keeps the state of one daemon. `changed` gets whether keys are refused, at each change of that."""
 
     def __init__(
         self,
