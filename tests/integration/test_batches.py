@@ -116,12 +116,12 @@ async def test_verdicts_tell_what_is_wrong(client: AsyncKmsClient) -> None:
     assert await client.verify_spans("rival", [first]) == [unknown]
 
 
-@pytest.mark.parametrize("count", [0, 1001])
-async def test_a_batch_has_one_to_a_thousand_spans(client: AsyncKmsClient, count: int) -> None:
-    """More go into another call."""
-    with pytest.raises(InvalidRequest, match=f"spans must be 1 to 1000, not {count}"):
+@pytest.mark.parametrize(("count", "text"), [(0, "spans must be 1 to 1000, not 0"), (1001, "more than 1,000 spans")])
+async def test_a_batch_has_one_to_a_thousand_spans(client: AsyncKmsClient, count: int, text: str) -> None:
+    """More go into another call; a large request is refused before it is parsed."""
+    with pytest.raises(InvalidRequest, match=text):
         await client.sign_spans("acme", spans(count))
-    with pytest.raises(InvalidRequest, match=f"spans must be 1 to 1000, not {count}"):
+    with pytest.raises(InvalidRequest, match=text):
         await client.verify_spans("acme", [SignedSpan(span, bytes(64), "0" * 32) for span in spans(count)])
 
 
