@@ -66,7 +66,7 @@ class Drill:
         for _ in range(kills):
             self._kill_once()
         began = time.monotonic()
-        with spawned(*self._arguments) as daemon, KmsClient(self._listen) as client:
+        with spawned(*self._arguments) as daemon, KmsClient(self._listen, wait_for_ready=False) as client:
             daemon.wait_for("serving")
             self.report.restarts.append(time.monotonic() - began)
             for (tenant, key_id), signed in self.report.signatures.items():
@@ -92,7 +92,10 @@ class Drill:
 
     def _call(self, stopped: threading.Event) -> None:
         """Make keys and rotate them until the daemon is gone."""
-        with KmsClient(self._listen, timeout=3) as client, grpc.insecure_channel(self._admin) as channel:
+        with (
+            KmsClient(self._listen, timeout=3, wait_for_ready=False) as client,
+            grpc.insecure_channel(self._admin) as channel,
+        ):
             admin = KmsAdminServiceStub(channel)
             while not stopped.is_set():
                 with self._lock:
