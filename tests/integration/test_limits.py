@@ -5,7 +5,7 @@ import gzip
 import socket
 import struct
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Thread
@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
+from betrace.kms.v1 import admin_pb2
 from betrace.kms.v1 import key_management_pb2 as pb
 from betrace_kms_server.access.admission import Access
 from betrace_kms_server.access.identity import SameCaller
@@ -31,6 +32,7 @@ from tests.raw_grpc import _PREFACE, _frame, _literal
 ENCRYPT = "/betrace.kms.v1.KeyManagementService/Encrypt"
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 CHECK = "/grpc.health.v1.Health/Check"
+LOCK = "/betrace.kms.v1.KmsAdminService/Lock"
 
 
 @pytest.fixture(scope="module")
@@ -162,59 +164,56 @@ def test_connection_has_a_hundred_streams(daemon: Process) -> None:
     assert struct.pack(">HI", 3, 100) in received
 
 
-async def test_calls_in_flight_are_bounded_and_health_is_not(tmp_path: Path) -> None:
-    """The call beyond the limit is refused at once, with when to come again; what was let in is answered."""
+async def test_calls_in_flight_are_bounded_for_callers_only(tmp_path: Path) -> None:
+    """The call beyond the limit is refused at once, with when to come again; probes and operators get through."""
     going = asyncio.Event()
 
-    async def slow(request: Any, context: Any) -> Any:
+    async def encrypt(request: Any, context: Any) -> Any:
         await going.wait()
         return pb.EncryptResponse(key_id="done")
 
     async def check(request: Any, context: Any) -> Any:
         return health_pb2.HealthCheckResponse(status=1)
 
+    async def lock(request: Any, context: Any) -> Any:
+        return admin_pb2.LockResponse(entries=7)
+
+    methods: Sequence[tuple[str, Callable[..., Any], Any, Any]] = (
+        (ENCRYPT, encrypt, pb.EncryptRequest, pb.EncryptResponse),
+        (CHECK, check, health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse),
+        (LOCK, lock, admin_pb2.LockRequest, admin_pb2.LockResponse),
+    )
     gate = CallGate(limit=5)
     server = grpc.aio.server(interceptors=[ErrorInterceptor(UNOBSERVED, gate, Access(SameCaller()))])
-    handlers: list[tuple[str, str, Callable[..., Any], Any]] = [
-        ("betrace.kms.v1.KeyManagementService", "Encrypt", slow, pb.EncryptRequest),
-        ("grpc.health.v1.Health", "Check", check, health_pb2.HealthCheckRequest),
-    ]
-    for service, name, handler, request in handlers:
-        method: Any = grpc.unary_unary_rpc_method_handler(
-            handler, request.FromString, lambda answer: answer.SerializeToString()
-        )
+    for path, handler, request, response in methods:
+        _, service, name = path.split("/")
+        method: Any = grpc.unary_unary_rpc_method_handler(handler, request.FromString, response.SerializeToString)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {name: method}),))
     address = f"unix:{tmp_path}/kms.sock"
     server.add_insecure_port(address)
     await server.start()
     try:
         async with grpc.aio.insecure_channel(address) as channel:
-            encrypt: Any = channel.unary_unary(
-                ENCRYPT, pb.EncryptRequest.SerializeToString, pb.EncryptResponse.FromString
-            )
-            within = [asyncio.ensure_future(encrypt(pb.EncryptRequest(tenant_id="acme"))) for _ in range(5)]
+            calls: list[Any] = [
+                channel.unary_unary(path, request.SerializeToString, response.FromString)
+                for path, _, request, response in methods
+            ]
+            within = [asyncio.ensure_future(calls[0](pb.EncryptRequest())) for _ in range(5)]
             while gate.in_flight < 5:  # noqa: ASYNC110  # the gate is two counters
                 await asyncio.sleep(0.001)
             with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await encrypt(pb.EncryptRequest(tenant_id="acme"))
+                await calls[0](pb.EncryptRequest())
             assert grpc.StatusCode.RESOURCE_EXHAUSTED == refused.value.code()
             status = rpc_status.from_call(SimpleNamespace(**_call_of(refused.value)))  # type: ignore[arg-type]
             assert status is not None
             assert any(detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for detail in status.details)
-            probe: Any = channel.unary_unary(
-                CHECK, health_pb2.HealthCheckRequest.SerializeToString, health_pb2.HealthCheckResponse.FromString
-            )
             for _ in range(20):
-                assert 1 == (await probe(health_pb2.HealthCheckRequest())).status
+                assert 1 == (await calls[1](health_pb2.HealthCheckRequest())).status
+            assert 7 == (await calls[2](admin_pb2.LockRequest())).entries
             going.set()
             assert ["done"] * 5 == [answer.key_id for answer in await asyncio.gather(*within)]
     finally:
         await server.stop(None)
-
-
-def _bytes_of(answer: Any) -> bytes:
-    wire: bytes = answer.SerializeToString()
-    return wire
 
 
 def _call_of(error: grpc.aio.AioRpcError) -> dict[str, Any]:

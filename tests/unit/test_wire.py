@@ -8,7 +8,7 @@ from betrace.kms.v1 import key_management_pb2 as pb
 from betrace.kms.v1 import span_pb2
 from betrace_kms_server.core.errors import InvalidRequest
 from betrace_kms_server.rpc import wire
-from betrace_kms_server.rpc.wire import check_of
+from betrace_kms_server.rpc.wire import Unreadable, check_of
 from google.protobuf.message import DecodeError, Message
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["KeyManagementService"]
@@ -131,8 +131,23 @@ def test_unknown_fields_are_bounded(field: bytes) -> None:
         checked(field * 70_000, "Encrypt")
 
 
-def test_what_is_not_readable_is_left_to_protobuf() -> None:
-    """Random and damaged bytes never raise anything else than the refusal, and what passes is small or is refused."""
+@pytest.mark.parametrize("hidden_behind", [b"\x7b\x7c", b"\x7e", b"\x7f", b"\xff" * 11], ids=repr)
+def test_what_cannot_be_walked_is_not_parsed(hidden_behind: bytes) -> None:
+    """A group, which protobuf passes over, would hide what comes behind it."""
+    request = pb.EncryptRequest(encryption_context=pairs(1_000)).SerializeToString()
+    with pytest.raises(Unreadable):
+        checked(hidden_behind + request, "Encrypt")
+
+
+@pytest.mark.parametrize("cut", [1, 2, 100])
+def test_request_that_ends_within_a_field_is_not_parsed(cut: int) -> None:
+    """It is refused here as protobuf would refuse it."""
+    with pytest.raises(Unreadable):
+        checked(pb.EncryptRequest(plaintext=bytes(10_000)).SerializeToString()[:-cut], "Encrypt")
+
+
+def test_damaged_requests_are_refused_or_within_the_bounds() -> None:
+    """Random and damaged bytes raise nothing else than a refusal, and what passes and parses is small."""
     chance = random.Random(11)  # noqa: S311  # so that a failure can be seen again
     whole = pb.SignSpansRequest(spans=[a_span(50)] * 3).SerializeToString()
     for _ in range(300):
@@ -143,7 +158,7 @@ def test_what_is_not_readable_is_left_to_protobuf() -> None:
             try:
                 checked(data, "SignSpans")
                 request = pb.SignSpansRequest.FromString(data)
-            except (InvalidRequest, DecodeError):
+            except (InvalidRequest, Unreadable, DecodeError):
                 continue
             assert len(request.spans) <= 1_000
             assert all(len(span.attributes) <= 1_024 for span in request.spans)

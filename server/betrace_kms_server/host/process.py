@@ -13,13 +13,10 @@ from betrace_kms_server.core.errors import StartRefused
 
 _M_ARENA_MAX = -8
 _ARENAS = 2
-
-DESCRIPTORS_STEP = "raise the limit of open files (ulimit -n, LimitNOFILE), or find what holds them open"
-
-
 _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 
+DESCRIPTORS_STEP = "raise the limit of open files (ulimit -n, LimitNOFILE), or find what holds them open"
 ROOT = "the daemon runs as root, and needs no privilege: run it as a user of its own (runAsNonRoot, User=)"
 
 

@@ -1,4 +1,4 @@
-"""The emergency stop: while it is in force, the daemon holds no secret key and uses none.
+"""The emergency stop: while it is in force, the daemon caches no secret key and uses none for callers.
 
 It is a row of the key store, so that it reaches every daemon on that store and outlives a restart. The daemon that an
 operator asks stops at once, whatever the store does, and writes the row again and again until the store has it. What
@@ -20,8 +20,6 @@ from betrace_kms_server.stores.protocol import KeyStore
 log = structlog.get_logger()
 
 _UNKNOWN = "the key store was not yet asked whether an emergency stop is in force: call again in a moment"
-
-
 _REASON_CHARACTERS = 200
 
 

@@ -7,8 +7,8 @@ MAX_STREAMS = 100
 class CallGate:
     """Counts the calls that have been received and answered, and refuses more once the daemon stops.
 
-    At most `limit` calls of our own services are in flight; calls of the health service are not held to it. Streams are
-    counted apart: those that the daemon serves end when it drains.
+    At most `limit` calls are in flight; operators and the health service are not held to it. Streams are counted apart:
+    those that the daemon serves end when it drains.
     """
 
     __slots__ = ("ended", "limit", "received", "refused", "refusing", "streams")

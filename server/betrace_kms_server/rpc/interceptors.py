@@ -20,6 +20,7 @@ from betrace_kms_server.access.admission import Access
 from betrace_kms_server.access.identity import Caller, Recognised
 from betrace_kms_server.core.errors import InvalidRequest, KmsError, Overloaded, cause_of
 from betrace_kms_server.rpc.gate import MAX_STREAMS, CallGate
+from betrace_kms_server.rpc.health import KEY_MANAGEMENT
 from betrace_kms_server.rpc.status import STATUS, of_defect, of_error, of_stop
 from betrace_kms_server.rpc.wire import check_of
 from betrace_kms_server.telemetry.observers import NO_SHAPE, REQUEST_ID, UNOBSERVED, CallObserver, MessageShape
@@ -109,6 +110,7 @@ def _guarded(
     service, _, method = path.lstrip("/").rpartition("/")
     shape: MessageShape = getattr(call, "shape", NO_SHAPE)
     takes_event = shape is not NO_SHAPE
+    is_limited = service == KEY_MANAGEMENT  # an operator's call, and a probe, must get through
 
     async def guarded(request: Any, context: _Context) -> Any:
         if gate.refusing:
@@ -130,9 +132,9 @@ def _guarded(
         status, reason, request_id = "CANCELLED", "CANCELLED", ""
         response = wire = answer = None
         try:
+            if is_limited and gate.is_full:
+                raise Overloaded(_FULL)
             if access is not None:
-                if gate.is_full:
-                    raise Overloaded(_FULL)
                 caller = access.identify(context, event, recognised)
             if isinstance(request, _Unread):
                 raise InvalidRequest(request.problem)
@@ -238,7 +240,7 @@ def _tolerant(deserialize: Callable[[bytes], Any] | None, method: str) -> Callab
             return deserialize(wire) if deserialize else wire
         except InvalidRequest as refusal:
             return _Unread(refusal.message)
-        except Exception:  # noqa: BLE001  # DecodeError, and whatever else a caller's bytes can provoke
+        except Exception:  # noqa: BLE001  # Unreadable, DecodeError, and whatever else a caller's bytes can provoke
             return _MALFORMED
 
     return tolerant

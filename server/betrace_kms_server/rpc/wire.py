@@ -31,8 +31,8 @@ _IN_ATTRIBUTES = frozenset({span_pb2.ArrayValue.DESCRIPTOR, span_pb2.KeyValueLis
 Counts = dict[int, int]
 
 
-class _Unreadable(Exception):
-    """Not the wire format: protobuf refuses it as well."""
+class Unreadable(Exception):
+    """Not the wire format as proto3 has it. Groups, which protobuf still passes over, are none of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,8 @@ class _Walk:
 def check_of(method: str) -> Callable[[bytes], None] | None:
     """Return what checks a request of a method ("/package.Service/Method") of KeyManagementService; None for others.
 
-    It raises InvalidRequest, which names the bound that the request passes, or returns: also for bytes that are no
-    message, which protobuf refuses.
+    It raises InvalidRequest, which names the bound that the request passes, and Unreadable for bytes that it cannot
+    walk to their end: what was not counted must not be parsed.
     """
     shape = _SHAPES.get(method)
     if shape is None:
@@ -69,8 +69,8 @@ def check_of(method: str) -> Callable[[bytes], None] | None:
         if len(wire) > SMALL_BYTES:
             try:
                 _walk(_Walk(wire), shape, 0, len(wire), {}, 1)
-            except (_Unreadable, IndexError):
-                return
+            except IndexError:  # it ends within a field
+                raise Unreadable from None
 
     return check
 
@@ -102,9 +102,9 @@ def _walk(walk: _Walk, shape: _Shape, at: int, end: int, counts: Counts, depth: 
         elif kind in (_I64, _I32):
             at += 8 if kind == _I64 else 4
         else:
-            raise _Unreadable
+            raise Unreadable
     if at > end:
-        raise _Unreadable
+        raise Unreadable
 
 
 def _count(walk: _Walk, shape: _Shape, number: int, counts: Counts) -> None:
@@ -134,7 +134,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
             return value, at + 1
         shift += 7
         if shift > 63:
-            raise _Unreadable
+            raise Unreadable
 
 
 def _bound_of(each: FieldDescriptor) -> tuple[int, str]:
