@@ -1,6 +1,7 @@
 """A policy in a real daemon: every pair of caller, call and tenant that no rule allows is refused."""
 
 import json
+import os
 import re
 import secrets
 import subprocess
@@ -20,7 +21,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from tests.daemon import COMMAND, Process, spawned
-from tests.interop.tools import ROOT
+from tests.interop.tools import PATH, ROOT
 
 BACKEND, IMPORTER = (secrets.token_urlsafe(32) for _ in range(2))
 POLICY = """
@@ -182,8 +183,9 @@ def test_document(tmp_path: Path) -> None:
     commands, serve = re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     (tmp_path / "policy.toml").write_text(policy)
     done = subprocess.run(
-        ["bash", "-euc", commands.replace("betrace-kms", str(COMMAND))],
+        ["bash", "-euc", commands],
         cwd=tmp_path,
+        env={**os.environ, "PATH": PATH},
         capture_output=True,
         text=True,
         check=True,
@@ -191,8 +193,8 @@ def test_document(tmp_path: Path) -> None:
     )
     assert "policy: 2 rules, valid" in done.stdout
     assert done.stdout.endswith("allowed by rule 'importer of the EU'\n")
-    script = f"cd {tmp_path} && exec {serve.replace('betrace-kms', str(COMMAND))}"
-    with spawned("-c", script, command=("bash",)) as process:
+    script = f"cd {tmp_path} && exec {serve}"
+    with spawned("-c", script, environ={"PATH": PATH}, command=("bash",)) as process:
         process.wait_for("KMS is usable")
         with KmsClient(f"unix:{tmp_path}/run/importer.sock") as client:
             assert client.encrypt("acme", b"x")

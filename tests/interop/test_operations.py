@@ -1,5 +1,6 @@
 """What the setup guide tells an operator to run works: its curl and jq lines, and the script of the checklist."""
 
+import shlex
 import shutil
 import subprocess
 import time
@@ -54,7 +55,7 @@ class Subject:
 
     def checklist(self) -> "subprocess.CompletedProcess[str]":
         """Run the script of the checklist."""
-        return self.shell(f"{CHECKLIST} http://localhost:8080")
+        return self.shell(f"{shlex.quote(str(CHECKLIST))} http://localhost:8080")
 
     def still_serves(self, *, warm: bool = True) -> None:
         """Fail unless the service says SERVING, and the warm tenant is served or, if it must not be, told why not."""
