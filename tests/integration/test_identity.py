@@ -5,15 +5,13 @@ import http.client
 import json
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +19,31 @@ import grpc
 import pytest
 from betrace.kms.v1 import key_management_pb2 as pb
 from betrace.kms.v1.key_management_pb2_grpc import KeyManagementServiceStub
-from betrace_kms_client import AsyncKmsClient, KmsClient, Unauthenticated, Unavailable
-from betrace_kms_server import app
+from betrace_kms_client import AsyncKmsClient, KmsClient, Unauthenticated
 from betrace_kms_server.access.admission import Access
 from betrace_kms_server.access.tokens import TokenAuthenticator
-from betrace_kms_server.config.sources import from_command_line, resolve
-from betrace_kms_server.core.errors import StartRefused
-from betrace_kms_server.rpc import server as rpc_server
 from betrace_kms_server.rpc.interceptors import ErrorInterceptor
 from betrace_kms_server.telemetry.observers import UNOBSERVED
-from cryptography.x509.oid import ExtendedKeyUsageOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests import raw_grpc
-from tests.authority import Authority, Pair
 from tests.daemon import COMMAND, Process, running, spawned
+from tests.integration.callers import (
+    FIRST,
+    OLD,
+    REQUEST,
+    SECOND,
+    STRANGER,
+    bearer,
+    eventually,
+    needs_root,
+    refused_start,
+    status_of,
+    token_at,
+)
 
 METHODS = sorted(pb.DESCRIPTOR.services_by_name["KeyManagementService"].methods_by_name)
 PATH = "/betrace.kms.v1.KeyManagementService/GenerateDataKey"
-REQUEST = pb.GenerateDataKeyRequest(tenant_id="acme", number_of_bytes=32)
-FIRST, SECOND, OLD = (secrets.token_urlsafe(32) for _ in range(3))
-STRANGER = 65534
 
 
 @dataclass(frozen=True)
@@ -79,28 +81,6 @@ def guarded() -> Iterator[Guarded]:
             process.wait_for("serving")
             yield Guarded(process, folder)
 
-
-def status_of(target: str, metadata: Any = None, method: str = "GenerateDataKey") -> grpc.StatusCode:
-    """Make one call and return its status."""
-    with grpc.insecure_channel(target) as channel:
-        request = REQUEST if method == "GenerateDataKey" else _request_of(method)
-        try:
-            getattr(KeyManagementServiceStub(channel), method)(request, metadata=metadata, timeout=20)
-        except grpc.RpcError as error:
-            code: grpc.StatusCode = error.code()
-            return code
-    return grpc.StatusCode.OK
-
-
-def _request_of(method: str) -> Any:
-    return getattr(pb, f"{method}Request")(tenant_id="acme")
-
-
-def bearer(token: str, scheme: str = "Bearer") -> tuple[tuple[str, str], ...]:
-    return (("authorization", f"{scheme} {token}"),)
-
-
-# --- tokens
 
 NO_TOKEN: dict[str, Any] = {
     "no metadata": None,
@@ -261,9 +241,6 @@ def test_no_token_is_in_the_log_or_the_audit_trail(guarded: Guarded) -> None:
         assert token not in trail + guarded.process.log
 
 
-# --- sockets
-
-
 def connects(path: Path, *, user: int, group: int) -> bool:
     """Return whether a process of another user and group can connect to a socket."""
     script = f"import socket; socket.socket(socket.AF_UNIX).connect({str(path)!r})"
@@ -277,9 +254,6 @@ def connects(path: Path, *, user: int, group: int) -> bool:
     )
     assert done.returncode == 0 or b"PermissionError" in done.stderr, done.stderr
     return done.returncode == 0
-
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
 
 
 @needs_root
@@ -337,176 +311,6 @@ async def test_a_socket_is_never_open_to_others_before_its_mode_is_set(tmp_path:
     assert [("os.chown", 0o600), ("os.chmod", 0o600)] == [each[:2] for each in seen]
 
 
-# --- what does not start
-
-
-def set_mode(path: Path, mode: int) -> None:
-    path.chmod(mode)
-
-
-async def refused_start(folder: Path, *values: str, listen: str = "127.0.0.1:0") -> str:
-    """Start a daemon that must not start, and return what it says."""
-    given = {"kms.data-dir": str(folder / "data"), "kms.server.listen": listen, "kms.ops.listen": "127.0.0.1:0"}
-    given |= dict(value.split("=", 1) for value in values)
-    with pytest.raises(StartRefused) as caught:
-        async with app.running(resolve([from_command_line(given)])[0]):
-            pytest.fail("it started")
-    return str(caught.value)
-
-
-def token_at(path: Path, mode: int = 0o600, content: str = FIRST) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(content + "\n")
-    path.chmod(mode)
-    return path
-
-
-@pytest.mark.parametrize("mode", [0o604, 0o602, 0o620, 0o640, 0o644, 0o660, 0o666, 0o777])
-async def test_refused_loose_mode_of_a_token_file(tmp_path: Path, mode: int) -> None:
-    """Nobody but the owner may read or write it, unless a group was named."""
-    path = token_at(tmp_path / "token", mode)
-    assert "is open to others" in await refused_start(tmp_path, f"kms.server.token-file={path}")
-
-
-@pytest.mark.parametrize("mode", [0o660, 0o644, 0o642])
-async def test_refused_loose_mode_with_a_group(tmp_path: Path, mode: int) -> None:
-    """The group may read, and not write; others may nothing."""
-    path = token_at(tmp_path / "token", mode)
-    group = f"kms.server.token-group={os.getegid()}"
-    assert "is open to others" in await refused_start(tmp_path, f"kms.server.token-file={path}", group)
-
-
-@needs_root
-async def test_refused_token_file_of_another_group(tmp_path: Path) -> None:
-    """A file that a group may read is that group's which the settings name."""
-    path = token_at(tmp_path / "token", 0o640)
-    os.chown(path, -1, STRANGER)
-    said = await refused_start(tmp_path, f"kms.server.token-file={path}", "kms.server.token-group=12345")
-    assert f"can be read by group {STRANGER}" in said
-
-
-def _link_file(folder: Path) -> Path:
-    (folder / "link").symlink_to(token_at(folder / "token"))
-    return folder / "link"
-
-
-def _link_to_nothing(folder: Path) -> Path:
-    (folder / "link").symlink_to(folder / "absent")
-    return folder / "link"
-
-
-def _open_folder(folder: Path) -> Path:
-    path = token_at(folder / "open" / "token")
-    path.parent.chmod(0o777)
-    return path
-
-
-def _group_folder(folder: Path) -> Path:
-    path = token_at(folder / "open" / "token")
-    path.parent.chmod(0o770)
-    return path
-
-
-def _folder_of_another(folder: Path) -> Path:
-    path = token_at(folder / "foreign" / "token")
-    os.chown(path.parent, STRANGER, STRANGER)
-    return path
-
-
-def _file_of_another(folder: Path) -> Path:
-    path = token_at(folder / "token")
-    os.chown(path, STRANGER, -1)
-    return path
-
-
-def _fifo(folder: Path) -> Path:
-    os.mkfifo(folder / "token", 0o600)
-    return folder / "token"
-
-
-def _folder(folder: Path) -> Path:
-    (folder / "token").mkdir(0o700)
-    return folder / "token"
-
-
-def _content(content: str) -> Callable[[Path], Path]:
-    return lambda folder: token_at(folder / "token", content=content)
-
-
-BAD_TOKEN_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "symbolic link": (_link_file, "is a symbolic link"),
-    "symbolic link to nothing": (_link_to_nothing, "is a symbolic link"),
-    "folder that others write": (_open_folder, "can be written by others"),
-    "folder that a group writes": (_group_folder, "can be written by others"),
-    "FIFO": (_fifo, "is no regular file"),
-    "folder in its place": (_folder, "is no regular file"),
-    "empty": (_content(""), "holds 0 tokens"),
-    "comments only": (_content("# none yet"), "holds 0 tokens"),
-    "short": (_content("secret"), "a token has 32 to 256"),
-    "long": (_content("a" * 257), "a token has 32 to 256"),
-    "non-ASCII": (_content(FIRST + "é"), "is not ASCII text"),
-    "quotes": (_content(f'"{FIRST}"'), "a token has 32 to 256"),
-    "header": (_content(f"authorization: Bearer {FIRST}"), "write TOKEN or NAME TOKEN"),
-    "reserved name": (_content(f"admin {FIRST}"), "is the daemon's own"),
-    "bad name": (_content(f"spiffe://a/b {FIRST}"), "an identity has 1 to 63"),
-    "one token, two names": (_content(f"a {FIRST}\nb {FIRST}"), "under another name"),
-    "65 tokens": (_content("\n".join(secrets.token_urlsafe(32) for _ in range(65))), "holds 65 tokens"),
-}
-if os.geteuid() == 0:
-    BAD_TOKEN_FILES["file of another user"] = (_file_of_another, f"belongs to user {STRANGER}")
-    BAD_TOKEN_FILES["folder of another user"] = (_folder_of_another, f"belongs to user {STRANGER}")
-
-
-@pytest.mark.parametrize("case", BAD_TOKEN_FILES)
-async def test_refused_bad_token_file(tmp_path: Path, case: str) -> None:
-    """The start is refused with what to fix, and without the token."""
-    make, text = BAD_TOKEN_FILES[case]
-    said = await refused_start(tmp_path, f"kms.server.token-file={make(tmp_path)}")
-    assert text in said
-    assert FIRST not in said
-
-
-@pytest.mark.parametrize(
-    ("listen", "text"),
-    [
-        ("unix:{}/kms.sock;identity=a;mode=0666", "must be 0600 or 0660"),
-        ("unix:{}/kms.sock;identity=a;mode=0777", "must be 0600 or 0660"),
-        ("unix:{}/kms.sock;mode=0602", "must be 0600 or 0660"),
-        ("unix:{}/kms.sock;identity=admin", "is the daemon's own"),
-        ("unix:{}/kms.sock;identity=daemon", "is the daemon's own"),
-        ("unix:{}/kms.sock;identity=", "an identity has 1 to 63"),
-        ("unix:{}/kms.sock;identity=spiffe://a/b", "an identity has 1 to 63"),
-        ("unix:{}/kms.sock;identity=a;identity=b", "is given twice"),
-        ("unix:{}/kms.sock;group=0", "needs ;mode=0660"),
-        ("unix:{}/kms.sock;mode=0660;group=no-such-group", "there is no group"),
-        ("unix:{}/kms.sock;user=0", "is no option of a unix socket"),
-        ("0.0.0.0:0", "can be reached from other machines"),
-        ("[::]:0", "can be reached from other machines"),
-        ("127.0.0.1:0;identity=a", "is no address"),
-    ],
-)
-async def test_refused_listen_address(tmp_path: Path, listen: str, text: str) -> None:
-    """An address that would let in everybody, or whose option is not known, is refused."""
-    assert text in await refused_start(tmp_path, listen=listen.format(tmp_path))
-
-
-async def test_refused_socket_in_a_folder_that_others_write(tmp_path: Path) -> None:
-    """Others could put a socket of theirs in the place of ours."""
-    set_mode(tmp_path, 0o777)
-    assert "can be written by others" in await refused_start(tmp_path, listen=f"unix:{tmp_path}/kms.sock;identity=a")
-    set_mode(tmp_path, 0o1777)  # as /tmp is
-    with spawned("--data-dir", f"{tmp_path}/data", "--listen", f"unix:{tmp_path}/kms.sock;identity=a") as process:
-        process.wait_for("serving")
-
-
-@pytest.mark.parametrize("listen", ["127.0.0.1:0", "unix:{}/kms.sock", "unix:{}/a.sock;identity=a,127.0.0.1:0"])
-async def test_refused_start_where_identity_is_required(tmp_path: Path, listen: str) -> None:
-    """One address without identity is enough, and the three ways to change that are named."""
-    said = await refused_start(tmp_path, "kms.server.require-identity=true", listen=listen.format(tmp_path))
-    assert "callers are not authenticated at" in said
-    assert all(way in said for way in ("identity=NAME", "kms.server.token-file", "kms.server.tls.cert-file"))
-
-
 async def test_a_second_daemon_takes_no_calls_of_a_guarded_one(guarded: Guarded, tmp_path: Path) -> None:
     """Another daemon, without a token, gets neither the port nor a socket of the guarded one."""
     for listen in (guarded.address, guarded.socket("own"), guarded.socket("shared") + ";identity=b"):
@@ -521,18 +325,6 @@ def test_refused_port_sharing(guarded: Guarded) -> None:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         with pytest.raises(OSError, match="in use"):
             other.bind((host, int(port)))
-
-
-# --- tokens that come and go
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until a condition holds, for ten seconds at most."""
-    for _ in range(200):
-        if await condition():
-            return
-        await asyncio.sleep(0.05)
-    pytest.fail("it did not happen within ten seconds")
 
 
 async def test_a_missing_token_file_is_made(tmp_path: Path) -> None:
@@ -613,249 +405,6 @@ async def test_a_bad_new_token_file_keeps_the_old_tokens(
             status_of, daemon.addresses[0], bearer(SECOND)
         )
     assert 1 == said.count("The tokens stay what they were")
-
-
-# --- mutual TLS
-
-TRUSTED, FOREIGN = Authority(), Authority()
-SPIFFE = "spiffe://example.org/backend"
-
-
-@dataclass(frozen=True)
-class OverTls:
-    """A daemon with mutual TLS on TCP, and its files."""
-
-    address: str
-    folder: Path
-
-
-@pytest.fixture
-async def over_tls(tmp_path: Path) -> AsyncIterator[OverTls]:
-    """Run a daemon with mutual TLS."""
-    folder = tmp_path / "tls"
-    chain, key = TRUSTED.issue("daemon", host="127.0.0.1").write(folder)
-    (folder / "ca.crt").write_bytes(TRUSTED.pem)
-    async with running(
-        tmp_path / "data",
-        kms_server_listen=f"unix:{tmp_path}/kms.sock,127.0.0.1:0",
-        kms_server_tls_cert_file=str(chain),
-        kms_server_tls_key_file=str(key),
-        kms_server_tls_client_ca_file=str(folder / "ca.crt"),
-        kms_audit_file=str(tmp_path / "audit.log"),
-    ) as daemon:
-        yield OverTls(daemon.addresses[1], folder)
-
-
-def presenting(over_tls: OverTls, pair: Pair | None, folder: str = "client") -> AsyncKmsClient:
-    """Return a client that has this certificate."""
-    files = pair.write(over_tls.folder / folder) if pair else ("", "")
-    return AsyncKmsClient(
-        over_tls.address,
-        timeout=5,
-        tls_ca_file=over_tls.folder / "ca.crt",
-        tls_cert_file=files[0],
-        tls_key_file=files[1],
-    )
-
-
-BAD_CERTIFICATES: dict[str, tuple[Callable[[], Pair | None], type[Exception]]] = {
-    "none": (lambda: None, Unavailable),
-    "of another authority": (lambda: FOREIGN.issue("me", uris=[SPIFFE]), Unavailable),
-    "of another authority with the same name": (lambda: Authority().issue("me", uris=[SPIFFE]), Unavailable),
-    "expired": (lambda: TRUSTED.issue("me", uris=[SPIFFE], end=timedelta(minutes=-5)), Unavailable),
-    "not valid yet": (lambda: TRUSTED.issue("me", uris=[SPIFFE], begin=timedelta(minutes=30)), Unavailable),
-    "a server's": (
-        lambda: TRUSTED.issue("me", uris=[SPIFFE], usage=ExtendedKeyUsageOID.SERVER_AUTH),
-        Unavailable,
-    ),
-    "two SPIFFE ids": (lambda: TRUSTED.issue("me", uris=[SPIFFE, SPIFFE + "2"]), Unauthenticated),
-    "a SPIFFE id and another URI": (lambda: TRUSTED.issue("me", uris=[SPIFFE, "https://a/"]), Unauthenticated),
-    "a URI that is no SPIFFE id": (lambda: TRUSTED.issue("me", uris=["https://example.org/"]), Unauthenticated),
-    "an empty SPIFFE id": (lambda: TRUSTED.issue("me", uris=["spiffe://"]), Unauthenticated),
-    "without any name": (lambda: TRUSTED.issue(""), Unauthenticated),
-}
-
-
-@pytest.mark.parametrize("case", BAD_CERTIFICATES)
-async def test_refused_certificate(over_tls: OverTls, case: str) -> None:
-    """A certificate that is not good ends the handshake; one without one name is not authenticated."""
-    make, expected = BAD_CERTIFICATES[case]
-    async with presenting(over_tls, make()) as client:
-        with pytest.raises(expected):
-            await client.generate_data_key("acme")
-
-
-async def test_refused_in_the_clear(over_tls: OverTls) -> None:
-    """The TCP address speaks TLS only, whatever token a caller has."""
-    assert grpc.StatusCode.UNAVAILABLE == await asyncio.to_thread(status_of, over_tls.address, bearer(FIRST))
-
-
-async def test_let_in_by_a_certificate(over_tls: OverTls) -> None:
-    """The SPIFFE id is the identity, and without a URI the whole subject, in the audit line too."""
-    for number, pair in enumerate((TRUSTED.issue("me", uris=[SPIFFE]), TRUSTED.issue("backend"))):
-        async with presenting(over_tls, pair, f"client{number}") as client:
-            await client.generate_data_key("acme")
-    trail = over_tls.folder.parent / "audit.log"
-
-    async def both() -> bool:
-        text = trail.read_text()
-        return f'"identity":"{SPIFFE}"' in text and '"identity":"CN=backend"' in text
-
-    await eventually(both)
-
-
-async def test_a_new_certificate_is_served_to_new_connections(over_tls: OverTls) -> None:
-    """cert-manager exchanges a symbolic link, SPIRE replaces files: both are seen, and a bad pair is not taken."""
-    renewed = Authority("another authority")
-    pair = TRUSTED.issue("me", uris=[SPIFFE])
-    (over_tls.folder / "tls.crt").write_bytes(FOREIGN.issue("daemon", host="127.0.0.1").certificate)  # not a pair
-    await asyncio.sleep(1.5)
-    async with presenting(over_tls, pair) as client:
-        await client.generate_data_key("acme")
-    new = over_tls.folder / "..new"
-    renewed.issue("daemon", host="127.0.0.1").write(new)
-    for name in ("tls.key", "tls.crt"):
-        (over_tls.folder / f".{name}").symlink_to(new / name)
-        (over_tls.folder / f".{name}").replace(over_tls.folder / name)
-    trusting = over_tls.folder / "new-ca.crt"
-    trusting.write_bytes(renewed.pem)
-    chain, key = pair.write(over_tls.folder / "client")
-
-    async def served() -> bool:
-        async with AsyncKmsClient(
-            over_tls.address, timeout=5, tls_ca_file=trusting, tls_cert_file=chain, tls_key_file=key
-        ) as client:
-            try:
-                await client.generate_data_key("acme")
-            except Unavailable:
-                return False
-            return True
-
-    await eventually(served)
-
-
-async def test_a_new_authority_ends_what_the_old_one_signed(over_tls: OverTls) -> None:
-    """After client-ca-file was replaced, a certificate of the former authority opens no connection."""
-    async with presenting(over_tls, TRUSTED.issue("me", uris=[SPIFFE])) as client:
-        await client.generate_data_key("acme")
-    ours = over_tls.folder / "mine.crt"
-    shutil.copy(over_tls.folder / "ca.crt", ours)
-    (over_tls.folder / "ca.crt").write_bytes(FOREIGN.pem)
-    chain, key = TRUSTED.issue("me", uris=[SPIFFE]).write(over_tls.folder / "client2")
-
-    async def refused() -> bool:
-        async with AsyncKmsClient(
-            over_tls.address, timeout=5, tls_ca_file=ours, tls_cert_file=chain, tls_key_file=key
-        ) as client:
-            try:
-                await client.generate_data_key("acme")
-            except Unavailable:
-                return True
-            return False
-
-    await eventually(refused)
-
-
-async def test_a_connection_ends_so_that_its_certificate_is_checked_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With an age of a second instead of an hour, a caller whose authority was withdrawn is soon refused."""
-    ages = dict(rpc_server.AT_MOST_AN_HOUR)
-    age, grace = ages["grpc.max_connection_age_ms"], ages["grpc.max_connection_age_grace_ms"]
-    assert age * 11 // 10 + grace <= 3_600_000  # gRPC adds up to a tenth to the age
-    monkeypatch.setattr(rpc_server, "AT_MOST_AN_HOUR", [(name, 1000) for name in ages])
-    settings = tls_settings(tmp_path / "tls", TRUSTED.issue("daemon", host="127.0.0.1"))
-    ours = tmp_path / "trusted.crt"
-    shutil.copy(tmp_path / "tls" / "ca.crt", ours)
-    chain, key = TRUSTED.issue("me", uris=[SPIFFE]).write(tmp_path / "client")
-    values = {setting.split("=")[0].translate(str.maketrans(".-", "__")): setting.split("=")[1] for setting in settings}
-    listen = f"unix:{tmp_path}/kms.sock;identity=a,127.0.0.1:0"
-    async with (
-        running(tmp_path / "data", kms_server_listen=listen, **values) as daemon,
-        AsyncKmsClient(
-            daemon.addresses[1],
-            timeout=5,
-            tls_ca_file=ours,
-            tls_cert_file=chain,
-            tls_key_file=key,
-            wait_for_ready=False,
-        ) as client,
-    ):
-        await client.generate_data_key("acme")
-        await asyncio.to_thread((tmp_path / "tls" / "ca.crt").write_bytes, FOREIGN.pem)
-
-        async def refused() -> bool:
-            try:
-                await client.generate_data_key("acme")
-            except Unavailable:
-                return True
-            return False
-
-        await eventually(refused)
-
-
-def tls_settings(folder: Path, pair: Pair, authority: bytes = TRUSTED.pem) -> Sequence[str]:
-    chain, key = pair.write(folder)
-    (folder / "ca.crt").write_bytes(authority)
-    return (
-        f"kms.server.tls.cert-file={chain}",
-        f"kms.server.tls.key-file={key}",
-        f"kms.server.tls.client-ca-file={folder / 'ca.crt'}",
-    )
-
-
-@pytest.mark.parametrize(
-    ("case", "text"),
-    [
-        ("key that others read", "is open to others"),
-        ("key that a group writes", "is open to others"),
-        ("foreign key", "is not the key of"),
-        ("expired", "expired at"),
-        ("no certificate", "holds no certificate"),
-        ("no key", "holds no private key"),
-        ("no authority", "holds no certificate"),
-        ("absent", "cannot be read"),
-        ("incomplete", "mutual TLS is incomplete"),
-    ],
-)
-async def test_refused_tls_files(tmp_path: Path, case: str, text: str) -> None:
-    """The start is refused with what to fix, be the address one that others reach or not."""
-    end = timedelta(minutes=-1) if case == "expired" else timedelta(hours=1)
-    settings = tls_settings(tmp_path, TRUSTED.issue("daemon", host="127.0.0.1", end=end))
-    match case:
-        case "key that others read":
-            (tmp_path / "tls.key").chmod(0o644)
-        case "key that a group writes":
-            (tmp_path / "tls.key").chmod(0o660)
-        case "foreign key":
-            (tmp_path / "tls.key").write_bytes(TRUSTED.issue("other").key)
-        case "no certificate":
-            (tmp_path / "tls.crt").write_text("none")
-        case "no key":
-            (tmp_path / "tls.key").write_text("none")
-        case "no authority":
-            (tmp_path / "ca.crt").write_text("none")
-        case "absent":
-            (tmp_path / "tls.key").unlink()
-        case "incomplete":
-            settings = settings[:2]
-    assert text in await refused_start(tmp_path, *settings)
-
-
-def test_with_mutual_tls_other_machines_may_reach_the_daemon(tmp_path: Path) -> None:
-    """0.0.0.0 is taken with mutual TLS, also where identity is required, and no certificate is no way in."""
-    settings = tls_settings(tmp_path, TRUSTED.issue("daemon", host="127.0.0.1"))
-    arguments = [word for setting in (*settings, "kms.server.require-identity=true") for word in ("--set", setting)]
-    with spawned("--data-dir", str(tmp_path / "data"), "--listen", "0.0.0.0:0", *arguments) as process:
-        process.wait_for("serving")
-        address = f"127.0.0.1:{process.address.rpartition(':')[2]}"
-        chain, key = TRUSTED.issue("me").write(tmp_path / "client")
-        with KmsClient(address, tls_ca_file=tmp_path / "ca.crt", tls_cert_file=chain, tls_key_file=key) as client:
-            assert 32 == len(client.generate_data_key("acme").plaintext)
-        assert grpc.StatusCode.UNAVAILABLE == status_of(address)
-
-
-# --- callers that are not authenticated
 
 
 def command(data_dir: Path, *words: str) -> "subprocess.CompletedProcess[str]":
