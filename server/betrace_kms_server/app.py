@@ -13,14 +13,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import structlog
 
 from betrace_kms_server.access.admission import Access
 from betrace_kms_server.access.listeners import Listeners, open_listeners
-from betrace_kms_server.audit.file import STDOUT
 from betrace_kms_server.audit.trail import AuditTrail
 from betrace_kms_server.cache.key_caches import KeyCaches
 from betrace_kms_server.config.reload import Reread, SettingsReload
@@ -29,7 +27,6 @@ from betrace_kms_server.config.sources import described
 from betrace_kms_server.core.key_event import KeyEvent, Recorder, recorded
 from betrace_kms_server.data_keys.keyring import KeyRing
 from betrace_kms_server.host.connections import Callers
-from betrace_kms_server.host.modes import check_file
 from betrace_kms_server.host.process import ROOT, runs_as_root
 from betrace_kms_server.host.signals import handle_signals
 from betrace_kms_server.host.sockets import Address, admin_socket, claimed
@@ -49,7 +46,7 @@ from betrace_kms_server.rpc.server import bind, build_admin_server, build_server
 from betrace_kms_server.signing_keys.lifecycle import Lifecycle
 from betrace_kms_server.signing_keys.rotation import Rotation
 from betrace_kms_server.signing_keys.signer import Signer
-from betrace_kms_server.startup import ephemeral_volume, open_data_dir, open_provider, open_store
+from betrace_kms_server.startup import ephemeral_volume, open_audit, open_data_dir, open_provider, open_store
 from betrace_kms_server.stores.protocol import KeyStore
 from betrace_kms_server.telemetry import export
 from betrace_kms_server.telemetry.figures import CallStats, Figures
@@ -165,7 +162,7 @@ async def build_core(
 ) -> Core:
     """Open the key store and the provider, and build what stands on them. Raises StartRefused."""
     store = await open_store(settings, resources)
-    audit = await _open_audit(settings, resources)
+    audit = await open_audit(settings, resources)
     record = recorder(audit)
     tracing = export.open_tracing(os.environ)
     rpcs, kms_calls = CallStats(), CallStats()
@@ -304,21 +301,6 @@ async def build_edges(
     ops_address = await resources.enter_async_context(serving_ops(settings.ops_listen, ops))
     resources.callback(core.health.drain)
     return Daemon(addresses, ops_address, core.health, core.caches, [listeners.reload])
-
-
-async def _open_audit(settings: Settings, resources: AsyncExitStack) -> AuditTrail | None:
-    if settings.audit_file is None:
-        return None
-    if settings.audit_file != STDOUT:
-        check_file(Path(settings.audit_file), may_be_link=True)
-    return await resources.enter_async_context(
-        AuditTrail(
-            settings.audit_file,
-            settings.data_dir,
-            required=settings.audit_required,
-            durable=settings.audit_durable,
-        )
-    )
 
 
 def _open_metrics(core: Core, resources: AsyncExitStack) -> Metrics:

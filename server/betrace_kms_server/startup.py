@@ -1,4 +1,4 @@
-"""Opens what the daemon stands on: its data folder and its provider. Refuses what would lose keys."""
+"""Opens what the daemon stands on: its data folder, its provider and its audit trail. Refuses what would lose keys."""
 
 import os
 from contextlib import AsyncExitStack
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import structlog
 
+from betrace_kms_server.audit.file import STDOUT
+from betrace_kms_server.audit.trail import AuditTrail
 from betrace_kms_server.config.settings import Settings
 from betrace_kms_server.core.errors import StartRefused
 from betrace_kms_server.core.key_event import KmsObserver
@@ -123,4 +125,20 @@ async def open_provider(
         tenant_per_second=settings.budget_tenant_per_second,
         tenant_burst=settings.budget_tenant_burst,
         per_second=settings.budget_per_second,
+    )
+
+
+async def open_audit(settings: Settings, resources: AsyncExitStack) -> AuditTrail | None:
+    """Begin the audit trail, if there is one. Raises StartRefused if others can read it or it cannot be written."""
+    if settings.audit_file is None:
+        return None
+    if settings.audit_file != STDOUT:
+        check_file(Path(settings.audit_file), may_be_link=True)
+    return await resources.enter_async_context(
+        AuditTrail(
+            settings.audit_file,
+            settings.data_dir,
+            required=settings.audit_required,
+            durable=settings.audit_durable,
+        )
     )
