@@ -87,7 +87,7 @@ node-modules: ## install the AWS Encryption SDK for JavaScript for tests/interop
 docs: $(VENV)/dev.stamp $(VENV)/tools.stamp ## write API documents of the Python packages and of the protos into dist/docs (needs Go)
 	$(GO_INSTALL) $(PROTOC_GEN_DOC)
 	mkdir -p dist/docs
-	$(BIN)/pdoc --docformat markdown --output-directory dist/docs/python betrace_kms_client betrace_kms_evidence betrace_kms_server
+	$(BIN)/pdoc --docformat markdown --output-directory dist/docs/python betrace_kms_client betrace_kms_envelope betrace_kms_evidence betrace_kms_server
 	cd protos && ../$(BIN)/python -m grpc_tools.protoc -I . --doc_out=../dist/docs --doc_opt=html,protos.html betrace/kms/v1/*.proto
 
 release: $(VENV)/dev.stamp $(VENV)/tools.stamp ## make release VERSION=1.2.3: set the version, close the changelog's section, commit, tag, build dist/

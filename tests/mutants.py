@@ -18,6 +18,7 @@ BIN = ROOT / ".venv/bin"
 PACKAGES = (
     "server/betrace_kms_server",
     "client/betrace_kms_client",
+    "client/betrace_kms_envelope",
     "client/betrace_kms_evidence",
     "protos/betrace",
     "tests",
@@ -28,8 +29,8 @@ TESTS: Mapping[str, Sequence[str]] = {
         "contract/test_keyring*",
         "contract/test_budgets",
         "contract/test_cache_trust",
-        "unit/test_envelope",
     ),
+    "betrace_kms_envelope": ("unit/test_envelope", "contract/test_keyring*"),
     "betrace_kms_server/signing_keys": (
         "contract/test_rewrapping",
         "contract/test_signing*",

@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 import pytest
+from betrace_kms_envelope import Message
 from betrace_kms_server.cache.key_cache import KeyCache
 from betrace_kms_server.core.errors import KmsUnreachable
 from betrace_kms_server.core.keys import DataKey
 from betrace_kms_server.data_keys.budget import Budget
-from betrace_kms_server.data_keys.envelope import Message
 from betrace_kms_server.data_keys.keyring import KeyRing
 
 from tests.contract.doubles import CountedLocalProvider, FakeClock

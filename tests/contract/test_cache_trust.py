@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from betrace_kms_envelope import MAX_HEADER_BYTES, Message
 from betrace_kms_server.cache.generations import Generations
 from betrace_kms_server.cache.key_cache import KeyCache
 from betrace_kms_server.core.errors import AccessDenied, DoesNotOpen, KeyDamaged, StoreUnavailable
-from betrace_kms_server.data_keys.envelope import MAX_HEADER_BYTES, Message
 from betrace_kms_server.data_keys.keyring import KeyRing, digest
 from structlog.testing import capture_logs
 

@@ -4,16 +4,16 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from betrace_kms_server.cache.key_cache import KeyCache
-from betrace_kms_server.core.errors import DoesNotOpen
-from betrace_kms_server.core.tenancy import Context, DataKeyType, encryption_context, signing_context
-from betrace_kms_server.data_keys.envelope import (
+from betrace_kms_envelope import (
     DATA_KEY_BYTES,
     MAX_WRAPPED_KEY_BYTES,
     EncryptedDataKey,
     Message,
     Sealer,
 )
+from betrace_kms_server.cache.key_cache import KeyCache
+from betrace_kms_server.core.errors import DoesNotOpen
+from betrace_kms_server.core.tenancy import Context, DataKeyType, encryption_context, signing_context
 from betrace_kms_server.data_keys.keyring import KeyRing
 from betrace_kms_server.providers.protocol import KeyProvider
 

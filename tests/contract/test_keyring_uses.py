@@ -4,12 +4,12 @@ import os
 from collections.abc import Awaitable, Callable
 
 import pytest
+from betrace_kms_envelope import MAX_WRAPPED_KEY_BYTES, EncryptedDataKey, Message, Sealer
 from betrace_kms_server.cache.key_cache import KeyCache
 from betrace_kms_server.core.errors import DoesNotOpen, KmsUnreachable
 from betrace_kms_server.core.key_event import KeyEvent
 from betrace_kms_server.core.keys import KeyMaterial, WrappedKey
 from betrace_kms_server.core.tenancy import encryption_context
-from betrace_kms_server.data_keys.envelope import MAX_WRAPPED_KEY_BYTES, EncryptedDataKey, Message, Sealer
 from betrace_kms_server.data_keys.keyring import KeyRing, digest
 
 from tests.contract.doubles import CountedLocalProvider

@@ -12,6 +12,7 @@ from json import JSONDecodeError
 import orjson
 from betrace_kms_client.otlp.encodings import DamagedInput, InvalidInput, decoded
 from betrace_kms_client.otlp.files import lines_of, read_first
+from betrace_kms_envelope import DoesNotOpen, EncryptedDataKey, Message, Sealer
 from betrace_kms_evidence import (
     InvalidDocument,
     InvalidKeySet,
@@ -25,8 +26,6 @@ from betrace_kms_evidence import (
 from betrace_kms_server.access.policy import InvalidPolicy, parse_policy
 from betrace_kms_server.audit.chain import parse_line
 from betrace_kms_server.config.properties import parse_properties
-from betrace_kms_server.core.errors import DoesNotOpen
-from betrace_kms_server.data_keys.envelope import EncryptedDataKey, Message, Sealer
 from betrace_kms_server.stores.export import key_of, line_of
 from javaproperties import InvalidUEscapeError
 

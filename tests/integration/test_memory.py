@@ -13,9 +13,9 @@ from betrace.kms.v1 import admin_pb2 as pb
 from betrace.kms.v1.admin_pb2_grpc import KmsAdminServiceStub
 from betrace.kms.v1.span_pb2 import ComplianceSpan
 from betrace_kms_client import AsyncKmsClient
+from betrace_kms_envelope import Message
 from betrace_kms_server.core.keys import WrappedKey
 from betrace_kms_server.core.tenancy import encryption_context, signing_context
-from betrace_kms_server.data_keys.envelope import Message
 from betrace_kms_server.providers.aws.provider import AwsProvider
 from betrace_kms_server.providers.local import LocalProvider, load_master_key
 from betrace_kms_server.providers.protocol import KeyProvider

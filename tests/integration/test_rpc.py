@@ -10,7 +10,7 @@ import structlog.testing
 from betrace.kms.v1 import key_management_pb2 as pb
 from betrace.kms.v1.key_management_pb2_grpc import KeyManagementServiceStub
 from betrace.kms.v1.span_pb2 import ComplianceSpan
-from betrace_kms_server.data_keys.envelope import Message
+from betrace_kms_envelope import Message
 from betrace_kms_server.data_keys.keyring import KeyRing
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from betrace_kms_client import AsyncKmsClient, KmsClientError
-from betrace_kms_server.data_keys.envelope import Message
+from betrace_kms_envelope import Message
 
 from tests.daemon import running
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from betrace_kms_server.data_keys.envelope import Message
+from betrace_kms_envelope import Message
 
 from tests.interop.sdk import (
     CONTEXTS,

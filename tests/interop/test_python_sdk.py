@@ -16,8 +16,8 @@ from aws_encryption_sdk.key_providers.kms import (  # type: ignore[import-untype
     MRKAwareStrictAwsKmsMasterKeyProvider,
 )
 from betrace_kms_client import AsyncKmsClient
+from betrace_kms_envelope import Message
 from betrace_kms_server.core.errors import DoesNotOpen
-from betrace_kms_server.data_keys.envelope import Message
 
 from tests.daemon import running
 from tests.interop.sdk import (

@@ -11,14 +11,7 @@ from hashlib import sha256
 from typing import Protocol, TypeVar
 
 import orjson
-
-from betrace_kms_server.cache.key_cache import Key, KeyCache, Load
-from betrace_kms_server.core.errors import DoesNotOpen, KmsError
-from betrace_kms_server.core.key_event import KeyEvent, note_miss
-from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
-from betrace_kms_server.core.tenancy import Context, DataKeyType, belongs_to, encryption_context, fits_kms
-from betrace_kms_server.data_keys.budget import Budget
-from betrace_kms_server.data_keys.envelope import (
+from betrace_kms_envelope import (
     DATA_KEY_BYTES,
     KNOWN_MESSAGES,
     MAX_WRAPPED_KEY_BYTES,
@@ -26,6 +19,14 @@ from betrace_kms_server.data_keys.envelope import (
     Message,
     Sealer,
 )
+from betrace_kms_envelope import DoesNotOpen as MessageDoesNotOpen
+
+from betrace_kms_server.cache.key_cache import Key, KeyCache, Load
+from betrace_kms_server.core.errors import DoesNotOpen, KmsError
+from betrace_kms_server.core.key_event import KeyEvent, note_miss
+from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
+from betrace_kms_server.core.tenancy import Context, DataKeyType, belongs_to, encryption_context, fits_kms
+from betrace_kms_server.data_keys.budget import Budget
 from betrace_kms_server.providers.protocol import KeyProvider
 
 _NO_PAIRS = bytes(32)
@@ -170,7 +171,7 @@ class KeyRing:
         Version 1 messages commit to no key and are refused.
         """
         if _is_message(ciphertext):
-            message = Message.parse(ciphertext, max_encrypted_data_keys=self._max_encrypted_data_keys)
+            message = self._parse(ciphertext)
             if not belongs_to(message.context, tenant_id, caller):
                 raise DoesNotOpen
             found = await self._unwrap(
@@ -184,7 +185,10 @@ class KeyRing:
                 ),
                 event,
             )
-            return Opened(message.open(found.material.raw), found.master_key_arn)
+            try:
+                return Opened(message.open(found.material.raw), found.master_key_arn)
+            except MessageDoesNotOpen:
+                raise DoesNotOpen from None
         found = await self._unwrap_bare(tenant_id, ciphertext, caller, event)
         return Opened(bytes(found.material.raw), found.master_key_arn)
 
@@ -207,6 +211,12 @@ class KeyRing:
         note_miss(event)
         wrapped = await self._provider.wrap(found.material, encryption_context(tenant_id, destination))
         return Sealed(wrapped.blob, wrapped.master_key_arn)
+
+    def _parse(self, ciphertext: bytes) -> Message:
+        try:
+            return Message.parse(ciphertext, max_encrypted_data_keys=self._max_encrypted_data_keys)
+        except MessageDoesNotOpen:
+            raise DoesNotOpen from None
 
     async def _spend(self, key: Key, load: Load[B], event: KeyEvent | None) -> B:
         """Return a key after taking one use of its budget; a key without any left makes way for its successor."""

@@ -60,8 +60,6 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.constant_time import bytes_eq
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
-from betrace_kms_server.core.errors import DoesNotOpen
-
 MAX_WRAPPED_KEY_BYTES = 6144
 """Largest ciphertext that KMS Decrypt takes (AWS KMS API reference, Decrypt)."""
 MAX_HEADER_BYTES = 128 * 1024
@@ -89,6 +87,13 @@ _FRAME_AAD, _FINAL_FRAME_AAD, _SINGLE_BLOCK_AAD = (
     b"AWSKMSEncryptionClient Final Frame",
     b"AWSKMSEncryptionClient Single Block",
 )
+
+
+class DoesNotOpen(Exception):
+    """The bytes are no message that we can open, or not one of this data key. Which of these is not told."""
+
+    def __init__(self) -> None:
+        super().__init__("the message does not open: it was altered or cut, or belongs to another key or context")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,25 @@
+"""AWS Encryption SDK messages, sealed and opened under a data key that the caller has. Pure: no network, no SDK."""
+
+from betrace_kms_envelope.message import (
+    DATA_KEY_BYTES,
+    FRAME_BYTES,
+    KNOWN_MESSAGES,
+    MAX_HEADER_BYTES,
+    MAX_WRAPPED_KEY_BYTES,
+    DoesNotOpen,
+    EncryptedDataKey,
+    Message,
+    Sealer,
+)
+
+__all__ = [
+    "DATA_KEY_BYTES",
+    "FRAME_BYTES",
+    "KNOWN_MESSAGES",
+    "MAX_HEADER_BYTES",
+    "MAX_WRAPPED_KEY_BYTES",
+    "DoesNotOpen",
+    "EncryptedDataKey",
+    "Message",
+    "Sealer",
+]
