@@ -11,15 +11,21 @@ from betrace_kms_envelope.message import (
     Message,
     Sealer,
 )
+from betrace_kms_envelope.stream import MAX_FRAME_BYTES, Opening, Sealing, TooLarge, header_length
 
 __all__ = [
     "DATA_KEY_BYTES",
     "FRAME_BYTES",
     "KNOWN_MESSAGES",
+    "MAX_FRAME_BYTES",
     "MAX_HEADER_BYTES",
     "MAX_WRAPPED_KEY_BYTES",
     "DoesNotOpen",
     "EncryptedDataKey",
     "Message",
+    "Opening",
     "Sealer",
+    "Sealing",
+    "TooLarge",
+    "header_length",
 ]

@@ -68,8 +68,8 @@ DATA_KEY_BYTES = 32
 FRAME_BYTES = 65_536
 
 _COMMITTING = 0x0478
-_COMMITTING_SIGNED = 0x0578
-_SUITES = {b"\x02\x04\x78": _COMMITTING, b"\x02\x05\x78": _COMMITTING_SIGNED}
+COMMITTING_SIGNED = 0x0578
+_SUITES = {b"\x02\x04\x78": _COMMITTING, b"\x02\x05\x78": COMMITTING_SIGNED}
 KNOWN_MESSAGES = tuple(_SUITES)
 """How a message that we can open begins: version and suite, three bytes."""
 _COMMIT_INFO = b"COMMITKEY"
@@ -77,12 +77,12 @@ _DERIVE_INFO = {suite: suite.to_bytes(2, "big") + b"DERIVEKEY" for suite in _SUI
 _SHA512 = hashes.SHA512()
 _NON_FRAMED, _FRAMED = 1, 2
 _MESSAGE_ID_BYTES = _COMMITMENT_BYTES = 32
-_IV_BYTES = 12
-_TAG_BYTES = 16
-_FINAL = 0xFFFFFFFF
+IV_BYTES = 12
+TAG_BYTES = 16
+FINAL = 0xFFFFFFFF
 _REMEMBERED, _REMEMBERED_BYTES = 256, 4096
 _PUBLIC_KEY = "aws-crypto-public-key"
-_FRAME_AAD, _FINAL_FRAME_AAD, _SINGLE_BLOCK_AAD = (
+FRAME_AAD, FINAL_FRAME_AAD, SINGLE_BLOCK_AAD = (
     b"AWSKMSEncryptionClient Frame",
     b"AWSKMSEncryptionClient Final Frame",
     b"AWSKMSEncryptionClient Single Block",
@@ -149,20 +149,14 @@ class Message:
 
     def is_under(self, data_key: bytes | bytearray) -> bool:
         """Return whether this is the message's data key: its commitment and the header's tag verify under it."""
-        if len(data_key) != DATA_KEY_BYTES:
-            return False
-        commitment, key = _derive(data_key, self.suite, self.message_id)
-        if not bytes_eq(commitment, self.commitment):
-            return False
-        tag = self._data[self._body_at : self._body_at + _TAG_BYTES]
         try:
-            AESGCM(key).decrypt(bytes(_IV_BYTES), tag, self._data[: self._body_at])
-        except (InvalidTag, ValueError):  # ValueError: shorter than a tag
+            self.begin(data_key)
+        except DoesNotOpen:
             return False
         return True
 
-    def open(self, data_key: bytes | bytearray) -> bytes:
-        """Return the plaintext. Raises DoesNotOpen unless the commitment, every tag and the footer verify."""
+    def begin(self, data_key: bytes | bytearray) -> AESGCM:
+        """Return what opens the body. Raises DoesNotOpen unless commitment and header's tag verify under the key."""
         if len(data_key) != DATA_KEY_BYTES:
             raise DoesNotOpen
         if self.suite == _COMMITTING and _PUBLIC_KEY in self.context:  # a signature that was taken away
@@ -171,13 +165,22 @@ class Message:
         if not bytes_eq(commitment, self.commitment):
             raise DoesNotOpen
         cipher = AESGCM(key)
-        reader = _Reader(self._data, self._body_at)
+        tag = self._data[self._body_at : self._body_at + TAG_BYTES]
         try:
-            cipher.decrypt(bytes(_IV_BYTES), reader.take(_TAG_BYTES), self._data[: self._body_at])
+            cipher.decrypt(bytes(IV_BYTES), tag, self._data[: self._body_at])
+        except (InvalidTag, ValueError):  # ValueError: shorter than a tag
+            raise DoesNotOpen from None
+        return cipher
+
+    def open(self, data_key: bytes | bytearray) -> bytes:
+        """Return the plaintext. Raises DoesNotOpen unless the commitment, every tag and the footer verify."""
+        cipher = self.begin(data_key)
+        reader = _Reader(self._data, self._body_at + TAG_BYTES)
+        try:
             chunks = list(self._frames(cipher, reader) if self.frame_length else self._block(cipher, reader))
         except InvalidTag:
             raise DoesNotOpen from None
-        if self.suite == _COMMITTING_SIGNED:
+        if self.suite == COMMITTING_SIGNED:
             self._verify_footer(reader)
         if reader.at != len(self._data):
             raise DoesNotOpen
@@ -189,29 +192,37 @@ class Message:
         while not final:
             sequence += 1
             number = reader.integer(4)
-            if final := number == _FINAL:
+            if final := number == FINAL:
                 number = reader.integer(4)
             if number != sequence:
                 raise DoesNotOpen
-            iv = reader.take(_IV_BYTES)
+            iv = reader.take(IV_BYTES)
             length = reader.integer(4) if final else self.frame_length
             if length > self.frame_length:
                 raise DoesNotOpen
-            kind = _FINAL_FRAME_AAD if final else _FRAME_AAD
-            yield cipher.decrypt(iv, reader.take(length + _TAG_BYTES), _aad(self.message_id, kind, sequence, length))
+            kind = FINAL_FRAME_AAD if final else FRAME_AAD
+            yield cipher.decrypt(iv, reader.take(length + TAG_BYTES), body_aad(self.message_id, kind, sequence, length))
 
     def _block(self, cipher: AESGCM, reader: "_Reader") -> Iterator[bytes]:
-        iv, length = reader.take(_IV_BYTES), reader.integer(8)
-        yield cipher.decrypt(iv, reader.take(length + _TAG_BYTES), _aad(self.message_id, _SINGLE_BLOCK_AAD, 1, length))
+        iv, length = reader.take(IV_BYTES), reader.integer(8)
+        yield cipher.decrypt(
+            iv, reader.take(length + TAG_BYTES), body_aad(self.message_id, SINGLE_BLOCK_AAD, 1, length)
+        )
 
     def _verify_footer(self, reader: "_Reader") -> None:
         signed = self._data[: reader.at]
         signature = reader.chunk()
         try:
+            self.public_key().verify(signature, signed, ec.ECDSA(hashes.SHA384()))
+        except InvalidSignature:
+            raise DoesNotOpen from None
+
+    def public_key(self) -> ec.EllipticCurvePublicKey:
+        """Return the key that signed the message. Raises DoesNotOpen if the context has none."""
+        try:
             point = b64decode(self.context[_PUBLIC_KEY], validate=True)
-            public_key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), point)
-            public_key.verify(signature, signed, ec.ECDSA(hashes.SHA384()))
-        except (KeyError, ValueError, Base64Error, InvalidSignature):
+            return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), point)
+        except (KeyError, ValueError, Base64Error):
             raise DoesNotOpen from None
 
 
@@ -238,23 +249,28 @@ class Sealer:
 
     def seal(self, plaintext: bytes, data_key: bytes | bytearray) -> bytes:
         """Return a message with this plaintext. `data_key` is the 32 bytes that the encrypted data key wraps."""
-        message_id = os.urandom(_MESSAGE_ID_BYTES)
-        commitment, key = _derive(data_key, _COMMITTING, message_id)
-        cipher = AESGCM(key)
-        header = b"\x02\x04\x78" + message_id + self._fields + commitment
-        parts = [header, cipher.encrypt(bytes(_IV_BYTES), b"", header)]
+        header, message_id, cipher = self.begin(data_key)
+        parts = [header]
         frames = max(1, -(-len(plaintext) // FRAME_BYTES))
         for sequence in range(1, frames + 1):
             content = plaintext[(sequence - 1) * FRAME_BYTES : sequence * FRAME_BYTES]
-            number, iv = sequence.to_bytes(4, "big"), sequence.to_bytes(_IV_BYTES, "big")
+            number, iv = sequence.to_bytes(4, "big"), sequence.to_bytes(IV_BYTES, "big")
             if sequence < frames:
                 parts += (number, iv)
-                kind = _FRAME_AAD
+                kind = FRAME_AAD
             else:
                 parts += (b"\xff\xff\xff\xff", number, iv, len(content).to_bytes(4, "big"))
-                kind = _FINAL_FRAME_AAD
-            parts.append(cipher.encrypt(iv, content, _aad(message_id, kind, sequence, len(content))))
+                kind = FINAL_FRAME_AAD
+            parts.append(cipher.encrypt(iv, content, body_aad(message_id, kind, sequence, len(content))))
         return b"".join(parts)
+
+    def begin(self, data_key: bytes | bytearray) -> tuple[bytes, bytes, AESGCM]:
+        """Return a new message's header with its tag, its id, and what seals its body."""
+        message_id = os.urandom(_MESSAGE_ID_BYTES)
+        commitment, key = _derive(data_key, _COMMITTING, message_id)
+        cipher = AESGCM(key)
+        header = b"".join((b"\x02\x04\x78", message_id, self._fields, commitment))
+        return header + cipher.encrypt(bytes(IV_BYTES), b"", header), message_id, cipher
 
 
 class _Reader:
@@ -345,7 +361,8 @@ def _chunk(data: bytes) -> bytes:
     return len(data).to_bytes(2, "big") + data
 
 
-def _aad(message_id: bytes, kind: bytes, sequence: int, length: int) -> bytes:
+def body_aad(message_id: bytes, kind: bytes, sequence: int, length: int) -> bytes:
+    """Return the additional authenticated data of a frame, or of a body without frames."""
     return b"".join((message_id, kind, sequence.to_bytes(4, "big"), length.to_bytes(8, "big")))
 
 

@@ -6,9 +6,20 @@ import tracemalloc
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import cycle
 
 import pytest
-from betrace_kms_envelope import DATA_KEY_BYTES, FRAME_BYTES, DoesNotOpen, EncryptedDataKey, Message, Sealer
+from betrace_kms_envelope import (
+    DATA_KEY_BYTES,
+    FRAME_BYTES,
+    DoesNotOpen,
+    EncryptedDataKey,
+    Message,
+    Opening,
+    Sealer,
+    TooLarge,
+    header_length,
+)
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -153,7 +164,36 @@ def signed_0578(plaintext: bytes) -> bytes:
 
 
 def opened(message: bytes, key: bytes = KEY) -> bytes:
-    return Message.parse(message).open(key)
+    """Open a message in one go, and check that the reader of streams says the same, whatever pieces it gets."""
+    dice = random.Random(len(message))  # noqa: S311  # test data
+    pieces = dice.choice([[1], [7, 64], [100_000]])
+    try:
+        whole = Message.parse(message).open(key)
+    except DoesNotOpen:
+        with pytest.raises((DoesNotOpen, TooLarge)):
+            opened_in_pieces(message, key, pieces)
+        raise
+    assert opened_in_pieces(message, key, pieces) == whole
+    return whole
+
+
+def opened_in_pieces(message: bytes, key: bytes, sizes: Sequence[int]) -> bytes:
+    """Open a message of which `sizes` bytes come at a time, in turns."""
+    held, opening, contents, at = b"", None, [], 0
+    for size in cycle(sizes):
+        held += message[at : at + size]
+        at += size
+        if opening is None and (length := header_length(held)) is not None:
+            opening, held = Opening(held[:length], key), held[length:]
+        if opening is not None:
+            contents.append(opening.update(held))
+            held = b""
+        if at >= len(message):
+            break
+    if opening is None:
+        raise DoesNotOpen
+    opening.finalize()
+    return b"".join(contents)
 
 
 def refused(message: bytes, key: bytes = KEY) -> bool:
