@@ -22,7 +22,7 @@ from betrace_kms_envelope import (
 from betrace_kms_envelope import DoesNotOpen as MessageDoesNotOpen
 
 from betrace_kms_server.cache.key_cache import Key, KeyCache, Load
-from betrace_kms_server.core.errors import DoesNotOpen, KmsError
+from betrace_kms_server.core.errors import DoesNotOpen, InvalidRequest, KmsError
 from betrace_kms_server.core.key_event import KeyEvent, note_miss
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.core.tenancy import Context, DataKeyType, belongs_to, encryption_context, fits_kms
@@ -46,6 +46,24 @@ class Opened:
     """What a ciphertext held, and the master key behind it."""
 
     plaintext: bytes = field(repr=False)
+    master_key_arn: str
+
+
+@dataclass(frozen=True, slots=True)
+class MessageKey:
+    """A data key to seal messages with, and what their headers must hold."""
+
+    material: KeyMaterial
+    encrypted: EncryptedDataKey
+    context: Context = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedKey:
+    """The data key of one message, the context that its header holds, and the master key behind it."""
+
+    material: KeyMaterial
+    context: Context = field(repr=False)
     master_key_arn: str
 
 
@@ -143,15 +161,18 @@ class KeyRing:
         key = ("data key", self._provider.master_key_arn, tenant_id, number_of_bytes, digest(caller))
         return (await self._spend(key, load, event)).data_key
 
+    async def message_key(self, tenant_id: str, caller: Context, event: KeyEvent | None = None) -> MessageKey:
+        """Return a new data key under which the caller seals messages itself, and what their headers must hold."""
+        data_key = await self.data_key(tenant_id, DATA_KEY_BYTES, caller, fresh=True, event=event)
+        return MessageKey(data_key.material, self._encrypted(data_key), encryption_context(tenant_id, caller))
+
     async def seal(self, tenant_id: str, plaintext: bytes, caller: Context, event: KeyEvent | None = None) -> Sealed:
         """Seal a payload into an AWS Encryption SDK message under the tenant's sealing key for this context."""
         context = encryption_context(tenant_id, caller, self._sealing_key_type)
 
         async def load() -> _SealingKey:
             data_key = await self._provider.generate_data_key(DATA_KEY_BYTES, context)
-            wrapped = data_key.wrapped
-            encrypted = EncryptedDataKey(self._provider.message_provider_id, wrapped.master_key_arn, wrapped.blob)
-            return _SealingKey(data_key, Sealer(encrypted, context), Budget(self._max_messages))
+            return _SealingKey(data_key, Sealer(self._encrypted(data_key), context), Budget(self._max_messages))
 
         key = (
             self._sealing_use,
@@ -172,25 +193,26 @@ class KeyRing:
         """
         if _is_message(ciphertext):
             message = self._parse(ciphertext)
-            if not belongs_to(message.context, tenant_id, caller):
-                raise DoesNotOpen
-            found = await self._unwrap(
-                _Wrapped(
-                    "message key",
-                    tenant_id,
-                    sha256(message.fields).digest(),  # context and wrapped keys
-                    message.context,
-                    candidates=lambda: self._candidates(message),
-                    accept=lambda key: message.is_under(key.material.raw),
-                ),
-                event,
-            )
+            found = await self._unwrap_key_of(message, tenant_id, caller, event)
             try:
                 return Opened(message.open(found.material.raw), found.master_key_arn)
             except MessageDoesNotOpen:
                 raise DoesNotOpen from None
         found = await self._unwrap_bare(tenant_id, ciphertext, caller, event)
         return Opened(bytes(found.material.raw), found.master_key_arn)
+
+    async def opening_key(
+        self, tenant_id: str, header: bytes, caller: Context, event: KeyEvent | None = None
+    ) -> OpenedKey:
+        """Return the data key of the message with this header, which must verify under it.
+
+        Raises DoesNotOpen, and InvalidRequest if the key is one that never leaves the daemon.
+        """
+        message = self._parse(header)
+        if message.context.get("keyType") == "sealing" and belongs_to(message.context, tenant_id, caller):
+            raise InvalidRequest("the message was sealed by Encrypt: open it with Decrypt")
+        found = await self._unwrap_key_of(message, tenant_id, caller, event)
+        return OpenedKey(found.material, message.context, found.master_key_arn)
 
     async def reseal(
         self,
@@ -227,6 +249,27 @@ class KeyRing:
                     self._cache.refresh_soon(key)
                 return found
             self._cache.discard(key, found)
+
+    def _encrypted(self, data_key: DataKey) -> EncryptedDataKey:
+        wrapped = data_key.wrapped
+        return EncryptedDataKey(self._provider.message_provider_id, wrapped.master_key_arn, wrapped.blob)
+
+    async def _unwrap_key_of(
+        self, message: Message, tenant_id: str, caller: Context, event: KeyEvent | None
+    ) -> _OpeningKey:
+        if not belongs_to(message.context, tenant_id, caller):
+            raise DoesNotOpen
+        return await self._unwrap(
+            _Wrapped(
+                "message key",
+                tenant_id,
+                sha256(message.fields).digest(),  # context and wrapped keys
+                message.context,
+                candidates=lambda: self._candidates(message),
+                accept=lambda key: message.is_under(key.material.raw),
+            ),
+            event,
+        )
 
     def _candidates(self, message: Message) -> list[WrappedKey]:
         """Return the message's wrapped keys that one of our master keys may unwrap."""

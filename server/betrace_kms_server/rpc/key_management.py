@@ -94,6 +94,40 @@ class KeyManagementService(SpanCalls, key_management_pb2_grpc.KeyManagementServi
         )
         return pb.ReEncryptResponse(ciphertext_blob=sealed.ciphertext, key_id=sealed.master_key_arn)
 
+    @observed_as(_OF_DATA_KEYS)
+    async def GenerateMessageKey(
+        self, request: pb.GenerateMessageKeyRequest, context: _Context, event: KeyEvent | None = None
+    ) -> pb.GenerateMessageKeyResponse:
+        """Return a new data key for messages that the caller seals."""
+        tenant_id = check_tenant_id(request.tenant_id)
+        key = await self._keyring.message_key(tenant_id, check_caller_context(request.encryption_context), event)
+        encrypted = key.encrypted
+        return pb.GenerateMessageKeyResponse(
+            plaintext=bytes(key.material.raw),
+            encrypted_data_key=pb.EncryptedDataKey(
+                provider_id=encrypted.provider_id,
+                provider_info=encrypted.provider_info,
+                ciphertext=encrypted.ciphertext,
+            ),
+            header_context=key.context,
+            key_id=encrypted.provider_info,
+        )
+
+    @observed_as(_OF_DATA_KEYS)
+    async def OpenMessageKey(
+        self, request: pb.OpenMessageKeyRequest, context: _Context, event: KeyEvent | None = None
+    ) -> pb.OpenMessageKeyResponse:
+        """Return the data key of a message that the caller opens."""
+        tenant_id = check_tenant_id(request.tenant_id)
+        if not request.message_header:
+            raise InvalidRequest("message_header is empty: send the first bytes of the message, up to its first frame")
+        key = await self._keyring.opening_key(
+            tenant_id, request.message_header, check_caller_context(request.encryption_context), event
+        )
+        return pb.OpenMessageKeyResponse(
+            plaintext=bytes(key.material.raw), header_context=key.context, key_id=key.master_key_arn
+        )
+
 
 def _number_of_bytes(request: pb.GenerateDataKeyRequest) -> int:
     spec, size = request.key_spec, request.number_of_bytes

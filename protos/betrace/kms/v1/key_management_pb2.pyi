@@ -482,6 +482,246 @@ class ReEncryptResponse(_message.Message):
 Global___ReEncryptResponse: _TypeAlias = ReEncryptResponse  # noqa: Y015
 
 @_typing.final
+class GenerateMessageKeyRequest(_message.Message):
+    """GenerateMessageKeyRequest asks for a data key to seal with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class EncryptionContextEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    ENCRYPTION_CONTEXT_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Whose payload it will seal."""
+    @_builtins.property
+    def encryption_context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Pairs that the messages are bound to. They are stored in them in the clear."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        encryption_context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encryption_context", b"encryption_context", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateMessageKeyRequest: _TypeAlias = GenerateMessageKeyRequest  # noqa: Y015
+
+@_typing.final
+class EncryptedDataKey(_message.Message):
+    """EncryptedDataKey is a wrapped data key as the header of an AWS Encryption SDK message has it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_ID_FIELD_NUMBER: _builtins.int
+    PROVIDER_INFO_FIELD_NUMBER: _builtins.int
+    CIPHERTEXT_FIELD_NUMBER: _builtins.int
+    provider_id: _builtins.str
+    """"aws-kms" where AWS KMS wrapped it."""
+    provider_info: _builtins.str
+    """ARN of the master key that wrapped it."""
+    ciphertext: _builtins.bytes
+    """The wrapped key."""
+    def __init__(
+        self,
+        *,
+        provider_id: _builtins.str = ...,
+        provider_info: _builtins.str = ...,
+        ciphertext: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ciphertext", b"ciphertext", "provider_id", b"provider_id", "provider_info", b"provider_info"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EncryptedDataKey: _TypeAlias = EncryptedDataKey  # noqa: Y015
+
+@_typing.final
+class GenerateMessageKeyResponse(_message.Message):
+    """GenerateMessageKeyResponse is a data key, and what the header of its messages must hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class HeaderContextEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PLAINTEXT_FIELD_NUMBER: _builtins.int
+    ENCRYPTED_DATA_KEY_FIELD_NUMBER: _builtins.int
+    HEADER_CONTEXT_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    plaintext: _builtins.bytes
+    """The key itself: 32 bytes. Derive each message's key from it, as suite 0x0478 does, then forget it."""
+    key_id: _builtins.str
+    """ARN of the master key that wrapped it."""
+    @_builtins.property
+    def encrypted_data_key(self) -> Global___EncryptedDataKey:
+        """The only encrypted data key of the header."""
+
+    @_builtins.property
+    def header_context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The whole encryption context of the header: the caller's pairs and the server's."""
+
+    def __init__(
+        self,
+        *,
+        plaintext: _builtins.bytes = ...,
+        encrypted_data_key: Global___EncryptedDataKey | None = ...,
+        header_context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        key_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["encrypted_data_key", b"encrypted_data_key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encrypted_data_key", b"encrypted_data_key", "header_context", b"header_context", "key_id", b"key_id", "plaintext", b"plaintext"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateMessageKeyResponse: _TypeAlias = GenerateMessageKeyResponse  # noqa: Y015
+
+@_typing.final
+class OpenMessageKeyRequest(_message.Message):
+    """OpenMessageKeyRequest asks for the data key of a message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class EncryptionContextEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_HEADER_FIELD_NUMBER: _builtins.int
+    ENCRYPTION_CONTEXT_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Whose message it is; another tenant's does not open."""
+    message_header: _builtins.bytes
+    """The header of the message, from its first byte to the end of its authentication tag."""
+    @_builtins.property
+    def encryption_context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The pairs given when it was sealed, all of them."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        message_header: _builtins.bytes = ...,
+        encryption_context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encryption_context", b"encryption_context", "message_header", b"message_header", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenMessageKeyRequest: _TypeAlias = OpenMessageKeyRequest  # noqa: Y015
+
+@_typing.final
+class OpenMessageKeyResponse(_message.Message):
+    """OpenMessageKeyResponse is the data key of a message whose header verified under it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class HeaderContextEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PLAINTEXT_FIELD_NUMBER: _builtins.int
+    HEADER_CONTEXT_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    plaintext: _builtins.bytes
+    """The key itself: 32 bytes."""
+    key_id: _builtins.str
+    """ARN of the master key that unwrapped it."""
+    @_builtins.property
+    def header_context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The whole encryption context that the header holds."""
+
+    def __init__(
+        self,
+        *,
+        plaintext: _builtins.bytes = ...,
+        header_context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        key_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header_context", b"header_context", "key_id", b"key_id", "plaintext", b"plaintext"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenMessageKeyResponse: _TypeAlias = OpenMessageKeyResponse  # noqa: Y015
+
+@_typing.final
 class SignSpanRequest(_message.Message):
     """SignSpanRequest asks for the signature of one span."""
 

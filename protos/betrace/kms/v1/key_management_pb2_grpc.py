@@ -59,6 +59,16 @@ class KeyManagementServiceStub(object):
                 request_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.ReEncryptRequest.SerializeToString,
                 response_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.ReEncryptResponse.FromString,
                 _registered_method=True)
+        self.GenerateMessageKey = channel.unary_unary(
+                '/betrace.kms.v1.KeyManagementService/GenerateMessageKey',
+                request_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateMessageKeyRequest.SerializeToString,
+                response_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateMessageKeyResponse.FromString,
+                _registered_method=True)
+        self.OpenMessageKey = channel.unary_unary(
+                '/betrace.kms.v1.KeyManagementService/OpenMessageKey',
+                request_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.OpenMessageKeyRequest.SerializeToString,
+                response_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.OpenMessageKeyResponse.FromString,
+                _registered_method=True)
         self.SignSpan = channel.unary_unary(
                 '/betrace.kms.v1.KeyManagementService/SignSpan',
                 request_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.SignSpanRequest.SerializeToString,
@@ -123,6 +133,22 @@ class KeyManagementServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GenerateMessageKey(self, request, context):
+        """GenerateMessageKey returns a new data key for one message of any size that the caller seals itself,
+        or for several of one context. Each call asks KMS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OpenMessageKey(self, request, context):
+        """OpenMessageKey returns the data key of a message that was sealed under a key of GenerateMessageKey,
+        or by an AWS Encryption SDK. Messages of Encrypt are for Decrypt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SignSpan(self, request, context):
         """SignSpan signs one compliance span with the tenant's active signing key.
         """
@@ -180,6 +206,16 @@ def add_KeyManagementServiceServicer_to_server(servicer, server):
                     servicer.ReEncrypt,
                     request_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.ReEncryptRequest.FromString,
                     response_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.ReEncryptResponse.SerializeToString,
+            ),
+            'GenerateMessageKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.GenerateMessageKey,
+                    request_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateMessageKeyRequest.FromString,
+                    response_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateMessageKeyResponse.SerializeToString,
+            ),
+            'OpenMessageKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenMessageKey,
+                    request_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.OpenMessageKeyRequest.FromString,
+                    response_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.OpenMessageKeyResponse.SerializeToString,
             ),
             'SignSpan': grpc.unary_unary_rpc_method_handler(
                     servicer.SignSpan,
@@ -320,6 +356,60 @@ class KeyManagementService(object):
             '/betrace.kms.v1.KeyManagementService/ReEncrypt',
             betrace_dot_kms_dot_v1_dot_key__management__pb2.ReEncryptRequest.SerializeToString,
             betrace_dot_kms_dot_v1_dot_key__management__pb2.ReEncryptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateMessageKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/betrace.kms.v1.KeyManagementService/GenerateMessageKey',
+            betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateMessageKeyRequest.SerializeToString,
+            betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateMessageKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenMessageKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/betrace.kms.v1.KeyManagementService/OpenMessageKey',
+            betrace_dot_kms_dot_v1_dot_key__management__pb2.OpenMessageKeyRequest.SerializeToString,
+            betrace_dot_kms_dot_v1_dot_key__management__pb2.OpenMessageKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,14 @@ class KeyManagementServiceStub:
     """Decrypt opens an AWS Encryption SDK message, or unwraps the wrapped key of GenerateDataKey."""
     ReEncrypt: _grpc.UnaryUnaryMultiCallable[_key_management_pb2.ReEncryptRequest, _key_management_pb2.ReEncryptResponse]
     """ReEncrypt opens a ciphertext and seals it again under today's keys; the plaintext stays inside."""
+    GenerateMessageKey: _grpc.UnaryUnaryMultiCallable[_key_management_pb2.GenerateMessageKeyRequest, _key_management_pb2.GenerateMessageKeyResponse]
+    """GenerateMessageKey returns a new data key for one message of any size that the caller seals itself,
+    or for several of one context. Each call asks KMS.
+    """
+    OpenMessageKey: _grpc.UnaryUnaryMultiCallable[_key_management_pb2.OpenMessageKeyRequest, _key_management_pb2.OpenMessageKeyResponse]
+    """OpenMessageKey returns the data key of a message that was sealed under a key of GenerateMessageKey,
+    or by an AWS Encryption SDK. Messages of Encrypt are for Decrypt.
+    """
     SignSpan: _grpc.UnaryUnaryMultiCallable[_key_management_pb2.SignSpanRequest, _key_management_pb2.SignSpanResponse]
     """SignSpan signs one compliance span with the tenant's active signing key."""
     SignSpans: _grpc.UnaryUnaryMultiCallable[_key_management_pb2.SignSpansRequest, _key_management_pb2.SignSpansResponse]
@@ -79,6 +87,14 @@ class KeyManagementServiceAsyncStub(KeyManagementServiceStub):
     """Decrypt opens an AWS Encryption SDK message, or unwraps the wrapped key of GenerateDataKey."""
     ReEncrypt: _aio.UnaryUnaryMultiCallable[_key_management_pb2.ReEncryptRequest, _key_management_pb2.ReEncryptResponse]  # type: ignore[assignment]
     """ReEncrypt opens a ciphertext and seals it again under today's keys; the plaintext stays inside."""
+    GenerateMessageKey: _aio.UnaryUnaryMultiCallable[_key_management_pb2.GenerateMessageKeyRequest, _key_management_pb2.GenerateMessageKeyResponse]  # type: ignore[assignment]
+    """GenerateMessageKey returns a new data key for one message of any size that the caller seals itself,
+    or for several of one context. Each call asks KMS.
+    """
+    OpenMessageKey: _aio.UnaryUnaryMultiCallable[_key_management_pb2.OpenMessageKeyRequest, _key_management_pb2.OpenMessageKeyResponse]  # type: ignore[assignment]
+    """OpenMessageKey returns the data key of a message that was sealed under a key of GenerateMessageKey,
+    or by an AWS Encryption SDK. Messages of Encrypt are for Decrypt.
+    """
     SignSpan: _aio.UnaryUnaryMultiCallable[_key_management_pb2.SignSpanRequest, _key_management_pb2.SignSpanResponse]  # type: ignore[assignment]
     """SignSpan signs one compliance span with the tenant's active signing key."""
     SignSpans: _aio.UnaryUnaryMultiCallable[_key_management_pb2.SignSpansRequest, _key_management_pb2.SignSpansResponse]  # type: ignore[assignment]
@@ -131,6 +147,26 @@ class KeyManagementServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_key_management_pb2.ReEncryptResponse, _abc.Awaitable[_key_management_pb2.ReEncryptResponse]]:
         """ReEncrypt opens a ciphertext and seals it again under today's keys; the plaintext stays inside."""
+
+    @_abc_1.abstractmethod
+    def GenerateMessageKey(
+        self,
+        request: _key_management_pb2.GenerateMessageKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_key_management_pb2.GenerateMessageKeyResponse, _abc.Awaitable[_key_management_pb2.GenerateMessageKeyResponse]]:
+        """GenerateMessageKey returns a new data key for one message of any size that the caller seals itself,
+        or for several of one context. Each call asks KMS.
+        """
+
+    @_abc_1.abstractmethod
+    def OpenMessageKey(
+        self,
+        request: _key_management_pb2.OpenMessageKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_key_management_pb2.OpenMessageKeyResponse, _abc.Awaitable[_key_management_pb2.OpenMessageKeyResponse]]:
+        """OpenMessageKey returns the data key of a message that was sealed under a key of GenerateMessageKey,
+        or by an AWS Encryption SDK. Messages of Encrypt are for Decrypt.
+        """
 
     @_abc_1.abstractmethod
     def SignSpan(
