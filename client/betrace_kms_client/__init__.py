@@ -30,6 +30,7 @@ from betrace_kms_client.errors import (
 from betrace_kms_client.results import (
     Ciphertext,
     DataKey,
+    MessageKey,
     Plaintext,
     PublicKeys,
     SignedSpan,
@@ -37,10 +38,12 @@ from betrace_kms_client.results import (
     SpanSignature,
     Verdict,
 )
+from betrace_kms_client.sealer import AsyncKmsSealer, KmsSealer
 from betrace_kms_client.sync_client import KmsClient
 
 __all__ = [
     "AsyncKmsClient",
+    "AsyncKmsSealer",
     "Cancelled",
     "Ciphertext",
     "DataKey",
@@ -51,6 +54,8 @@ __all__ = [
     "KeyDataLoss",
     "KmsClient",
     "KmsClientError",
+    "KmsSealer",
+    "MessageKey",
     "NotFound",
     "PermissionDenied",
     "Plaintext",

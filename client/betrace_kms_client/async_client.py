@@ -1,20 +1,24 @@
 """The client for asyncio."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from typing import Any, TypeVar
 
 import grpc
 from betrace.kms.v1.key_management_pb2_grpc import KeyManagementServiceStub
 from betrace.kms.v1.span_pb2 import ComplianceSpan, InclusionProof
+from betrace_kms_envelope import KeyMaterial, Opening
 
-from betrace_kms_client import messages
+from betrace_kms_client import files, messages
 from betrace_kms_client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, normalised
 from betrace_kms_client.credentials import File, Token, chosen, open_aio_channel
 from betrace_kms_client.errors import from_rpc_error
+from betrace_kms_client.files import Name, Progress
 from betrace_kms_client.messages import Context
 from betrace_kms_client.results import (
     Ciphertext,
     DataKey,
+    MessageKey,
     Plaintext,
     PublicKeys,
     SignedSpan,
@@ -22,6 +26,7 @@ from betrace_kms_client.results import (
     SpanSignature,
     Verdict,
 )
+from betrace_kms_client.sealer import DEFAULT_TTL, MAX_MESSAGES, AsyncKmsSealer
 
 R = TypeVar("R")
 
@@ -91,6 +96,94 @@ class AsyncKmsClient:
         """Open what `encrypt` sealed, or unwrap the `ciphertext_blob` of a data key."""
         request = messages.decrypt_request(tenant_id, ciphertext_blob, context)
         return messages.plaintext(await self._call(self._stub.Decrypt, request, timeout))
+
+    async def generate_message_key(
+        self, tenant_id: str, context: Context | None = None, *, timeout: float | None = None
+    ) -> MessageKey:
+        """Return a new data key (32 bytes) to seal messages with here. Each call asks KMS."""
+        request = messages.message_key_request(tenant_id, context)
+        return messages.message_key(await self._call(self._stub.GenerateMessageKey, request, timeout))
+
+    async def open_message_key(
+        self, tenant_id: str, header: bytes, context: Context | None = None, *, timeout: float | None = None
+    ) -> KeyMaterial:
+        """Return the data key of the message with this header: its first bytes, up to the end of its tag."""
+        request = messages.open_key_request(tenant_id, header, context)
+        return messages.opened_key(await self._call(self._stub.OpenMessageKey, request, timeout))
+
+    async def encrypt_file(
+        self,
+        tenant_id: str,
+        source: Name,
+        target: Name,
+        context: Context | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Seal a file of any size into a new one, here: only the key comes from the daemon."""
+        key = await self.generate_message_key(tenant_id, context)
+        await files.in_thread(lambda check: files.seal_file(key, source, target, check), progress)
+
+    async def decrypt_file(
+        self,
+        tenant_id: str,
+        source: Name,
+        target: Name,
+        context: Context | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Open a file of any size that `encrypt_file`, `encrypt` or an AWS Encryption SDK sealed into a new one.
+
+        There is no `target` unless the whole of it has verified.
+        """
+        with files.refusals(), await asyncio.to_thread(open, source, "rb") as message:
+            start = await asyncio.to_thread(files.read_start, message)
+            if start.is_for_decrypt:
+                whole = await asyncio.to_thread(files.read_for_decrypt, start, message)
+                plaintext = (await self.decrypt(tenant_id, whole, context)).plaintext
+                await asyncio.to_thread(files.write_file, plaintext, target)
+            else:
+                key = await self.open_message_key(tenant_id, start.header, context)
+                await files.in_thread(lambda check: files.open_file(start, key, message, target, check), progress)
+
+    async def encrypt_stream(
+        self, tenant_id: str, content: AsyncIterable[bytes], context: Context | None = None
+    ) -> AsyncIterator[bytes]:
+        """Yield a message with this content, in pieces, while the content comes in pieces of any size."""
+        sealing = (await self.generate_message_key(tenant_id, context)).sealing()
+        yield sealing.header
+        async for piece in content:
+            yield bytes(sealing.update(piece))
+        yield sealing.finalize()
+
+    async def decrypt_stream(
+        self, tenant_id: str, message: AsyncIterable[bytes], context: Context | None = None
+    ) -> AsyncIterator[bytes]:
+        """Yield the content of a message that comes in pieces of any size.
+
+        Each piece has verified when it is yielded, but only the end of the iteration says that nothing is missing, and
+        that the footer verifies if there is one: until then do nothing with it that cannot be undone.
+        """
+        with files.refusals():
+            pieces, reader, start = aiter(message), files.StartReader(), None
+            while start is None:
+                start = reader.add(await anext(pieces, None))
+            key = await self.open_message_key(tenant_id, start.header, context)
+            opening = Opening(start.header, key.raw)
+            yield opening.update(start.rest)
+            async for piece in pieces:
+                yield opening.update(piece)
+            opening.finalize()
+
+    def sealer(
+        self,
+        tenant_id: str,
+        context: Context | None = None,
+        *,
+        ttl: float = DEFAULT_TTL,
+        max_messages: int = MAX_MESSAGES,
+    ) -> "AsyncKmsSealer":
+        """Return what seals and opens small payloads here, under keys that it holds for at most `ttl` seconds."""
+        return AsyncKmsSealer(self, tenant_id, context, ttl=ttl, max_messages=max_messages)
 
     async def re_encrypt(
         self,

@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 import grpc
 from betrace.kms.v1 import key_management_pb2 as pb
 from betrace.kms.v1 import span_pb2
+from betrace_kms_envelope import EncryptedDataKey, KeyMaterial
 from betrace_kms_evidence import PublicKey
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from betrace_kms_client.results import (
     Ciphertext,
     DataKey,
+    MessageKey,
     Plaintext,
     PublicKeys,
     SignedSpan,
@@ -59,6 +61,32 @@ def decrypt_request(tenant_id: str, ciphertext_blob: bytes, context: Context | N
 def plaintext(response: pb.DecryptResponse) -> Plaintext:
     """Read a DecryptResponse."""
     return Plaintext(response.plaintext, response.key_id)
+
+
+def message_key_request(tenant_id: str, context: Context | None) -> pb.GenerateMessageKeyRequest:
+    """Build a GenerateMessageKeyRequest."""
+    return pb.GenerateMessageKeyRequest(tenant_id=tenant_id, encryption_context=context)
+
+
+def message_key(response: pb.GenerateMessageKeyResponse) -> MessageKey:
+    """Read a GenerateMessageKeyResponse."""
+    encrypted = response.encrypted_data_key
+    return MessageKey(
+        KeyMaterial(response.plaintext),
+        EncryptedDataKey(encrypted.provider_id, encrypted.provider_info, encrypted.ciphertext),
+        dict(response.header_context),
+        response.key_id,
+    )
+
+
+def open_key_request(tenant_id: str, header: bytes, context: Context | None) -> pb.OpenMessageKeyRequest:
+    """Build an OpenMessageKeyRequest."""
+    return pb.OpenMessageKeyRequest(tenant_id=tenant_id, message_header=header, encryption_context=context)
+
+
+def opened_key(response: pb.OpenMessageKeyResponse) -> KeyMaterial:
+    """Read an OpenMessageKeyResponse."""
+    return KeyMaterial(response.plaintext)
 
 
 def re_encrypt_request(

@@ -1,8 +1,10 @@
 """What the calls return. No `repr` shows key material or plaintext."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from betrace.kms.v1.span_pb2 import ComplianceSpan, InclusionProof
+from betrace_kms_envelope import EncryptedDataKey, KeyMaterial, Sealer, Sealing
 from betrace_kms_evidence import PublicKey
 
 
@@ -29,6 +31,24 @@ class Plaintext:
 
     plaintext: bytes = field(repr=False)
     key_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class MessageKey:
+    """A data key (32 bytes) to seal messages with, what their headers hold, and the ARN of its master key."""
+
+    material: KeyMaterial
+    encrypted_data_key: EncryptedDataKey
+    header_context: Mapping[str, str] = field(repr=False)
+    key_id: str
+
+    def sealer(self) -> Sealer:
+        """Return what seals payloads in one go."""
+        return Sealer(self.encrypted_data_key, self.header_context)
+
+    def sealing(self) -> Sealing:
+        """Begin a message of any size."""
+        return Sealing(self.sealer(), self.material.raw)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """AWS Encryption SDK messages, sealed and opened under a data key that the caller has. Pure: no network, no SDK."""
 
+from betrace_kms_envelope.key_material import KeyMaterial
 from betrace_kms_envelope.message import (
     DATA_KEY_BYTES,
     FRAME_BYTES,
@@ -22,6 +23,7 @@ __all__ = [
     "MAX_WRAPPED_KEY_BYTES",
     "DoesNotOpen",
     "EncryptedDataKey",
+    "KeyMaterial",
     "Message",
     "Opening",
     "Sealer",

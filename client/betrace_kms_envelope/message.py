@@ -147,6 +147,11 @@ class Message:
         commitment = reader.take(_COMMITMENT_BYTES)
         return cls(context, keys, fields, suite, message_id, frame_length, commitment, data, reader.at)
 
+    @property
+    def header(self) -> bytes:
+        """The first bytes of the message, up to the end of the header's authentication tag."""
+        return self._data[: self._body_at + TAG_BYTES]
+
     def is_under(self, data_key: bytes | bytearray) -> bool:
         """Return whether this is the message's data key: its commitment and the header's tag verify under it."""
         try:

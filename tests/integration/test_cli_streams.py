@@ -137,7 +137,7 @@ def test_a_reader_that_stops_early_is_one_line(shell: Shell, verb: str) -> None:
 @pytest.mark.parametrize(
     "verb",
     [
-        *(f"{verb} --tenant acme" for verb in ("decrypt", "encrypt", "reencrypt", "sign", "verify")),
+        *(f"{verb} --tenant acme" for verb in ("reencrypt", "sign", "verify")),
         "audit verify -",
         "verify --jwks - signed.json",
         "revoke --tenant acme --key-id 00000000000000000000000000000000",
@@ -172,13 +172,24 @@ def test_without_stderr_the_exit_code_remains(shell: Shell, verb: str, stream: s
 @pytest.mark.parametrize(
     "verb",
     [
-        *(f"{verb} --tenant acme" for verb in ("decrypt", "encrypt", "reencrypt", "sign", "verify")),
+        *(f"{verb} --tenant acme" for verb in ("reencrypt", "sign", "verify")),
         "verify --jwks /dev/zero signed.json",
     ],
 )
 def test_an_endless_input_is_refused(shell: Shell, verb: str) -> None:
     """In bounded memory: less than a gigabyte of addresses beyond what the libraries take."""
     assert "longer than 64 MiB" in one_line(shell(f"ulimit -v 3000000; betrace-kms {verb} < /dev/zero"), 2)
+
+
+def test_an_endless_input_is_no_message(shell: Shell) -> None:
+    """Its first bytes say so, and the rest is not read."""
+    assert "does not open" in one_line(shell("betrace-kms decrypt --tenant acme < /dev/zero"), 3)
+
+
+def test_an_endless_input_is_sealed_in_bounded_memory(shell: Shell) -> None:
+    """Until somebody closes the output: less than a gigabyte of addresses beyond what the libraries take."""
+    done = shell("ulimit -v 3000000; betrace-kms encrypt --tenant acme < /dev/zero | head -c 500000000 | wc -c")
+    assert b"500000000" == done.stdout.strip()
 
 
 def test_an_endless_export_is_refused(shell: Shell, tmp_path: Path) -> None:

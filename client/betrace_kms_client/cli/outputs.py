@@ -8,26 +8,33 @@ whatever mode and however many names, is replaced and not written into.
 import os
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import click
 
 from betrace_kms_client.cli.streams import Refused
+from betrace_kms_client.new_file import new_file
 
 
 def write(data: bytes, output: Path | None, *, binary: bool = False) -> None:
     """Write to a file, or to stdout. Binary data is not thrown at a terminal."""
+    with writing(output, binary=binary) as file:
+        file.write(data)
+
+
+@contextmanager
+def writing(output: Path | None, *, binary: bool = False) -> Iterator[BinaryIO]:
+    """Give what a result is written to: a file that appears whole, or stdout. Binary data is not for a terminal."""
     if output is None and binary and sys.stdout.isatty():
         raise click.UsageError("the result is binary: add --output FILE, or --json")
     try:
         with replacing(output) as file:
-            file.write(data)
+            yield file
     except OSError as error:
-        if output is None:
+        if output is None or error.filename is not None:
             raise
         raise Refused(f"{output} cannot be written: {error.strerror}") from None
 
@@ -65,16 +72,9 @@ def _special(output: Path) -> BinaryIO | None:
 
 @contextmanager
 def _new(output: Path) -> Iterator[BinaryIO]:
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{output.name[:200]}.", dir=output.parent)
-    except OSError as error:
-        raise Refused(f"cannot write to the folder of {output}: {error.strerror}") from None
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, output)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(new_file(output))
+        except OSError as error:
+            raise Refused(f"cannot write to the folder of {output}: {error.strerror}") from None
+        yield file

@@ -6,6 +6,7 @@ from typing import BinaryIO
 
 import click
 
+from betrace_kms_client import files
 from betrace_kms_client.cli.options import (
     as_json,
     calling,
@@ -15,10 +16,15 @@ from betrace_kms_client.cli.options import (
     payload_options,
     tenant_option,
 )
-from betrace_kms_client.cli.outputs import write
+from betrace_kms_client.cli.outputs import write, writing
+from betrace_kms_client.cli.progress import progress_of
 from betrace_kms_client.cli.streams import read_whole
 from betrace_kms_client.results import Ciphertext
 
+_WHOLE_BYTES = 4 * 1024 * 1024
+"""What a daemon takes unless configured otherwise (kms.server.max-message-bytes)."""
+_WHOLE_MESSAGE_BYTES = _WHOLE_BYTES + 128 * 1024
+"""A message of that much content, and its header and tags."""
 _SPECS = {"AES_256": 32, "AES_128": 16}
 
 
@@ -89,10 +95,18 @@ def encrypt(
     addr: str,
     timeout: float,
 ) -> None:
-    """Seal a file, or stdin, into an AWS Encryption SDK message."""
+    """Seal a file, or stdin, into an AWS Encryption SDK message.
+
+    More than 4 MiB are sealed here, of any size, under a key that the daemon gives.
+    """
+    content = source.read(_WHOLE_BYTES + 1)
     with calling(addr, timeout) as client:
-        sealed = client.encrypt(tenant_id, read_whole(source), context)
-    _write_ciphertext(sealed, output, as_json_)
+        if len(content) <= _WHOLE_BYTES:
+            _write_ciphertext(client.encrypt(tenant_id, content, context), output, as_json_)
+            return
+        _refuse_json(as_json_)
+        with writing(output, binary=True) as message, progress_of(source, len(content)) as progress:
+            files.seal(client.generate_message_key(tenant_id, context), content, source, message, progress)
 
 
 @click.command(
@@ -103,22 +117,44 @@ Examples:
 """
 )
 @payload_options
+@click.option(
+    "--stream",
+    is_flag=True,
+    help="Write a large content to stdout while the rest is not verified yet: if the command fails, throw away what it"
+    " wrote.",
+)
 def decrypt(
     source: BinaryIO,
     tenant_id: str,
     context: Mapping[str, str],
     output: Path | None,
     as_json_: bool,
+    stream: bool,
     addr: str,
     timeout: float,
 ) -> None:
-    """Open what encrypt sealed, or unwrap a wrapped data key."""
-    with calling(addr, timeout) as client:
-        opened = client.decrypt(tenant_id, read_whole(source), context)
-    if as_json_:
-        write(as_json({"plaintext": opened.plaintext, "keyId": opened.key_id}), output)
-    else:
-        write(opened.plaintext, output)
+    """Open what encrypt or an AWS Encryption SDK sealed, or unwrap a wrapped data key.
+
+    More than 4 MiB are opened here, under a key that the daemon gives.
+    """
+    content = source.read(_WHOLE_MESSAGE_BYTES + 1)
+    with calling(addr, timeout) as client, files.refusals():
+        start = files.StartReader().add(content) if len(content) > _WHOLE_MESSAGE_BYTES else None
+        if start is None or start.is_for_decrypt:
+            if start is not None:
+                content = files.read_for_decrypt(start, source)
+            opened = client.decrypt(tenant_id, content, context)
+            shown = as_json({"plaintext": opened.plaintext, "keyId": opened.key_id}) if as_json_ else opened.plaintext
+            write(shown, output)
+            return
+        _refuse_json(as_json_)
+        if output is None and not stream:
+            raise click.UsageError(
+                "the content is large: add --output FILE, which appears when all of it has verified, or --stream"
+            )
+        key = client.open_message_key(tenant_id, start.header, context)
+        with writing(output) as plaintext, progress_of(source, len(start.header)) as progress:
+            files.open_to(start, key, source, plaintext, progress)
 
 
 @click.command(
@@ -150,6 +186,11 @@ def reencrypt(
     with calling(addr, timeout) as client:
         sealed = client.re_encrypt(tenant_id, read_whole(source), context, destination_context or None)
     _write_ciphertext(sealed, output, as_json_)
+
+
+def _refuse_json(in_json: bool) -> None:
+    if in_json:
+        raise click.UsageError("the result is too large for --json: leave it out")
 
 
 def _write_ciphertext(sealed: Ciphertext, output: Path | None, in_json: bool) -> None:

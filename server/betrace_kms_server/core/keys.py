@@ -1,8 +1,7 @@
 """Value types of keys. No `repr` shows material.
 
-Raw key bytes live in KeyMaterial, which zeroes them when the last reference to it goes. CPython counts references, so
-that is at once, and never under the feet of somebody who still seals with it: dropping a cache entry only unlinks it.
-Copies that OpenSSL, botocore or a protobuf message made are beyond our reach; SECURITY.md says which.
+Dropping a cache entry only unlinks its KeyMaterial, which goes with its last holder. Copies that OpenSSL, botocore or a
+protobuf message made are beyond our reach; SECURITY.md says which.
 """
 
 import hashlib
@@ -10,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from betrace_kms_envelope import KeyMaterial as KeyMaterial
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 SEED_BYTES = 32
@@ -23,32 +23,6 @@ _TIMES: Mapping[str, tuple[frozenset[bool], bool]] = {
     "revoked": (frozenset({True, False}), True),
 }
 """For each status, whether a key may have a rotate time, and whether it has a revoke time."""
-
-
-class KeyMaterial:
-    """Raw key bytes, zeroed when the last holder lets go."""
-
-    __slots__ = ("_buffer",)
-
-    def __init__(self, raw: bytes | bytearray) -> None:
-        self._buffer = bytearray(raw)
-
-    def __len__(self) -> int:
-        return len(self._buffer)
-
-    def __repr__(self) -> str:
-        return f"<KeyMaterial of {len(self._buffer)} bytes>"
-
-    def __reduce__(self) -> str:
-        raise TypeError("key material is not serialised")
-
-    def __del__(self) -> None:
-        self._buffer[:] = bytes(len(self._buffer))
-
-    @property
-    def raw(self) -> bytearray:
-        """The bytes themselves. Hold on to the KeyMaterial for as long as you use them."""
-        return self._buffer
 
 
 @dataclass(frozen=True, slots=True)

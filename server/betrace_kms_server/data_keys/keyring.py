@@ -212,6 +212,8 @@ class KeyRing:
         if message.context.get("keyType") == "sealing" and belongs_to(message.context, tenant_id, caller):
             raise InvalidRequest("the message was sealed by Encrypt: open it with Decrypt")
         found = await self._unwrap_key_of(message, tenant_id, caller, event)
+        if not message.is_under(found.material.raw):  # a key from the cache was checked for another message
+            raise DoesNotOpen
         return OpenedKey(found.material, message.context, found.master_key_arn)
 
     async def reseal(

@@ -59,7 +59,7 @@ class KeyManagementService(SpanCalls, key_management_pb2_grpc.KeyManagementServi
         if len(request.plaintext) > self._max_payload_bytes:
             raise InvalidRequest(
                 f"plaintext has {len(request.plaintext)} bytes, the limit is {self._max_payload_bytes}: raise"
-                " kms.server.max-message-bytes, or encrypt it yourself under a key of GenerateDataKey"
+                " kms.server.max-message-bytes, or seal it on your side under a key of GenerateMessageKey"
             )
         sealed = await self._keyring.seal(
             tenant_id, request.plaintext, check_caller_context(request.encryption_context), event
