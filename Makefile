@@ -97,8 +97,9 @@ release: $(VENV)/dev.stamp $(VENV)/tools.stamp ## make release VERSION=1.2.3: se
 	$(BIN)/hatchling build
 	@echo 'Made the tag v$(VERSION) and dist/. Push both: git push origin HEAD v$(VERSION)'
 
-bench-envelope: $(VENV)/dev.stamp ## compare seal and open with the official AWS Encryption SDK
+bench-envelope: $(VENV)/dev.stamp ## compare seal and open with the official AWS Encryption SDK, and files with bare AES-GCM
 	$(BIN)/python -m bench.envelope
+	$(BIN)/python -m bench.files
 
 bench-sign: $(VENV)/dev.stamp ## compare signing and verifying with bare Ed25519 loops
 	$(BIN)/python -m bench.sign

@@ -16,7 +16,7 @@ from aws_encryption_sdk.key_providers.kms import (  # type: ignore[import-untype
     MRKAwareStrictAwsKmsMasterKeyProvider,
 )
 from betrace_kms_client import AsyncKmsClient
-from betrace_kms_envelope import Message
+from betrace_kms_envelope import Message, Opening, Sealer, Sealing, header_length
 from betrace_kms_server.core.errors import DoesNotOpen
 
 from tests.daemon import running
@@ -120,6 +120,49 @@ async def test_we_open_what_the_sdk_seals(endpoint: str, kms_key: str, way: Way,
             opened = await ours.open(TENANT, message, combination.context)
             assert kms_key == opened.master_key_arn
             return opened.plaintext
+
+        assert [] == await differing(SEALED_THERE, reopened)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_the_sdk_opens_what_a_caller_seals(endpoint: str, kms_key: str, way: Way) -> None:
+    """Under a key for messages, in pieces."""
+    theirs = sdk(way, kms_key)
+    async with key_ring(endpoint, kms_key) as ours:
+
+        async def reopened(combination: Combination) -> bytes:
+            key = await ours.message_key(TENANT, combination.context)
+            sealing = Sealing(Sealer(key.encrypted, key.context), key.material.raw)
+            message = sealing.header + bytes(sealing.update(combination.plaintext)) + sealing.finalize()
+            plaintext, context = theirs.open(message)
+            assert combination.whole_context == context
+            return plaintext
+
+        assert [] == await differing(SEALED_HERE, reopened)
+
+
+@pytest.mark.parametrize("suite", SUITES, ids=hex)
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_caller_opens_what_the_sdk_seals(endpoint: str, kms_key: str, way: Way, suite: int) -> None:
+    """Under the key that the daemon returns for the header, in pieces."""
+    theirs = sdk(way, kms_key)
+    async with key_ring(endpoint, kms_key) as ours:
+
+        async def reopened(combination: Combination) -> bytes:
+            message = theirs.seal(
+                combination.plaintext,
+                combination.whole_context,
+                suite=suite,
+                frame_length=combination.frame_length,
+            )
+            length = header_length(message)
+            assert length is not None
+            key = await ours.opening_key(TENANT, message[:length], combination.context)
+            assert kms_key == key.master_key_arn
+            opening = Opening(message[:length], key.material.raw)
+            plaintext = opening.update(message[length:])
+            opening.finalize()
+            return plaintext
 
         assert [] == await differing(SEALED_THERE, reopened)
 
