@@ -7,6 +7,7 @@ import struct
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from betrace.kms.v1 import admin_pb2
 from betrace.kms.v1 import key_management_pb2 as pb
 from betrace_kms_server.access.admission import Access
 from betrace_kms_server.access.identity import SameCaller
+from betrace_kms_server.core.waiting import check_may_wait
 from betrace_kms_server.rpc.gate import MAX_STREAMS, CallGate
 from betrace_kms_server.rpc.interceptors import ErrorInterceptor
 from betrace_kms_server.telemetry.observers import UNOBSERVED
@@ -164,12 +166,21 @@ def test_connection_has_a_hundred_streams(daemon: Process) -> None:
     assert struct.pack(">HI", 3, 100) in received
 
 
-async def test_calls_in_flight_are_bounded_for_callers_only(tmp_path: Path) -> None:
-    """The call beyond the limit is refused at once, with when to come again; probes and operators get through."""
+@pytest.mark.parametrize(
+    ("gate", "payload"),
+    [
+        pytest.param(CallGate(limit=5), b"", id="calls"),
+        pytest.param(CallGate(max_bytes=1_100_000), bytes(200_000), id="bytes"),
+    ],
+)
+async def test_calls_that_wait_are_bounded_for_callers_only(tmp_path: Path, gate: CallGate, payload: bytes) -> None:
+    """One more that must wait is refused at once, with when to come again; others, probes and operators get through."""
     going = asyncio.Event()
 
-    async def encrypt(request: Any, context: Any) -> Any:
-        await going.wait()
+    async def encrypt(request: pb.EncryptRequest, context: Any) -> Any:
+        if not request.tenant_id.startswith("warm"):
+            check_may_wait()
+            await going.wait()
         return pb.EncryptResponse(key_id="done")
 
     async def check(request: Any, context: Any) -> Any:
@@ -183,7 +194,7 @@ async def test_calls_in_flight_are_bounded_for_callers_only(tmp_path: Path) -> N
         (CHECK, check, health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse),
         (LOCK, lock, admin_pb2.LockRequest, admin_pb2.LockResponse),
     )
-    gate = CallGate(limit=5)
+    request_of = partial(pb.EncryptRequest, plaintext=payload)
     server = grpc.aio.server(interceptors=[ErrorInterceptor(UNOBSERVED, gate, Access(SameCaller()))])
     for path, handler, request, response in methods:
         _, service, name = path.split("/")
@@ -198,20 +209,22 @@ async def test_calls_in_flight_are_bounded_for_callers_only(tmp_path: Path) -> N
                 channel.unary_unary(path, request.SerializeToString, response.FromString)
                 for path, _, request, response in methods
             ]
-            within = [asyncio.ensure_future(calls[0](pb.EncryptRequest())) for _ in range(5)]
+            within = [asyncio.ensure_future(calls[0](request_of())) for _ in range(5)]
             while gate.in_flight < 5:  # noqa: ASYNC110  # the gate is two counters
                 await asyncio.sleep(0.001)
             with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await calls[0](pb.EncryptRequest())
+                await calls[0](request_of())
             assert grpc.StatusCode.RESOURCE_EXHAUSTED == refused.value.code()
             status = rpc_status.from_call(SimpleNamespace(**_call_of(refused.value)))  # type: ignore[arg-type]
             assert status is not None
             assert any(detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for detail in status.details)
+            assert "done" == (await calls[0](request_of(tenant_id="warm"))).key_id
             for _ in range(20):
                 assert 1 == (await calls[1](health_pb2.HealthCheckRequest())).status
             assert 7 == (await calls[2](admin_pb2.LockRequest())).entries
             going.set()
             assert ["done"] * 5 == [answer.key_id for answer in await asyncio.gather(*within)]
+            assert (0, 0) == (gate.in_flight, gate.bytes)
     finally:
         await server.stop(None)
 

@@ -19,10 +19,12 @@ def service_config() -> str:
     return json.dumps(json.loads(found[1]))
 
 
-def go(folder: Path) -> list[str]:
-    """Build the program for grpc-go into a folder, and return its command."""
+def go(folder: Path, package: str = ".") -> list[str]:
+    """Build a program for grpc-go into a folder, and return its command."""
     program = folder / "go-caller"
-    subprocess.run([tool("go"), "build", "-o", str(program), "."], cwd=_HERE / "go" / "caller", check=True, timeout=300)
+    subprocess.run(
+        [tool("go"), "build", "-o", str(program), package], cwd=_HERE / "go" / "caller", check=True, timeout=300
+    )
     return [str(program)]
 
 

@@ -43,6 +43,7 @@ from betrace_kms_server.core.errors import (
     Stopping,
 )
 from betrace_kms_server.core.key_event import KeyEvent, Recorder, current_event, ignore, note_miss, note_shared
+from betrace_kms_server.core.waiting import check_may_wait
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +152,9 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
     async def get_or_load(
         self, key: Key, load: Load[V], accept: Callable[[V], bool] | None = None, event: KeyEvent | None = None
     ) -> V:
-        """Return the cached value, or load it once for all who ask. Raises what `load` raises, and Stopping.
+        """Return the cached value, or load it once for all who ask.
+
+        Raises what `load` raises, Stopping, and Overloaded if there is a wait that this call may not have.
 
         With `accept`, which is quick, the value is cached only if `accept` returns True, for this caller or another one
         that waits for the same load; it is returned to each of them all the same, to be checked. A miss is noted in
@@ -159,11 +162,13 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
         """
         while True:
             if not self._gate.is_open(key[_TENANT]):
+                check_may_wait()
                 await self._gate.revalidate(key[_TENANT])
             if (value := self._hit(key, load)) is not None:
                 return value
             self.misses += 1
             note_miss(event)
+            check_may_wait()
             flight, task = self._flights.get(key) or self._start(key, load, event)
             if accept is not None:
                 flight.accepts.append(accept)

@@ -56,7 +56,7 @@ class ServerSettings(BaseModel):
         alias="kms.server.max-calls-in-flight",
         ge=1,
         le=100_000,
-        description="calls that are worked on at once; more get `OVERLOADED`",
+        description="calls in flight, beyond which a call that would have to wait gets `OVERLOADED`",
     )
     policy_file: Path | None = Field(
         None,

@@ -14,6 +14,7 @@ from betrace_kms_server.core.errors import BudgetExceeded
 from betrace_kms_server.core.key_event import DAEMON, current_event
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.core.tenancy import Context
+from betrace_kms_server.core.waiting import check_may_wait
 from betrace_kms_server.providers.breaker import State
 from betrace_kms_server.providers.protocol import KeyProvider
 
@@ -136,6 +137,7 @@ class BudgetedProvider:
                 self._daemon.take()
                 await asyncio.sleep(delay)
             return
+        check_may_wait()
         tenant = self._bucket(context.get("tenantId", "")) if self._tenant_per_second else None
         for scope, bucket in (("tenant", tenant), ("daemon", self._daemon)):
             if bucket is not None and (delay := bucket.delay()) > 0:

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,8 +19,9 @@ import structlog
 
 from betrace_kms_server.access.admission import Access
 from betrace_kms_server.access.identity import Caller, Recognised
-from betrace_kms_server.core.errors import InvalidRequest, KmsError, Overloaded, cause_of
-from betrace_kms_server.rpc.gate import MAX_STREAMS, CallGate
+from betrace_kms_server.core.errors import InvalidRequest, KmsError, cause_of
+from betrace_kms_server.core.waiting import forbid_waiting
+from betrace_kms_server.rpc.gate import LARGE_BYTES, MAX_STREAMS, CallGate
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT
 from betrace_kms_server.rpc.status import STATUS, of_defect, of_error, of_stop
 from betrace_kms_server.rpc.wire import check_of
@@ -28,8 +30,9 @@ from betrace_kms_server.telemetry.observers import NO_SHAPE, REQUEST_ID, UNOBSER
 log = structlog.get_logger()
 
 _OURS = "/betrace.kms.v1."
-_FULL = "more calls are in flight than kms.server.max-calls-in-flight allows: call again a little later"
 _UNREADABLE = "the request is no valid message of this call: check fields and UTF-8 texts"
+_large_bytes: ContextVar[int] = ContextVar("large_bytes", default=0)
+"""Size of a large request on its way from the deserializer to the handler, which gRPC calls in one task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,8 @@ def _guarded(
             gate.ended += 1
             await context.abort_with_status(of_stop(_request_id(context)))
         gate.received += 1
+        size = _large_bytes.get()
+        gate.bytes += size
         began = time.perf_counter()
         event = None
         if observer.keeps_events:
@@ -133,7 +138,7 @@ def _guarded(
         response = wire = answer = None
         try:
             if is_limited and gate.is_full:
-                raise Overloaded(_FULL)
+                forbid_waiting()
             if access is not None:
                 caller = access.identify(context, event, recognised)
             if isinstance(request, _Unread):
@@ -161,6 +166,7 @@ def _guarded(
                 _log_defect("end", error)
             finally:
                 gate.ended += 1
+                gate.bytes -= size
         if answer is None:
             return wire
         # Outside the except blocks, so that the abort does not carry the cause with it. gRPC keeps the error that
@@ -234,6 +240,8 @@ def _tolerant(deserialize: Callable[[bytes], Any] | None, method: str) -> Callab
     check = check_of(method)
 
     def tolerant(wire: bytes) -> Any:
+        if len(wire) > LARGE_BYTES:
+            _large_bytes.set(len(wire))
         try:
             if check is not None:
                 check(wire)

@@ -18,6 +18,7 @@ from betrace_kms_server.core.errors import InvalidRequest
 from betrace_kms_server.core.key_event import KeyEvent
 from betrace_kms_server.core.keys import StoredKey
 from betrace_kms_server.core.tenancy import check_key_id, check_tenant_id
+from betrace_kms_server.core.waiting import check_may_wait
 from betrace_kms_server.rpc import batches
 from betrace_kms_server.rpc.batches import Refusal
 from betrace_kms_server.signing_keys.signer import Signer, public_key_of
@@ -113,6 +114,7 @@ class SpanCalls:
     ) -> pb.GetPublicKeysResponse:
         """Return every public key that the tenant ever had."""
         tenant_id = check_tenant_id(request.tenant_id)
+        check_may_wait()
         stored = await self._signer.public_keys(tenant_id)
         return pb.GetPublicKeysResponse(
             keys=map(_public_key, stored), jwks=jwks_text(tenant_id, map(public_key_of, stored))
@@ -170,3 +172,4 @@ def _check_span(request: pb.SignSpanRequest | pb.VerifySpanRequest) -> None:
 def _check_batch(spans: Sequence[Any]) -> None:
     if not 1 <= len(spans) <= MAX_SPANS:
         raise InvalidRequest(f"spans must be 1 to {MAX_SPANS}, not {len(spans)}")
+    check_may_wait()  # for other calls, between its slices
