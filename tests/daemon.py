@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.request import urlopen
 
 import grpc
 from betrace_kms_server import app
@@ -78,6 +79,12 @@ class Process:
         found = re.search(r"operations\W+([\w.]+:\d+)", self.wait_for("Listening"))
         assert found
         return found[1]
+
+    def metrics(self) -> dict[str, float]:
+        """Return every sample of the metrics by its name and labels, as they are written."""
+        with urlopen(f"http://{self.ops_address}/q/metrics", timeout=20) as response:
+            lines = response.read().decode().splitlines()
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
     def read(self) -> None:
         """Collect stderr until it ends."""

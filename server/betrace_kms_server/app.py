@@ -19,6 +19,7 @@ import structlog
 
 from betrace_kms_server.access.admission import Access
 from betrace_kms_server.access.listeners import Listeners, open_listeners
+from betrace_kms_server.access.quotas import CallQuota
 from betrace_kms_server.audit.trail import AuditTrail
 from betrace_kms_server.cache.key_caches import KeyCaches
 from betrace_kms_server.config.reload import Reread, SettingsReload
@@ -257,6 +258,8 @@ async def build_edges(
     service = KeyManagementService(
         core.keyring, core.signer, threads=threads, max_payload_bytes=settings.max_message_bytes
     )
+    per_second = settings.quota_tenant_per_second
+    quota = CallQuota(per_second, settings.quota_tenant_burst) if per_second else None
     servers, bound = [], dict[Address, str]()
     for listener in listeners.listeners:
         server = build_server(
@@ -264,7 +267,7 @@ async def build_edges(
             core.health,
             observer,
             gate,
-            Access(listener.authenticator, listeners.policy),
+            Access(listener.authenticator, listeners.policy, quota),
             max_payload_bytes=settings.max_message_bytes,
             reflect=settings.reflects,
             tls=listener.credentials is not None,

@@ -464,6 +464,7 @@ def test_every_error_of_a_provider_or_a_store_has_its_step() -> None:
         errors.NoSigningKey,
         errors.KeyDamaged,
         errors.BudgetExceeded,
+        errors.QuotaExceeded,
         errors.Locked,
         errors.AuditUnavailable,
         errors.Stopping,

@@ -4,7 +4,6 @@ import pytest
 from betrace_kms_server.core.errors import BudgetExceeded, DoesNotOpen
 from betrace_kms_server.core.key_event import KeyEvent, current_event
 from betrace_kms_server.core.keys import WrappedKey
-from betrace_kms_server.providers import budget
 from betrace_kms_server.providers.budget import BudgetedProvider
 from betrace_kms_server.providers.local import LocalProvider
 
@@ -63,12 +62,3 @@ async def test_own_work_is_not_refused() -> None:
         await provider.generate_data_key(32, {"tenantId": "a"})
     current_event.reset(token)
     await provider.generate_data_key(32, {"tenantId": "a"})
-
-
-async def test_buckets_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many tenants call, the least recently used buckets go."""
-    monkeypatch.setattr(budget, "MAX_TENANTS", 10)
-    provider = budgeted(Clock())
-    for number in range(50):
-        await provider.generate_data_key(32, {"tenantId": str(number)})
-    assert 10 == len(provider._tenants)

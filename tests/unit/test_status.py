@@ -14,6 +14,7 @@ from betrace_kms_server.core.errors import (
     DoesNotOpen,
     InvalidRequest,
     KmsError,
+    QuotaExceeded,
     Throttled,
 )
 from betrace_kms_server.rpc import status
@@ -35,6 +36,7 @@ CONTRACT = {
     "KeyDamaged": "DATA_LOSS",
     "AccessDenied": "PERMISSION_DENIED",
     "Throttled": "RESOURCE_EXHAUSTED",
+    "QuotaExceeded": "RESOURCE_EXHAUSTED",
     "BudgetExceeded": "RESOURCE_EXHAUSTED",
     "KmsUnreachable": "UNAVAILABLE",
     "CredentialsUnavailable": "UNAVAILABLE",
@@ -57,7 +59,11 @@ each_error = pytest.mark.parametrize("kind", LEAVES, ids=lambda kind: kind.__nam
 def example(kind: type[KmsError]) -> KmsError:
     if kind is CallerNotAllowed:
         return kind("backend", "SignSpan")
-    return kind() if kind in (BudgetExceeded, DoesNotOpen) else kind("do this next", metadata={"limit": "4096"})
+    return (
+        kind()
+        if kind in (BudgetExceeded, DoesNotOpen, QuotaExceeded)
+        else kind("do this next", metadata={"limit": "4096"})
+    )
 
 
 def details_of(answer: grpc.Status) -> list[Message]:

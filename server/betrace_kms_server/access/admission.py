@@ -1,8 +1,9 @@
-"""Admits calls: who calls, and may that caller do this for this tenant."""
+"""Admits calls: who calls, may that caller do this for this tenant, and how much."""
 
 from typing import Any, Protocol
 
 from betrace_kms_server.access.identity import Authenticator, Caller, Context
+from betrace_kms_server.access.quotas import CallQuota
 from betrace_kms_server.core.key_event import KeyEvent
 
 
@@ -17,11 +18,17 @@ class Policy(Protocol):
 
 
 class Access:
-    """Admits the calls of one server. Without a policy every caller that is identified may do everything."""
+    """Admits the calls of one server. Without a policy every caller that is identified may do everything.
 
-    def __init__(self, authenticator: Authenticator, policy: Policy | None = None) -> None:
+    `quota`, if there is one, is to be spent by each call that `check` let through.
+    """
+
+    def __init__(
+        self, authenticator: Authenticator, policy: Policy | None = None, quota: CallQuota | None = None
+    ) -> None:
         self._authenticator = authenticator
         self._policy = policy
+        self.quota = quota
         self.recognised = authenticator.recognised
         self.by_connection = authenticator.by_connection
 

@@ -10,7 +10,8 @@ from betrace_kms_server.host.sockets import Address, parse_addresses, parse_host
 
 
 class ServerSettings(BaseModel):
-    """`kms.server.*`, `kms.health.*`, `kms.lock.*`, `kms.ops.*`, `kms.audit.*`, `kms.process.*` and `kms.log.*`."""
+    """`kms.server.*`, `kms.quota.*`, `kms.policy.*`, `kms.health.*`, `kms.lock.*`, `kms.ops.*`, `kms.audit.*`,
+    `kms.process.*` and `kms.log.*`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
@@ -57,6 +58,20 @@ class ServerSettings(BaseModel):
         ge=1,
         le=100_000,
         description="calls in flight, beyond which a call that would have to wait gets `OVERLOADED`",
+    )
+    quota_tenant_burst: WholeNumber = Field(
+        1_000,
+        alias="kms.quota.tenant-burst",
+        ge=1,
+        le=1_000_000,
+        description="calls that a tenant may make at once, where there is a quota",
+    )
+    quota_tenant_per_second: WholeNumber = Field(
+        0,
+        alias="kms.quota.tenant-per-second",
+        ge=0,
+        le=1_000_000,
+        description="calls a second of one tenant, each item of a batch counted; 0 is no limit",
     )
     policy_file: Path | None = Field(
         None,

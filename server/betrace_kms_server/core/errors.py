@@ -13,6 +13,7 @@
     ├── KeyDamaged                a stored key is not what it was when it was written
     ├── AccessDenied              KMS denies one of our four actions
     ├── Throttled                 KMS asks us to slow down
+    ├── QuotaExceeded             a tenant used up its quota of calls to this daemon
     ├── BudgetExceeded            a tenant, or the daemon, used up its budget of calls to KMS
     ├── Overloaded                more calls wait for KMS than the daemon lets wait
     ├── KmsUnreachable            no answer from KMS in time
@@ -160,6 +161,20 @@ class Throttled(KmsError):
 
     reason = "KMS_THROTTLED"
     retry_after = 2.0
+
+
+class QuotaExceeded(KmsError):
+    """The quota of calls of a tenant is used up. `retry_after` is until this call passes, if no other comes first."""
+
+    reason = "QUOTA_EXCEEDED"
+    retry_after = 1.0
+
+    def __init__(self, retry_after: float = 1.0) -> None:
+        super().__init__(
+            "the tenant's quota of calls is used up: call again when RetryInfo says, send fewer calls or smaller"
+            " batches, or let the daemon's operator raise kms.quota.tenant-per-second"
+        )
+        self.retry_after = retry_after
 
 
 class BudgetExceeded(KmsError):

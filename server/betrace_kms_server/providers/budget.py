@@ -7,40 +7,16 @@ takes no token of a tenant and is not refused: it waits for one of the daemon's.
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
 from betrace_kms_server.core.errors import BudgetExceeded
 from betrace_kms_server.core.key_event import DAEMON, current_event
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.core.tenancy import Context
+from betrace_kms_server.core.token_bucket import TenantBuckets, TokenBucket
 from betrace_kms_server.core.waiting import check_may_wait
 from betrace_kms_server.providers.breaker import State
 from betrace_kms_server.providers.protocol import KeyProvider
-
-MAX_TENANTS = 10_000
-"""Buckets that are kept. A bucket that is dropped is full again, so the least recently used go first."""
-
-
-class TokenBucket:
-    """Fills at `per_second`, up to `burst` tokens. `clock` is monotonic, in seconds."""
-
-    __slots__ = ("_at", "_burst", "_clock", "_per_second", "_tokens")
-
-    def __init__(self, per_second: float, burst: float, clock: Callable[[], float]) -> None:
-        self._per_second, self._burst, self._clock = per_second, burst, clock
-        self._tokens, self._at = burst, clock()
-
-    def delay(self) -> float:
-        """Return in how many seconds there is a token."""
-        now = self._clock()
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_second)
-        self._at = now
-        return max(0.0, (1 - self._tokens) / self._per_second)
-
-    def take(self) -> None:
-        """Take a token, on credit if there is none."""
-        self._tokens -= 1
 
 
 class BudgetedProvider:
@@ -56,9 +32,8 @@ class BudgetedProvider:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._provider = provider
-        self._tenant_per_second, self._tenant_burst, self._clock = tenant_per_second, tenant_burst, clock
         self._daemon = TokenBucket(per_second, per_second, clock) if per_second else None
-        self._tenants: OrderedDict[str, TokenBucket] = OrderedDict()
+        self._tenants = TenantBuckets(tenant_per_second, tenant_burst, clock) if tenant_per_second else None
         self.budget_refusals = {"tenant": 0, "daemon": 0}
         """Calls that were refused, by whose budget was used up."""
 
@@ -138,7 +113,7 @@ class BudgetedProvider:
                 await asyncio.sleep(delay)
             return
         check_may_wait()
-        tenant = self._bucket(context.get("tenantId", "")) if self._tenant_per_second else None
+        tenant = None if self._tenants is None else self._tenants.of(context.get("tenantId", ""))
         for scope, bucket in (("tenant", tenant), ("daemon", self._daemon)):
             if bucket is not None and (delay := bucket.delay()) > 0:
                 self.budget_refusals[scope] += 1
@@ -146,12 +121,3 @@ class BudgetedProvider:
         for bucket in (tenant, self._daemon):
             if bucket is not None:
                 bucket.take()
-
-    def _bucket(self, tenant: str) -> TokenBucket:
-        bucket = self._tenants.get(tenant)
-        if bucket is None:
-            bucket = self._tenants[tenant] = TokenBucket(self._tenant_per_second, self._tenant_burst, self._clock)
-            if len(self._tenants) > MAX_TENANTS:
-                self._tenants.popitem(last=False)
-        self._tenants.move_to_end(tenant)
-        return bucket

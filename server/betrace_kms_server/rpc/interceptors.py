@@ -113,6 +113,7 @@ def _guarded(
     service, _, method = path.lstrip("/").rpartition("/")
     shape: MessageShape = getattr(call, "shape", NO_SHAPE)
     takes_event = shape is not NO_SHAPE
+    quota = None if access is None else access.quota
     is_limited = service == KEY_MANAGEMENT  # an operator's call, and a probe, must get through
 
     async def guarded(request: Any, context: _Context) -> Any:
@@ -145,6 +146,8 @@ def _guarded(
                 raise InvalidRequest(request.problem)
             if access is not None:
                 access.check(caller, method, request, event)
+            if quota is not None:
+                quota.spend(request.tenant_id, shape.items(request))
             observer.admit(method)
             response = await (call(request, context, event) if takes_event else call(request, context))
             wire = response if serialize is None else serialize(response)

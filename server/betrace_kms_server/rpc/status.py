@@ -4,6 +4,7 @@ Details are the standard ones (google/rpc/error_details.proto): ErrorInfo always
 it, RequestInfo with the id that the log has too. tests/unit/test_status.py fails when an error is missing here.
 """
 
+import math
 from collections.abc import Mapping
 
 import grpc
@@ -30,6 +31,7 @@ STATUS: Mapping[type[errors.KmsError], grpc.StatusCode] = {
     errors.KeyDamaged: grpc.StatusCode.DATA_LOSS,
     errors.AccessDenied: grpc.StatusCode.PERMISSION_DENIED,
     errors.Throttled: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.QuotaExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.BudgetExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.KmsUnreachable: grpc.StatusCode.UNAVAILABLE,
@@ -48,7 +50,7 @@ def of_error(error: errors.KmsError, request_id: str) -> grpc.Status:
     ]
     if error.retry_after is not None:
         retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.FromMilliseconds(int(error.retry_after * 1000))
+        retry.retry_delay.FromMilliseconds(math.ceil(error.retry_after * 1000))
         details.append(retry)
     return _status(STATUS[type(error)], error.message[:_MESSAGE_CHARACTERS], details)
 

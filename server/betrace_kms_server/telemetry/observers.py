@@ -39,6 +39,10 @@ class MessageShape:
     results: bool = False
     """The response has `results`, each with a key id."""
 
+    def items(self, request: Any) -> int:
+        """Return how many items a request has: 1, unless it is a batch."""
+        return len(request.spans) if self.spans else 1
+
 
 NO_SHAPE = MessageShape(tenant=False)
 H = TypeVar("H", bound=Callable[..., Any])
@@ -135,8 +139,7 @@ class CallObserver:
                 event.tenant_id = request.tenant_id[:_ID_CHARACTERS]
             if shape.request_key_id:
                 event.key_id = request.key_id[:_ID_CHARACTERS]
-            if shape.spans:
-                event.items = len(request.spans)
+            event.items = shape.items(request)
         except Exception as error:  # noqa: BLE001  # it is logged
             self._in_events.note(error)
         if self._tracing is not None:
