@@ -7,6 +7,7 @@ import pytest
 from betrace_kms_server.aws.call_slots import CallSlots
 from betrace_kms_server.aws.pace import CALM_SECONDS, Pace
 from betrace_kms_server.core.errors import Overloaded
+from betrace_kms_server.core.waiters import Waiters
 
 
 class Clock:
@@ -105,3 +106,36 @@ async def test_throttled_queue_starts_calls_one_after_the_other() -> None:
     async with asyncio.timeout(5):
         await waiting
     assert ["a", "b"] == order
+
+
+async def test_load_that_no_one_waits_for_leaves_the_queue() -> None:
+    """When the last of those who wait has left, before its turn or with it; not before, and nothing is left behind."""
+    slots = CallSlots("KMS", size=1)
+    for granted_too in (False, True):
+        waiters = Waiters()
+        for _ in range(2):
+            waiters.join()
+        async with AsyncExitStack() as held:
+            await held.enter_async_context(slots.slot("a"))
+            load = asyncio.create_task(run_load(slots, waiters))
+            await settle()
+            waiters.leave()
+            await settle()
+            assert not load.done()
+            if granted_too:
+                await held.aclose()
+            waiters.leave()
+            await settle()
+            assert load.cancelled()
+        assert (0, 0, {}, {}) == (slots._total, slots._waiting, dict(slots._queues), dict(slots._running))
+
+
+async def test_load_that_no_one_waits_for_takes_no_free_slot() -> None:
+    """It may have waited elsewhere meanwhile, for credentials or for another region."""
+    with pytest.raises(asyncio.CancelledError):
+        await run_load(CallSlots("KMS"), Waiters())
+
+
+async def run_load(slots: CallSlots, waiters: Waiters) -> None:
+    async with slots.slot("b", waiters):
+        raise AssertionError("a call for no one")

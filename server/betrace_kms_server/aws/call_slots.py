@@ -6,6 +6,8 @@ move, refuses at once: more memory would only make every caller wait longer.
 
 Tenants take turns, and none holds more than `per_tenant` slots, so whoever asks for much waits behind those who ask for
 little. When the service throttles, starts are paced, and the turns decide who gets the few there are.
+
+A load that no one waits for any more leaves the queue: see core/waiters.py.
 """
 
 import asyncio
@@ -16,6 +18,7 @@ from contextlib import asynccontextmanager
 
 from betrace_kms_server.aws.pace import Pace
 from betrace_kms_server.core.errors import Overloaded
+from betrace_kms_server.core.waiters import Waiters
 
 POOL_SIZE = 50
 """Calls that one client makes at a time."""
@@ -57,9 +60,14 @@ class CallSlots:
         self._queues: OrderedDict[str, _Queue] = OrderedDict()  # in the order of their turns; none is empty
 
     @asynccontextmanager
-    async def slot(self, tenant: str = "") -> AsyncIterator[None]:
-        """Wait for a slot, and hold it. Raises Overloaded if too many wait, or if the wait takes too long."""
-        await self._take(tenant)
+    async def slot(self, tenant: str = "", waiters: Waiters | None = None) -> AsyncIterator[None]:
+        """Wait for a slot, and hold it. Raises Overloaded if too many wait, or if the wait takes too long.
+
+        `waiters` are those of the load that needs the slot, if it is a load: CancelledError if they are gone.
+        """
+        if waiters is not None:
+            waiters.check()
+        await self._take(tenant, waiters)
         try:
             yield
         finally:
@@ -69,7 +77,7 @@ class CallSlots:
         """Report that the service throttled a call: what starts from now on is paced."""
         self._pace.slow_down()
 
-    async def _take(self, tenant: str) -> None:
+    async def _take(self, tenant: str, waiters: Waiters | None) -> None:
         if self._has_room(tenant) and tenant not in self._queues and self._pace.delay() == 0:
             self._start(tenant)  # does not suspend
             return
@@ -81,7 +89,7 @@ class CallSlots:
         self._grant()
         try:
             async with asyncio.timeout(self._max_wait_seconds):
-                await granted
+                await (granted if waiters is None else waiters.turn(granted))
         except BaseException as cause:
             if granted.done() and not granted.cancelled():
                 self._release(tenant)

@@ -4,7 +4,8 @@ What it keeps:
 
 - A hit never waits: no task, no timer, no lock, no KMS.
 - However many callers miss one key at once, one load runs. It belongs to the cache, not to the caller that began it,
-  so a caller that is cancelled takes no load with it.
+  so a caller that is cancelled takes no load with it. When all have left, the provider gives the load up if KMS was
+  not asked yet (core/waiters.py); otherwise it may land.
 - What a caller brought is cached only after it was found good: a load for which `accept` is given lands only if one of
   those who wait for it accepts the value. A forgery that makes a load leaves no entry and evicts none.
 - A load that began before an invalidation of its tenant never lands: not in the cache, and not in the hands of those
@@ -43,6 +44,7 @@ from betrace_kms_server.core.errors import (
     Stopping,
 )
 from betrace_kms_server.core.key_event import KeyEvent, Recorder, current_event, ignore, note_miss, note_shared
+from betrace_kms_server.core.waiters import Waiters, current_waiters
 from betrace_kms_server.core.waiting import check_may_wait
 
 log = logging.getLogger(__name__)
@@ -83,6 +85,7 @@ class _Flight:
     event: KeyEvent | None
     disowned: bool = False
     accepts: list[Callable[[Any], bool]] = field(default_factory=list)
+    waiters: Waiters = field(default_factory=Waiters)
 
 
 class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
@@ -172,15 +175,17 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
             flight, task = self._flights.get(key) or self._start(key, load, event)
             if accept is not None:
                 flight.accepts.append(accept)
+            flight.waiters.join()
             try:
                 await asyncio.wait([task])
                 note_shared(event, flight.event)
-                if task.cancelled():
+                if self._closed and task.cancelled():
                     raise Stopping(_STOPPING)
-                if not flight.disowned:
+                if not flight.disowned and not task.cancelled():  # cancelled: given up just before this caller came
                     loaded: V = task.result()
                     return loaded
             finally:
+                flight.waiters.leave()
                 del task  # see _Flight
 
     def refresh_soon(self, key: Key) -> None:
@@ -260,7 +265,9 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
                     log.warning("refreshing a cached %s key failed, the old one serves on: %s", self.kind, error)
             self._record(event)
 
-        self._start(key, load, event)[1].add_done_callback(finished)
+        flight, task = self._start(key, load, event)
+        flight.waiters.join()  # the daemon itself, which does not leave
+        task.add_done_callback(finished)
 
     def _start(self, key: Key, load: Load[V], event: KeyEvent | None) -> tuple[_Flight, asyncio.Task[Any]]:
         if self._closed:
@@ -271,6 +278,7 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
 
         async def run() -> V:
             current_event.set(event)
+            current_waiters.set(flight.waiters)
             try:
                 value = await load()
                 if not flight.disowned and (not flight.accepts or any(accept(value) for accept in flight.accepts)):

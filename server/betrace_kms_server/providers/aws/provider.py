@@ -37,6 +37,7 @@ from betrace_kms_server.core.errors import (
 from betrace_kms_server.core.key_event import KmsObserver, unobserved
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.core.tenancy import Context
+from betrace_kms_server.core.waiters import current_waiters
 from betrace_kms_server.providers import answers
 from betrace_kms_server.providers.aws.region import TRANSIENT, ClientFactory, KmsApi, KmsRegion, Request, SdkClients
 from betrace_kms_server.providers.breaker import CircuitBreaker, Permit, State
@@ -248,7 +249,7 @@ class AwsProvider:
                 break
             try:
                 kms = await region.make_ready(action, local_arn)
-                async with nullcontext() if insist else region.slots.slot(tenant):
+                async with nullcontext() if insist else region.slots.slot(tenant, current_waiters.get()):
                     permit = Permit(lambda outcome: None) if forced else region.breaker.acquire()
                     if permit is None:
                         continue
