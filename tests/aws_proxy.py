@@ -12,9 +12,9 @@ import aiohttp
 import orjson
 from aiohttp import web
 
-Verdict = Literal["pass", "deny", "throttle", "error", "html", "half", "late", "stall", "drop", "drop-answer"]
-"""`error` answers 500, `html` a page with status 200, `half` half of a body, `late` after five seconds. `drop` closes
-the connection before AWS hears of the call, `drop-answer` after AWS has done what it asks for.
+Verdict = Literal["pass", "deny", "throttle", "error", "html", "half", "slow", "late", "stall", "drop", "drop-answer"]
+"""`error` answers 500, `html` a page with status 200, `half` half of a body, `slow` after 1.5 seconds, in time, `late`
+after five. `drop` closes the connection before AWS hears of the call, `drop-answer` after it has done what is asked.
 """
 PRINCIPAL = "arn:aws:sts::123456789012:assumed-role/betrace-backend-role/pod"
 
@@ -99,8 +99,8 @@ async def _handle(
         answer_cut = web.StreamResponse(headers={"Content-Length": "400", "Content-Type": "application/x-amz-json-1.1"})
         await answer_cut.prepare(request)
         await answer_cut.write(b'{"KeyId": "arn:aws:kms')
-    if verdict == "late":
-        await asyncio.sleep(5)
+    if verdict in ("slow", "late"):
+        await asyncio.sleep(1.5 if verdict == "slow" else 5)
         verdict = "pass"
     if verdict not in ("drop", "half"):
         headers = {name: value for name, value in request.headers.items() if name.lower() != "content-length"}

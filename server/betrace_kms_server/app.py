@@ -81,6 +81,7 @@ class Core:
     tracing: Tracing | None
     rpcs: CallStats
     figures: Figures
+    gate: CallGate
     record: Recorder
 
 
@@ -200,6 +201,7 @@ async def build_core(
         max_encrypted_data_keys=settings.max_encrypted_data_keys,
         sealing_key_type=settings.sealing_key_type or await store.sealing_key_type(),
     )
+    gate = CallGate(settings.max_calls_in_flight)
     lifecycle = Lifecycle(provider, store, caches.changed, now=time.time, record=record)
     rotation = Rotation(lifecycle, store, batch_size=settings.rotation_batch_size, record=record)
     unfit = [problem for problem in (listeners.problem, ROOT if runs_as_root() else None) if problem]
@@ -221,7 +223,19 @@ async def build_core(
         audit=audit,
         tracing=tracing,
         rpcs=rpcs,
-        figures=Figures(monitor, caches, signer.retrievals, rpcs, kms_calls, audit, rotation, provider, stop),
+        figures=Figures(
+            monitor,
+            caches,
+            signer.retrievals,
+            rpcs,
+            kms_calls,
+            audit,
+            rotation,
+            provider,
+            stop,
+            in_flight=lambda: gate.in_flight,
+        ),
+        gate=gate,
         record=record,
     )
 
@@ -254,7 +268,7 @@ async def build_edges(
         return await core.monitor.fresh(READY_SECONDS)
 
     threads = resources.enter_context(ThreadPoolExecutor(2, thread_name_prefix="evidence"))
-    observer, gate = CallObserver(core.rpcs, core.audit, core.tracing), CallGate(settings.max_calls_in_flight)
+    observer, gate = CallObserver(core.rpcs, core.audit, core.tracing), core.gate
     service = KeyManagementService(
         core.keyring, core.signer, threads=threads, max_payload_bytes=settings.max_message_bytes
     )

@@ -3,15 +3,17 @@
 That holds for the handlers of calls and of streams, for reading a request, for putting an answer into bytes, and for
 observers: gRPC itself would send the text of an exception to the caller. A call that succeeds pays nothing: the request
 id is made when there is something to say. The caller may choose it with the metadata `x-request-id`.
+
+A call that no one waits for any more, because its caller left or its deadline is over, ends without an answer and is
+counted as what it is. If its time is over when it arrives, its request is not even parsed.
 """
 
+import asyncio
 import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import grpc
@@ -21,28 +23,17 @@ from betrace_kms_server.access.admission import Access
 from betrace_kms_server.access.identity import Caller, Recognised
 from betrace_kms_server.core.errors import InvalidRequest, KmsError, cause_of
 from betrace_kms_server.core.waiting import forbid_waiting
+from betrace_kms_server.rpc.deadlines import Deadline
 from betrace_kms_server.rpc.gate import LARGE_BYTES, MAX_STREAMS, CallGate
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT
+from betrace_kms_server.rpc.requests import Unread, reader, unread
 from betrace_kms_server.rpc.status import STATUS, of_defect, of_error, of_stop
-from betrace_kms_server.rpc.wire import check_of
 from betrace_kms_server.telemetry.observers import NO_SHAPE, REQUEST_ID, UNOBSERVED, CallObserver, MessageShape
 
 log = structlog.get_logger()
 
+_UNAWAITED = Unread("")
 _OURS = "/betrace.kms.v1."
-_UNREADABLE = "the request is no valid message of this call: check fields and UTF-8 texts"
-_large_bytes: ContextVar[int] = ContextVar("large_bytes", default=0)
-"""Size of a large request on its way from the deserializer to the handler, which gRPC calls in one task."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Unread:
-    """Stands for a request that was not parsed."""
-
-    problem: str
-
-
-_MALFORMED = _Unread(_UNREADABLE)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
@@ -82,14 +73,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     def _wrap(
         self, handler: "grpc.RpcMethodHandler[Any, Any]", method: str, caller: Caller | None
     ) -> "grpc.RpcMethodHandler[Any, Any]":
-        read, write, gate = _tolerant(handler.request_deserializer, method), handler.response_serializer, self._gate
+        read, write, gate = reader(handler.request_deserializer, method), handler.response_serializer, self._gate
         if handler.unary_unary is not None:
             ours = method.startswith(_OURS)
             observer, access = (self._observer, self._access) if ours else (UNOBSERVED, None)
             if access is not None and caller is None and not access.by_connection:
-                read = _unread  # it will be refused, and may be large
-            guarded = _guarded(handler.unary_unary, method, observer, gate, write, access, caller)
-            return grpc.unary_unary_rpc_method_handler(guarded, read)
+                read = unread  # it will be refused, and may be large
+            guarded = _guarded(handler.unary_unary, method, observer, gate, read, write, access, caller)
+            return grpc.unary_unary_rpc_method_handler(guarded)
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(
                 _guarded_stream(handler.unary_stream, method, gate), read, write
@@ -106,6 +97,7 @@ def _guarded(
     path: str,
     observer: CallObserver,
     gate: CallGate,
+    read: Callable[[bytes], Any],
     serialize: Callable[[Any], bytes] | None = None,
     access: Access | None = None,
     recognised: Caller | None = None,
@@ -116,19 +108,20 @@ def _guarded(
     quota = None if access is None else access.quota
     is_limited = service == KEY_MANAGEMENT  # an operator's call, and a probe, must get through
 
-    async def guarded(request: Any, context: _Context) -> Any:
+    async def guarded(message: bytes, context: _Context) -> Any:
         if gate.refusing:
             gate.refused += 1
             gate.received += 1
             gate.ended += 1
             await context.abort_with_status(of_stop(_request_id(context)))
         gate.received += 1
-        size = _large_bytes.get()
+        size = len(message) if len(message) > LARGE_BYTES else 0
         gate.bytes += size
         began = time.perf_counter()
-        event = None
+        deadline, event = Deadline(context), None
+        request = _UNAWAITED if deadline.was_over else read(message)
         if observer.keeps_events:
-            known = NO_SHAPE if isinstance(request, _Unread) else shape
+            known = NO_SHAPE if isinstance(request, Unread) else shape
             try:
                 event = observer.begin(
                     service, method, known, request, context.invocation_metadata() or (), context.peer()
@@ -138,11 +131,13 @@ def _guarded(
         status, reason, request_id = "CANCELLED", "CANCELLED", ""
         response = wire = answer = None
         try:
+            if request is _UNAWAITED:
+                raise asyncio.CancelledError
             if is_limited and gate.is_full:
                 forbid_waiting()
             if access is not None:
                 caller = access.identify(context, event, recognised)
-            if isinstance(request, _Unread):
+            if isinstance(request, Unread):
                 raise InvalidRequest(request.problem)
             if access is not None:
                 access.check(caller, method, request, event)
@@ -152,7 +147,10 @@ def _guarded(
             response = await (call(request, context, event) if takes_event else call(request, context))
             wire = response if serialize is None else serialize(response)
             status = reason = "OK"
-        except grpc.aio.AbortError:
+        except (grpc.aio.AbortError, grpc.aio.InternalError):
+            raise
+        except asyncio.CancelledError:
+            status = reason = deadline.status()
             raise
         except Exception as error:  # noqa: BLE001  # the edge: it is logged below
             status, reason, request_id, answer = _failure(error, path, context)
@@ -174,7 +172,7 @@ def _guarded(
             return wire
         # Outside the except blocks, so that the abort does not carry the cause with it. gRPC keeps the error that
         # aborts a call in a cycle with this frame; the request must not wait there for the garbage collector.
-        request = response = wire = None
+        del request, message, response, wire
         await context.abort_with_status(answer)
 
     return guarded
@@ -189,7 +187,7 @@ def _guarded_stream(call: Callable[..., Any], path: str, gate: CallGate) -> Call
             )
         gate.streams += 1
         try:
-            if isinstance(request, _Unread):
+            if isinstance(request, Unread):
                 raise InvalidRequest(request.problem)
             answers = call(request, context)
             if isinstance(answers, AsyncGenerator):
@@ -199,7 +197,7 @@ def _guarded_stream(call: Callable[..., Any], path: str, gate: CallGate) -> Call
             else:
                 await answers
             return
-        except grpc.aio.AbortError:
+        except (grpc.aio.AbortError, grpc.aio.InternalError):
             raise
         except Exception as error:  # noqa: BLE001  # the edge
             *_, failed = _failure(error, path, context)
@@ -236,29 +234,6 @@ def _log_defect(where: str, error: Exception) -> None:
     if (kind := (where, type(error))) not in _logged:
         _logged.add(kind)
         log.error("A call could not be observed; more of this kind are not logged", where=where, exc_info=error)
-
-
-def _tolerant(deserialize: Callable[[bytes], Any] | None, method: str) -> Callable[[bytes], Any]:
-    """Let a request that cannot be read reach the handler as `_Unread`: gRPC would answer with the exception."""
-    check = check_of(method)
-
-    def tolerant(wire: bytes) -> Any:
-        if len(wire) > LARGE_BYTES:
-            _large_bytes.set(len(wire))
-        try:
-            if check is not None:
-                check(wire)
-            return deserialize(wire) if deserialize else wire
-        except InvalidRequest as refusal:
-            return _Unread(refusal.message)
-        except Exception:  # noqa: BLE001  # Unreadable, DecodeError, and whatever else a caller's bytes can provoke
-            return _MALFORMED
-
-    return tolerant
-
-
-def _unread(wire: bytes) -> Any:
-    return _MALFORMED
 
 
 def _request_id(context: _Context) -> str:

@@ -1,7 +1,8 @@
 """The calls of KeyManagementService about spans and their keys.
 
 A batch must not starve other calls: canonical spans are made in slices with a turn of the loop between them, and large
-batches are signed and verified by two threads.
+batches are signed and verified by two threads. Between slices the work ends if its caller has left, or if its deadline
+is over: gRPC cancels the call then.
 """
 
 import asyncio
@@ -138,9 +139,24 @@ class SpanCalls:
                 results += work(items[start : start + _SLICE])
                 await asyncio.sleep(0)
             return results
+        ended = False
+
+        def in_slices(half: Sequence[T]) -> list[R]:
+            results: list[R] = []
+            for start in range(0, len(half), _SLICE):
+                if ended:
+                    break
+                results += work(half[start : start + _SLICE])
+            return results
+
         loop, middle = asyncio.get_running_loop(), len(items) // 2
         halves = (items[:middle], items[middle:])
-        first, second = await asyncio.gather(*(loop.run_in_executor(self._threads, work, half) for half in halves))
+        try:
+            first, second = await asyncio.gather(
+                *(loop.run_in_executor(self._threads, in_slices, half) for half in halves)
+            )
+        finally:
+            ended = True
         return first + second
 
 

@@ -60,6 +60,8 @@ class Figures:
     rotation: Rotation
     provider: KeyProvider
     stop: EmergencyStop
+    in_flight: Callable[[], int]
+    """How many calls have no answer yet."""
     clock: Callable[[], float] = time.monotonic
     started_at: float = field(default_factory=time.monotonic)
 

@@ -1,7 +1,8 @@
 """The log: structlog on stderr, for people (console) or for machines (JSON lines).
 
 Loggers of libraries go the same way. botocore and aiobotocore log request bodies at DEBUG, which hold key material, so
-theirs never go below INFO. gRPC logs metadata that is not UTF-8, which may hold a token, so that line is dropped.
+theirs never go below INFO. gRPC logs metadata that is not UTF-8, which may hold a token, so that line is dropped, and
+a traceback for each answer that it could not send because the caller had left, which is no error of anybody's.
 Tracebacks show no local variables, which structlog would print by default: keys are among them.
 """
 
@@ -17,8 +18,11 @@ _SAID_BY_US = ("aiobotocore.credentials", "botocore.credentials", "botocore.util
 _NEVER_DEBUG = ("aioboto3", "aiobotocore", "aiocache", "boto3", "botocore", "aiosqlite", "urllib3")
 
 
-def _without_metadata(record: logging.LogRecord) -> bool:
-    return not (record.name.startswith("grpc") and str(record.msg).startswith("Invalid encoding on"))
+_DROPPED_OF_GRPC = ("Invalid encoding on", "ExecuteBatchError raised in core by servicer method")
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    return not (record.name.startswith("grpc") and str(record.msg).startswith(_DROPPED_OF_GRPC))
 
 
 def configure(form: str, level: str, stream: TextIO | None = None) -> None:
@@ -54,7 +58,7 @@ def configure(form: str, level: str, stream: TextIO | None = None) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    handler.addFilter(_without_metadata)
+    handler.addFilter(_is_wanted)
     root = logging.getLogger()
     root.handlers = [handler]
     set_level(level)

@@ -151,6 +151,7 @@ class Metrics:
             "Times that a key that signs was asked for.",
             lambda: [({}, figures.retrievals.count)],
         )
+        gauge("kms_rpc_in_flight", "gRPC calls that have no answer yet.", lambda: [({}, figures.in_flight())])
         counter(
             "kms_rpc_requests",
             "gRPC calls, by method and status.",

@@ -64,6 +64,8 @@ _UNAUDITED = frozenset({"GetStatus"})
 _ALWAYS_ADMITTED = frozenset({"GetStatus", "Validate", "Lock"})
 _CHANGES = frozenset({"RotateKeys", "RevokeKey", "InvalidateTenant", "Lock", "Unlock"})
 """Calls whose work stays done when their answer is dropped, and which a caller must not repeat blindly."""
+_WITHOUT_AN_ANSWER = frozenset({"CANCELLED", "DEADLINE_EXCEEDED", AuditUnavailable.reason})
+"""How calls end that no line must precede: no one waits for the answer, or `admit` refused them."""
 _ID_CHARACTERS = 128
 _CALLER_CHARACTERS = 200
 
@@ -179,12 +181,7 @@ class CallObserver:
             if event.cache_hit is None and shape.key_type:
                 event.cache_hit = True
         audit = self._audit if method not in _UNAUDITED else None
-        if (
-            audit is not None
-            and audit.required
-            and method not in _ALWAYS_ADMITTED
-            and reason not in ("CANCELLED", AuditUnavailable.reason)  # without an answer, or refused by `admit`
-        ):
+        if audit is not None and audit.required and method not in _ALWAYS_ADMITTED and reason not in _WITHOUT_AN_ANSWER:
             return self._end_recorded(audit, method, status, seconds, event, shape)
         self._count(method, status, seconds, reason)
         if event.span is not None:
