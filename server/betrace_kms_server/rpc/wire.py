@@ -3,7 +3,8 @@
 protobuf needs 1 to 2 s for 300,000 pairs of an encryption context, and the event loop waits. So the bytes of a large
 request are walked field by field (https://protobuf.dev/programming-guides/encoding), and the walk ends at the first
 bound that is passed. Texts and bytes are passed over, and so are messages of at most `SMALL_BYTES`: what one of them
-can hold does not matter, and how many there are is counted.
+can hold does not matter, and how many there are is counted. protobuf merges what a field that is not repeated is given
+again, so a span could come in a thousand small parts; such a request is refused.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,8 +29,6 @@ _VARINT, _I64, _LEN, _I32 = 0, 1, 2, 5
 _ATTRIBUTES = span_pb2.ComplianceSpan.DESCRIPTOR.fields_by_name["attributes"].full_name
 _IN_ATTRIBUTES = frozenset({span_pb2.ArrayValue.DESCRIPTOR, span_pb2.KeyValueList.DESCRIPTOR})
 
-Counts = dict[int, int]
-
 
 class Unreadable(Exception):
     """Not the wire format as proto3 has it. Groups, which protobuf still passes over, are none of it."""
@@ -41,7 +40,7 @@ class _Shape:
 
     children: Mapping[int, "_Shape"] = field(repr=False)
     bounds: Mapping[int, tuple[int, str]]
-    """How many a message may have of a field, and what they are called."""
+    """How many a message may have of each of them, and what they are called."""
     attributes: frozenset[int]
     """Fields that count as attributes of the call."""
 
@@ -68,17 +67,17 @@ def check_of(method: str) -> Callable[[bytes], None] | None:
     def check(wire: bytes) -> None:
         if len(wire) > SMALL_BYTES:
             try:
-                _walk(_Walk(wire), shape, 0, len(wire), {}, 1)
+                _walk(_Walk(wire), shape, 0, len(wire), 1)
             except IndexError:  # it ends within a field
                 raise Unreadable from None
 
     return check
 
 
-def _walk(walk: _Walk, shape: _Shape, at: int, end: int, counts: Counts, depth: int) -> None:
+def _walk(walk: _Walk, shape: _Shape, at: int, end: int, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise InvalidRequest(f"the request is nested more than {MAX_DEPTH} deep: flatten its attributes")
-    inner: dict[int, Counts] = {}
+    counts: dict[int, int] = {}
     data = walk.data
     while at < end:
         walk.fields += 1
@@ -90,12 +89,9 @@ def _walk(walk: _Walk, shape: _Shape, at: int, end: int, counts: Counts, depth: 
             size, at = _varint(data, at)
             child = shape.children.get(number)
             if child is not None:
-                is_repeated = number in shape.bounds
-                if is_repeated:
-                    _count(walk, shape, number, counts)
-                if size > SMALL_BYTES:  # of a field that is not repeated, protobuf merges what comes again
-                    within: Counts = {} if is_repeated else inner.setdefault(number, {})
-                    _walk(walk, child, at, min(at + size, end), within, depth + 1)
+                _count(walk, shape, number, counts)
+                if size > SMALL_BYTES:
+                    _walk(walk, child, at, min(at + size, end), depth + 1)
             at += size
         elif kind == _VARINT:
             _, at = _varint(data, at)
@@ -107,9 +103,11 @@ def _walk(walk: _Walk, shape: _Shape, at: int, end: int, counts: Counts, depth: 
         raise Unreadable
 
 
-def _count(walk: _Walk, shape: _Shape, number: int, counts: Counts) -> None:
+def _count(walk: _Walk, shape: _Shape, number: int, counts: dict[int, int]) -> None:
     limit, what = shape.bounds[number]
     counts[number] = found = counts.get(number, 0) + 1
+    if found > limit == 1:
+        raise InvalidRequest(f"the request gives {what} more than once: give it whole")
     if found > limit:
         raise InvalidRequest(f"the request has more than {limit:,} {what}: send fewer")
     if number in shape.attributes:
@@ -138,6 +136,8 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _bound_of(each: FieldDescriptor) -> tuple[int, str]:
+    if not each.is_repeated:
+        return 1, each.name
     if each.full_name == _ATTRIBUTES:
         return MAX_ATTRIBUTES_OF_SPAN, "attributes in one span"
     if each.name.endswith("encryption_context"):
@@ -154,12 +154,11 @@ def _shape_of(message: Descriptor | None, known: dict[str, _Shape]) -> _Shape:
         return known[message.full_name]
     children: dict[int, _Shape] = {}
     holding: Sequence[FieldDescriptor] = [each for each in message.fields if each.message_type is not None]
-    repeated = [each for each in holding if each.is_repeated]
     attributes = [
-        each.number for each in repeated if each.full_name == _ATTRIBUTES or each.containing_type in _IN_ATTRIBUTES
+        each.number for each in holding if each.full_name == _ATTRIBUTES or each.containing_type in _IN_ATTRIBUTES
     ]
     shape = known[message.full_name] = _Shape(
-        children, {each.number: _bound_of(each) for each in repeated}, frozenset(attributes)
+        children, {each.number: _bound_of(each) for each in holding}, frozenset(attributes)
     )
     children.update({each.number: _shape_of(each.message_type, known) for each in holding})
     return shape
