@@ -64,6 +64,8 @@ MAX_WRAPPED_KEY_BYTES = 6144
 """Largest ciphertext that KMS Decrypt takes (AWS KMS API reference, Decrypt)."""
 MAX_HEADER_BYTES = 128 * 1024
 """Largest header that is read. Ten wrapped keys of KMS and the longest context of a caller need half of it."""
+MAX_FRAMES = 65_536
+"""Of a message that is read: 4 MiB in frames of 64 bytes."""
 DATA_KEY_BYTES = 32
 FRAME_BYTES = 65_536
 
@@ -179,10 +181,14 @@ class Message:
 
     def open(self, data_key: bytes | bytearray) -> bytes:
         """Return the plaintext. Raises DoesNotOpen unless the commitment, every tag and the footer verify."""
+        return b"".join(self.frames(data_key))
+
+    def frames(self, data_key: bytes | bytearray) -> Iterator[bytes]:
+        """Yield the plaintext in parts, of which none may be used before the last: see `open`."""
         cipher = self.begin(data_key)
         reader = _Reader(self._data, self._body_at + TAG_BYTES)
         try:
-            chunks = list(self._frames(cipher, reader) if self.frame_length else self._block(cipher, reader))
+            yield from self._frames(cipher, reader) if self.frame_length else self._block(cipher, reader)
         except InvalidTag:
             raise DoesNotOpen from None
         if self.suite == COMMITTING_SIGNED:
@@ -190,7 +196,6 @@ class Message:
         if reader.at != len(self._data):
             raise DoesNotOpen
         _remember(self)
-        return b"".join(chunks)
 
     def _frames(self, cipher: AESGCM, reader: "_Reader") -> Iterator[bytes]:
         sequence, final = 0, False
@@ -199,7 +204,7 @@ class Message:
             number = reader.integer(4)
             if final := number == FINAL:
                 number = reader.integer(4)
-            if number != sequence:
+            if number != sequence or sequence > MAX_FRAMES:
                 raise DoesNotOpen
             iv = reader.take(IV_BYTES)
             length = reader.integer(4) if final else self.frame_length

@@ -11,6 +11,7 @@ from betrace_kms_envelope import (
     Message,
     Sealer,
 )
+from betrace_kms_envelope import message as envelope
 from betrace_kms_server.cache.key_cache import KeyCache
 from betrace_kms_server.core.errors import DoesNotOpen
 from betrace_kms_server.core.tenancy import Context, DataKeyType, encryption_context, signing_context
@@ -323,3 +324,23 @@ async def test_failure_is_not_cached(ring: KeyRing, kms: Kms) -> None:
     bare = (await ring.data_key("acme", 32, CONTEXT)).wrapped.blob
     await refusal(ring, "acme", bare, {})
     assert 32 == len((await ring.open("acme", bare, CONTEXT)).plaintext)
+
+
+async def test_a_message_of_many_frames_opens_in_slices(ring: KeyRing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others get a turn of the loop after each thousand of its frames."""
+    monkeypatch.setattr(envelope, "FRAME_BYTES", 1)
+    plaintext = bytes(4_500)
+    message = (await ring.seal("acme", plaintext, {})).ciphertext
+    assert b"warm" == (await ring.open("acme", (await ring.seal("acme", b"warm", {})).ciphertext, {})).plaintext
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    beside = asyncio.create_task(other())
+    assert plaintext == (await ring.open("acme", message, {})).plaintext
+    beside.cancel()
+    assert 4 == turns

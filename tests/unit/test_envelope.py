@@ -12,6 +12,7 @@ import pytest
 from betrace_kms_envelope import (
     DATA_KEY_BYTES,
     FRAME_BYTES,
+    MAX_FRAMES,
     DoesNotOpen,
     EncryptedDataKey,
     Message,
@@ -602,3 +603,9 @@ def test_reprs_show_no_message() -> None:
     assert "wrapped key" not in repr(message)
     assert "memory" not in repr(message)
     assert 32 == DATA_KEY_BYTES
+
+
+def test_frames_are_bounded() -> None:
+    """65,536 frames open, and a message with one more does not."""
+    assert content(MAX_FRAMES) == opened(framed(content(MAX_FRAMES), 1))
+    assert refused(framed(content(MAX_FRAMES + 1), 1))
