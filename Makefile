@@ -134,8 +134,8 @@ drill-restart: $(VENV)/dev.stamp ## restart a daemon 50 times under the load of 
 drill-audit: $(VENV)/dev.stamp ## kill -9 a daemon 100 times under load and look for the audit line of each call that was answered
 	$(BIN)/python -m tests.faults.kill_audit
 
-test-faults: $(VENV)/dev.stamp ## let KMS fail in each way and print what warm tenants and misses notice (FAULT_SECONDS=... each)
-	$(BIN)/python -m tests.faults.kms --seconds $(or $(FAULT_SECONDS),20)
+test-faults: $(VENV)/dev.stamp ## let KMS, credentials, disks and clocks fail, and write docs/reliability.md (FAULT_SECONDS=... each, FAMILIES=...)
+	$(BIN)/python -m tests.faults.suite --seconds $(or $(FAULT_SECONDS),10) $(FAMILIES)
 
 fuzz: $(VENV)/dev.stamp ## mutate what each reader of bytes gets, for MINUTES=... each (1); not guided by coverage
 	$(BIN)/python -m tests.fuzz.run --minutes $(or $(MINUTES),1)

@@ -64,11 +64,11 @@ class Authority:
         end: timedelta = timedelta(hours=1),
         usage: x509.ObjectIdentifier | None = None,
     ) -> Pair:
-        """Return a certificate with its key. With `host`, an IP address, it is a server's."""
+        """Return a certificate with its key. With `host`, an IP address or `localhost`, it is a server's."""
         key = ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in uris]
         if host is not None:
-            names.append(x509.IPAddress(ip_address(host)))
+            names.append(x509.DNSName(host) if host == "localhost" else x509.IPAddress(ip_address(host)))
         builder = self._builder(subject(name), key, begin, end)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=not name)

@@ -1,20 +1,25 @@
 """A proxy before moto that fails as AWS or the network may: moto itself never denies, throttles, stalls or drops."""
 
 import asyncio
+import ssl
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import aiohttp
 import orjson
 from aiohttp import web
 
-Verdict = Literal["pass", "deny", "throttle", "error", "html", "half", "slow", "late", "stall", "drop", "drop-answer"]
-"""`error` answers 500, `html` a page with status 200, `half` half of a body, `slow` after 1.5 seconds, in time, `late`
-after five. `drop` closes the connection before AWS hears of the call, `drop-answer` after it has done what is asked.
+Verdict = Literal[
+    "pass", "deny", "throttle", "error", "html", "half", "drip", "slow", "late", "stall", "drop", "drop-answer"
+]
+"""`error` answers 500, `html` a page with status 200, `half` half of a body, `drip` a byte every 100 ms, `slow` after
+1.5 seconds, in time, `late` after five. `drop` closes the connection before AWS hears of the call, `drop-answer` after
+AWS has done what it asks for.
 """
 PRINCIPAL = "arn:aws:sts::123456789012:assumed-role/betrace-backend-role/pod"
 
@@ -23,12 +28,14 @@ PRINCIPAL = "arn:aws:sts::123456789012:assumed-role/betrace-backend-role/pod"
 class AwsProxy:
     """A running proxy. `judge` decides on each call by its action, such as "GenerateDataKey".
 
-    `doctor` alters the good answers that pass, given the action and the JSON object.
+    `doctor` alters the good answers that pass, given the action and the JSON object. `checks_clock` refuses what was
+    signed by a clock that is more than five minutes off, as AWS does.
     """
 
     url: str = ""
     judge: Callable[[str], Verdict] = lambda action: "pass"
     doctor: Callable[[str, dict[str, Any]], None] | None = None
+    checks_clock: bool = False
     calls: Counter[str] = field(default_factory=Counter)
     tenant_calls: Counter[str] = field(default_factory=Counter)
     """Calls by the tenant in their encryption context."""
@@ -39,7 +46,7 @@ class AwsProxy:
 
 
 @contextmanager
-def aws_proxy(target: str, port: int = 0) -> Iterator[AwsProxy]:
+def aws_proxy(target: str, port: int = 0, tls: ssl.SSLContext | None = None) -> Iterator[AwsProxy]:
     """Run a proxy on a port of 127.0.0.1, by default a free one, in a thread of its own."""
     proxy, loop, started = AwsProxy(), asyncio.new_event_loop(), threading.Event()
     stop = asyncio.Event()
@@ -54,11 +61,15 @@ def aws_proxy(target: str, port: int = 0) -> Iterator[AwsProxy]:
             app.router.add_route("*", "/{path:.*}", handle)
             runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
             await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", port, reuse_address=True).start()
-            proxy.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+            await web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls, reuse_address=True).start()
+            proxy.url = f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
             started.set()
             await stop.wait()
             await runner.cleanup()
+            stalled = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in stalled:
+                task.cancel()
+            await asyncio.gather(*stalled, return_exceptions=True)
 
     thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
     thread.start()
@@ -80,6 +91,8 @@ async def _handle(
     body = await request.read()
     if action == "GenerateDataKey":
         proxy.tenant_calls[orjson.loads(body).get("EncryptionContext", {}).get("tenantId", "")] += 1
+    if proxy.checks_clock and (refusal := _refused_for_its_clock(request.headers.get("X-Amz-Date", ""))):
+        return refusal
     if verdict == "stall":
         await asyncio.sleep(3600)
     if verdict == "deny":
@@ -99,6 +112,13 @@ async def _handle(
         answer_cut = web.StreamResponse(headers={"Content-Length": "400", "Content-Type": "application/x-amz-json-1.1"})
         await answer_cut.prepare(request)
         await answer_cut.write(b'{"KeyId": "arn:aws:kms')
+    if verdict == "drip":
+        slow = web.StreamResponse(headers={"Content-Length": "4000", "Content-Type": "application/x-amz-json-1.1"})
+        await slow.prepare(request)
+        with suppress(ConnectionError):
+            for _ in range(4000):
+                await slow.write(b" ")
+                await asyncio.sleep(0.1)
     if verdict in ("slow", "late"):
         await asyncio.sleep(1.5 if verdict == "slow" else 5)
         verdict = "pass"
@@ -117,6 +137,14 @@ async def _handle(
     if request.transport:
         request.transport.abort()
     return web.Response()
+
+
+def _refused_for_its_clock(signed: str) -> web.Response | None:
+    """Answer as AWS does to a signature that is too old or not yet current."""
+    now = datetime.now(UTC)
+    if not signed or abs(datetime.strptime(signed, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC) - now) < timedelta(minutes=5):
+        return None
+    return _refused("InvalidSignatureException", f"Signature expired: {signed} is not within 5 min. of {now}")
 
 
 def _refused(code: str, message: str) -> web.Response:

@@ -1,169 +1,234 @@
-"""KMS fails behind a proxy while a daemon works: what warm tenants and misses notice of each fault, in figures.
+"""KMS fails behind a proxy while a daemon works: what warm tenants and misses notice of each fault.
 
-`make test-faults` runs it for longer and prints the figures, `test_kms.py` for a short time.
+Warm calls are compared with those of healthy phases in between, a few hundred milliseconds each, so that what else the
+machine does cancels out. Then the fault stays, for misses; their answers are timed by a client without a clock.
 """
 
 import asyncio
-import statistics
-import tempfile
+import ssl
 import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import click
 import grpc
 from betrace.kms.v1 import key_management_pb2 as pb
 from betrace.kms.v1.key_management_pb2_grpc import KeyManagementServiceStub
 
+from tests import raw_grpc
+from tests.authority import Authority, Pair
 from tests.aws_proxy import AwsProxy, Verdict, aws_proxy
 from tests.daemon import spawned
+from tests.faults.interpose import Machine, machine
+from tests.faults.outcome import Outcome, p99
 from tests.faults.race import emulator
 
-FAULTS = tuple(verdict for verdict in get_args(Verdict) if verdict not in ("pass", "deny"))
-"""A denial is no outage: it is what the operator wants, and keys do not outlive it."""
-WARM, MISSES, DEADLINE, WAITERS = 5, 8, 1.0, 1000
+_PROMISE = "warm calls served; a miss makes at most 3 attempts and ends by its deadline"
+FAULTS = {
+    "KMS throttles": _PROMISE,
+    "KMS answers 500": _PROMISE,
+    "KMS denies all but DescribeKey": "warm calls served, misses refused with the action's name",
+    "KMS hangs": _PROMISE,
+    "KMS answers 5 s late": _PROMISE,
+    "KMS resets connections": _PROMISE,
+    "KMS resets connections after its work": _PROMISE,
+    "KMS sends half a body": _PROMISE,
+    "KMS sends a byte every 100 ms": _PROMISE,
+    "KMS answers HTML": _PROMISE,
+    "KMS has a certificate of another authority": _PROMISE,
+    "KMS has no address in DNS": _PROMISE,
+}
+SHORT = ("KMS answers 500", "KMS has a certificate of another authority")
+_VERDICTS: dict[str, Verdict] = dict(
+    zip(
+        FAULTS,
+        ("throttle", "error", "deny", "stall", "late", "drop", "drop-answer", "half", "drip", "html", "drop", "drop"),
+        strict=True,
+    )
+)
+_WARM, _MISSES, _DEADLINE, _WAITERS, _PHASE = 5, 8, 1.0, 1000, 0.3
+_DNS_CACHE_SECONDS = 11.0
+"""How long the SDK's HTTP client remembers an address, and a bit."""
+_ENCRYPT = "/betrace.kms.v1.KeyManagementService/Encrypt"
 
 
 @dataclass
-class Figures:
-    """What one fault did. Times are seconds."""
+class _Figures:
+    """Times are seconds."""
 
-    fault: str
     served: int = 0
-    failed: int = 0
-    times: list[float] = field(default_factory=list, repr=False)
+    refused: list[str] = field(default_factory=list)
+    healthy: list[float] = field(default_factory=list)
+    faulty: list[float] = field(default_factory=list)
     overrun: float = 0.0
     attempts: int = 0
     """The most KMS calls for one miss; an open breaker refuses some without one."""
+    miss_served: bool = False
     calls_afterwards: int = 0
     waiters_served: int = 0
 
-    @property
-    def p99(self) -> float:
-        """The 99th percentile of warm calls."""
-        return statistics.quantiles(self.times, n=100)[98]
-
-    def row(self, healthy: float) -> str:
-        """Return the figures as a line, with the ratio to a healthy phase's p99."""
-        return (
-            f"{self.fault:12} warm {100 * self.served / (self.served + self.failed):6.2f} % of {self.served:6,}"
-            f"  p99 {1000 * self.p99:6.1f} ms ({self.p99 / healthy:4.2f}x)  overrun {1000 * self.overrun:6.1f} ms"
-            f"  attempts {self.attempts}"
-            f"  afterwards {self.waiters_served} waiters, {self.calls_afterwards} KMS calls"
+    def outcome(self, fault: str) -> Outcome:
+        problems = [f"a warm call failed: {text}" for text in self.refused[:3]]
+        if self.attempts > 3:
+            problems.append(f"{self.attempts} attempts for one miss")
+        if self.miss_served:
+            problems.append("a miss was served: there was no fault")
+        if (self.waiters_served, self.calls_afterwards) != (_WAITERS, 1):
+            problems.append(f"{self.waiters_served} waiters served by {self.calls_afterwards} KMS calls")
+        share = 100 * self.served / (self.served + len(self.refused))
+        return Outcome(
+            fault,
+            f"{share:.4g} % of {self.served:,} warm calls served, p99 {p99(self.faulty) / p99(self.healthy):.2f}x;"
+            f" misses {1000 * self.overrun:.0f} ms over their deadline, {self.attempts} attempts;"
+            f" {self.waiters_served:,} waiters by {self.calls_afterwards} KMS call",
+            problems,
         )
 
 
-class Drill:
-    """One daemon on one proxy."""
+class _Kms:
+    """KMS as the daemon sees it: a name, TLS, a proxy."""
 
-    def __init__(self, channel: grpc.aio.Channel, proxy: AwsProxy) -> None:
-        self._stub: Any = KeyManagementServiceStub(channel)  # without the retries of our client
-        self._proxy = proxy
+    def __init__(self, proxy: AwsProxy, tls: ssl.SSLContext, folder: Path, good: Pair, machine: Machine) -> None:
+        self.proxy = proxy
+        self._tls = tls
+        self._machine = machine
+        self._good = good.write(folder / "good")
+        self._bad = Authority().issue(host="localhost").write(folder / "bad")
+
+    def fail(self, fault: str) -> None:
+        actions = ("GenerateDataKey", "Encrypt", "Decrypt") if "DescribeKey" in fault else ()
+        self.proxy.always(_VERDICTS[fault], *actions)
+        if "certificate" in fault:
+            self._tls.load_cert_chain(*self._bad)
+        self._machine.set(names="DNS" in fault)
+
+    def recover(self) -> None:
+        self._tls.load_cert_chain(*self._good)
+        self._machine.set()
+        self.proxy.always("pass")
+
+
+class _Drill:
+    """One daemon, and callers without the retries of our client."""
+
+    def __init__(self, channel: grpc.aio.Channel, address: str, kms: _Kms) -> None:
+        self._stub: Any = KeyManagementServiceStub(channel)
+        self._address = address
+        self._kms = kms
         self._number = 0
 
-    async def phase(self, fault: Verdict, seconds: float) -> Figures:
-        """Let KMS fail for some time, then recover."""
-        figures, stop, first = Figures(fault), asyncio.Event(), 0
-        for number in range(WARM):
-            await self._encrypt(f"warm-{number}", 20)
-        self._proxy.always(fault)
-        callers = [asyncio.create_task(self._warm(figures, number, stop)) for number in range(WARM)]
-        ends = time.monotonic() + seconds
-        if fault != "pass":
-            first = self._number + 1
-            alone = await self._miss()
-            others = await asyncio.gather(*(self._miss() for _ in range(MISSES)))
-            figures.overrun = max(alone, *others)
-        await asyncio.sleep(max(0.0, ends - time.monotonic()))
-        if fault != "pass":
-            figures.attempts = max(self._proxy.tenant_calls[f"cold-{first + each}"] for each in range(MISSES + 1))
-        self._proxy.always("pass")
+    async def run(self, fault: str, seconds: float) -> Outcome:
+        """Let KMS fail and recover for some time, then fail for misses, then recover."""
+        figures, stop = _Figures(), asyncio.Event()
+        for number in range(_WARM):
+            await self._encrypt(f"warm-{number}")
+        self._times = figures.healthy
+        warm = [asyncio.create_task(self._warm(figures, number, stop)) for number in range(_WARM)]
+        await self._alternate(figures, fault, seconds)
+        self._times = []  # what follows is not compared
+        await self._recovered()
+        self._kms.fail(fault)
+        if "DNS" in fault:
+            await asyncio.sleep(_DNS_CACHE_SECONDS)
+        first = self._number + 1
+        with ThreadPoolExecutor(_MISSES) as pool:
+            figures.overrun = max(0.0, await self._miss(pool))
+            figures.overrun = max(figures.overrun, *await asyncio.gather(*(self._miss(pool) for _ in range(_MISSES))))
+        figures.attempts = max(self._kms.proxy.tenant_calls[f"cold-{first + each}"] for each in range(_MISSES + 1))
+        figures.miss_served = await self._served(f"cold-{self._number}", _DEADLINE)
+        self._kms.recover()
         stop.set()
-        await asyncio.gather(*callers)
+        await asyncio.gather(*warm)
         await self._recovered()
         self._number += 1
-        answers = await asyncio.gather(*(self._encrypt(f"waited-{self._number}", 60) for _ in range(WAITERS)))
-        figures.waiters_served = sum(answers)
-        figures.calls_afterwards = self._proxy.tenant_calls[f"waited-{self._number}"]
-        return figures
+        tenant = f"waited-{self._number}"
+        figures.waiters_served = sum(await asyncio.gather(*(self._served(tenant, 60) for _ in range(_WAITERS))))
+        figures.calls_afterwards = self._kms.proxy.tenant_calls[tenant]
+        return figures.outcome(fault)
 
-    async def _warm(self, figures: Figures, number: int, stop: asyncio.Event) -> None:
+    async def _alternate(self, figures: _Figures, fault: str, seconds: float) -> None:
+        ends, misses = time.monotonic() + seconds, []
+        while time.monotonic() < ends:
+            for self._times in (figures.faulty, figures.healthy):
+                if self._times is figures.faulty:
+                    self._kms.fail(fault)
+                else:
+                    self._kms.recover()
+                self._number += 1
+                misses.append(asyncio.create_task(self._served(f"brief-{self._number}", _PHASE)))
+                await asyncio.sleep(_PHASE)
+        await asyncio.gather(*misses)
+
+    async def _warm(self, figures: _Figures, number: int, stop: asyncio.Event) -> None:
         while not stop.is_set():
-            began = time.monotonic()
-            if await self._encrypt(f"warm-{number}", 20):
+            began, times = time.monotonic(), self._times
+            try:
+                await self._encrypt(f"warm-{number}")
                 figures.served += 1
-            else:
-                figures.failed += 1
-            figures.times.append(time.monotonic() - began)
+            except grpc.aio.AioRpcError as error:
+                figures.refused.append(str(error.details()))
+            times.append(time.monotonic() - began)
             await asyncio.sleep(0.005)
 
-    async def _miss(self) -> float:
+    async def _miss(self, pool: ThreadPoolExecutor) -> float:
         """Ask for a tenant that is not cached; return by how many seconds the answer came after the deadline."""
         self._number += 1
-        began = time.monotonic()
-        await self._encrypt(f"cold-{self._number}", DEADLINE)
-        return max(0.0, time.monotonic() - began - DEADLINE)
+        request = pb.EncryptRequest(tenant_id=f"cold-{self._number}", plaintext=b"payload").SerializeToString()
+
+        def call() -> float:
+            began = time.monotonic()
+            raw_grpc.call(self._address, _ENCRYPT, request, [(b"grpc-timeout", f"{_DEADLINE:.0f}S".encode())])
+            return time.monotonic() - began - _DEADLINE
+
+        return await asyncio.get_running_loop().run_in_executor(pool, call)
 
     async def _recovered(self) -> None:
-        for _ in range(300):
+        """Wait until misses are served again, so often that no breaker is in doubt."""
+        in_a_row, ends = 0, time.monotonic() + 60
+        while in_a_row < 5:
+            assert time.monotonic() < ends, "misses still fail 60 s after KMS came back"
             self._number += 1
-            if await self._encrypt(f"probe-{self._number}", 20):
-                return
-            await asyncio.sleep(0.2)
-        raise AssertionError("misses still fail 60 s after KMS came back")
+            in_a_row = in_a_row + 1 if await self._served(f"probe-{self._number}", 20) else 0
+            await asyncio.sleep(0.05)
 
-    async def _encrypt(self, tenant: str, seconds: float) -> bool:
+    async def _served(self, tenant: str, seconds: float) -> bool:
         try:
-            await self._stub.Encrypt(pb.EncryptRequest(tenant_id=tenant, plaintext=b"payload"), timeout=seconds)
+            await self._encrypt(tenant, seconds)
         except grpc.aio.AioRpcError:
             return False
         return True
 
+    async def _encrypt(self, tenant: str, seconds: float = 20) -> None:
+        await self._stub.Encrypt(pb.EncryptRequest(tenant_id=tenant, plaintext=b"payload"), timeout=seconds)
 
-async def drill(folder: Path, url: str, arn: str, faults: tuple[Verdict, ...], seconds: float) -> list[Figures]:
-    """Run a healthy phase and one for each fault; the healthy one comes first."""
-    listen = f"unix:{folder}/kms.sock"
-    with aws_proxy(url) as proxy:
-        environ = {
+
+async def run(folder: Path, faults: Sequence[str], seconds: float) -> AsyncIterator[Outcome]:
+    """Inject the faults one after the other into one daemon."""
+    authority, tls, unwell = Authority(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), machine(folder)
+    good = authority.issue(host="localhost")
+    (folder / "ca.pem").write_bytes(authority.pem)
+    with ExitStack() as resources:
+        url, arn = resources.enter_context(emulator())
+        proxy = resources.enter_context(aws_proxy(url, tls=tls))
+        kms = _Kms(proxy, tls, folder, good, unwell)
+        kms.recover()
+        listen = f"unix:{folder}/kms.sock"
+        environ = unwell.environ | {
             "BETRACE_KMS_PROVIDER": "aws",
             "AWS_KMS_MASTER_KEY_ID": arn,
             "AWS_KMS_REGION": "us-east-1",
-            "AWS_KMS_ENDPOINT": proxy.url,
+            "AWS_KMS_ENDPOINT": proxy.url.replace("127.0.0.1", "localhost"),
+            "AWS_CA_BUNDLE": str(folder / "ca.pem"),
             "KMS_STORE_ALLOW_EPHEMERAL": "true",
             "KMS_CACHE_MAX_SIZE": "100000",
         }
-        with spawned("--data-dir", f"{folder}/data", "--listen", listen, environ=environ) as daemon:
-            await asyncio.to_thread(daemon.wait_for, "serving", 60)
-            async with grpc.aio.insecure_channel(listen) as channel:
-                one = Drill(channel, proxy)
-                return [await one.phase(fault, seconds) for fault in ("pass", *faults)]
-
-
-@click.command()
-@click.option("--seconds", default=20.0, show_default=True, help="how long each fault lasts")
-def main(seconds: float) -> None:
-    """Let KMS fail in each way, and print what was measured."""
-    with tempfile.TemporaryDirectory(prefix="kms") as folder, emulator() as (url, arn):
-        healthy, *rest = asyncio.run(drill(Path(folder), url, arn, FAULTS, seconds))
-    for figures in (healthy, *rest):
-        click.echo(figures.row(healthy.p99))
-    raise SystemExit(any(problems(figures) for figures in rest))
-
-
-def problems(figures: Figures) -> list[str]:
-    """Return what is not as it must be, apart from times of warm calls, which depend on the machine."""
-    found = []
-    if figures.failed:
-        found.append(f"{figures.fault}: {figures.failed} warm calls failed")
-    if figures.attempts > 3:
-        found.append(f"{figures.fault}: {figures.attempts} attempts for one miss")
-    if (figures.waiters_served, figures.calls_afterwards) != (WAITERS, 1):
-        found.append(
-            f"{figures.fault}: {figures.waiters_served} waiters served by {figures.calls_afterwards} KMS calls"
-        )
-    return found
-
-
-if __name__ == "__main__":
-    main()
+        arguments = ("--data-dir", f"{folder}/data", "--listen", f"127.0.0.1:0,{listen}")
+        daemon = resources.enter_context(spawned(*arguments, environ=environ))
+        await asyncio.to_thread(daemon.wait_for, "serving", 60)
+        async with grpc.aio.insecure_channel(listen) as channel:
+            drill = _Drill(channel, daemon.address, kms)
+            for fault in faults:
+                yield await drill.run(fault, seconds)
