@@ -249,7 +249,7 @@ class Sealer:
         )
         self._fields = b"".join(
             (
-                _context_bytes(context),
+                _chunk(context_bytes(context)),
                 (1).to_bytes(2, "big"),
                 *map(_chunk, wrapped),
                 bytes((_FRAMED,)),
@@ -360,11 +360,12 @@ def _read_context(reader: _Reader) -> dict[str, str]:
     return context
 
 
-def _context_bytes(context: Mapping[str, str]) -> bytes:
+def context_bytes(context: Mapping[str, str]) -> bytes:
+    """Return an encryption context in the form of the header, without its length: empty if there is no pair."""
     if not context:
-        return b"\x00\x00"
+        return b""
     pairs = sorted((name.encode(), value.encode()) for name, value in context.items())
-    return _chunk(len(pairs).to_bytes(2, "big") + b"".join(_chunk(name) + _chunk(value) for name, value in pairs))
+    return len(pairs).to_bytes(2, "big") + b"".join(_chunk(name) + _chunk(value) for name, value in pairs)
 
 
 def _chunk(data: bytes) -> bytes:
