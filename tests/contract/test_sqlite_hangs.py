@@ -38,7 +38,7 @@ class Hang:
     async def start(self) -> "asyncio.Task[object]":
         """Let a statement hang, and return who waits for it."""
         await self._store._database.create_function("hang", 0, self)
-        task = asyncio.create_task(self._store._fetch("SELECT hang()"))
+        task = asyncio.create_task(self._store.fetch("SELECT hang()"))
         await asyncio.to_thread(self.began.wait)
         return task
 

@@ -107,7 +107,7 @@ def version(database: Path) -> int:
     ((answer,),) = asked(database, "PRAGMA user_version")
     number = int(str(answer))
     tables = {name for (name,) in asked(database, "SELECT name FROM sqlite_master WHERE type = 'table'")}
-    assert {1: {"signing_keys"}, 2: {"signing_keys", "tenants", "emergency_stop"}}.get(number) == tables
+    assert {1: {"signing_keys"}, 2: {"signing_keys", "tenants", "emergency_stop", "branch_keys"}}.get(number) == tables
     assert [("ok",)] == asked(database, "PRAGMA integrity_check")
     return number
 

@@ -6,7 +6,7 @@ connection pool have bounds of their own, so that neither is taken for a table t
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
@@ -19,10 +19,11 @@ from betrace_kms_server.aws.clients import ATTEMPTS, aws_client, credentials_of
 from betrace_kms_server.aws.credentials import AwsCredentials
 from betrace_kms_server.aws.sdk_errors import CREDENTIALS_CODES
 from betrace_kms_server.core.errors import CredentialsUnavailable, KmsError, Overloaded, StoreUnavailable
-from betrace_kms_server.stores.dynamodb.errors import code_of, is_contention, translated
+from betrace_kms_server.stores.dynamodb.errors import code_of, is_contention, is_refusal, translated
 
 if TYPE_CHECKING:
     from types_aiobotocore_dynamodb import DynamoDBClient
+    from types_aiobotocore_dynamodb.type_defs import TransactWriteItemTypeDef
 
 R = TypeVar("R")
 
@@ -103,3 +104,25 @@ async def without_contention(action: Callable[[], Awaitable[R]]) -> R:
                     raise
             await asyncio.sleep(jittered)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+async def commit(
+    client: "DynamoDBClient",
+    table: str,
+    writes: "Sequence[TransactWriteItemTypeDef]",
+    landed: Callable[[], Awaitable[bool]],
+) -> bool:
+    """Write all of it or nothing. Returns False if a condition keeps it from being written.
+
+    Whatever was answered last, a try before may have been done: `landed` reads whether it was.
+    """
+    async with asking(client, "TransactWriteItems", table):
+        try:
+            await without_contention(lambda: client.transact_write_items(TransactItems=writes))
+        except Exception as cause:  # whatever it was, the write may have been done
+            if await landed():
+                return True
+            if is_refusal(cause):
+                return False
+            raise
+    return True

@@ -13,7 +13,7 @@ from betrace_kms_server.core.errors import StoreUnavailable
 from betrace_kms_server.stores.dynamodb.client import ClientFactory, asking, dynamodb_client
 from betrace_kms_server.stores.dynamodb.errors import code_of
 from betrace_kms_server.stores.dynamodb.items import ORIGIN
-from betrace_kms_server.stores.dynamodb.table import KEY_SCHEMA, describe_table, has_recovery, refuse_unfit
+from betrace_kms_server.stores.dynamodb.table import KEY_STORE, TableKind, describe_table, has_recovery, refuse_unfit
 
 if TYPE_CHECKING:
     from types_aiobotocore_dynamodb import DynamoDBClient
@@ -29,6 +29,7 @@ async def create_table(
     *,
     region: str,
     endpoint: str | None,
+    kind: TableKind = KEY_STORE,
     client_factory: ClientFactory = dynamodb_client,
     sleep: Sleep = asyncio.sleep,
 ) -> AsyncIterator[str]:
@@ -38,15 +39,15 @@ async def create_table(
     StartRefused for a table that is no key store or would lose keys, and StoreUnavailable if AWS does not do it.
     """
     async with client_factory(region, endpoint) as client:
-        described = await describe_table(client, table)
+        described = await describe_table(client, table, kind)
         if described is None:
-            await _create(client, table)
+            await _create(client, table, kind)
             yield f"made the table {table}: on-demand billing, deletion protection on"
         else:
-            refuse_unfit(described, table)
+            refuse_unfit(described, table, kind)
             yield f"the table {table} is there"
-        arn, protected = await _active(client, table, sleep)
-        if described is None:  # so no daemon of an earlier version uses it
+        arn, protected = await _active(client, table, kind, sleep)
+        if described is None and kind is KEY_STORE:  # so no daemon of an earlier version uses it
             async with asking(client, "PutItem", arn):
                 await client.put_item(TableName=table, Item={**ORIGIN, "sealing_key_type": {"S": "sealing"}})
         if not protected:
@@ -58,13 +59,15 @@ async def create_table(
         yield f"{arn} is ready"
 
 
-async def _create(client: "DynamoDBClient", table: str) -> None:
+async def _create(client: "DynamoDBClient", table: str, kind: TableKind) -> None:
     try:
         async with asking(client, "CreateTable", table):
             await client.create_table(
                 TableName=table,
-                AttributeDefinitions=[{"AttributeName": name, "AttributeType": kind} for name, _, kind in KEY_SCHEMA],
-                KeySchema=[{"AttributeName": name, "KeyType": role} for name, role, _ in KEY_SCHEMA],
+                AttributeDefinitions=[
+                    {"AttributeName": name, "AttributeType": value_type} for name, _, value_type in kind.key_schema
+                ],
+                KeySchema=[{"AttributeName": name, "KeyType": role} for name, role, _ in kind.key_schema],
                 BillingMode="PAY_PER_REQUEST",
                 DeletionProtectionEnabled=True,
             )
@@ -75,12 +78,12 @@ async def _create(client: "DynamoDBClient", table: str) -> None:
             raise
 
 
-async def _active(client: "DynamoDBClient", table: str, sleep: Sleep) -> tuple[str, bool]:
+async def _active(client: "DynamoDBClient", table: str, kind: TableKind, sleep: Sleep) -> tuple[str, bool]:
     """Wait until a table is active; return its ARN, and whether it is protected from deletion."""
     for _ in range(_POLLS):
         described = await describe_table(client, table)
         if described is not None and described["TableStatus"] == "ACTIVE":
-            refuse_unfit(described, table)  # of a table that was made at the same time by somebody else
+            refuse_unfit(described, table, kind)  # of a table that was made at the same time by somebody else
             return described["TableArn"], described.get("DeletionProtectionEnabled", False)
         await sleep(_POLL_SECONDS)
     raise StoreUnavailable(f"the DynamoDB table {table} does not become ACTIVE: check it in the console")

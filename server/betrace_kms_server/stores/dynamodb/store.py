@@ -25,7 +25,7 @@ from betrace_kms_server.core.keys import StoredKey
 from betrace_kms_server.core.lock_state import LockState
 from betrace_kms_server.core.tenancy import DataKeyType
 from betrace_kms_server.stores.damage import damaged_generation, damaged_key, no_active_key
-from betrace_kms_server.stores.dynamodb.client import ClientFactory, asking, dynamodb_client, without_contention
+from betrace_kms_server.stores.dynamodb.client import ClientFactory, asking, commit, dynamodb_client, without_contention
 from betrace_kms_server.stores.dynamodb.errors import is_refusal
 from betrace_kms_server.stores.dynamodb.items import (
     LOCK,
@@ -264,20 +264,7 @@ class DynamoStore:
     async def _commit(
         self, writes: "Sequence[TransactWriteItemTypeDef]", landed: Callable[[], Awaitable[bool]]
     ) -> bool:
-        """Write all of it or nothing. Returns False if a condition keeps it from being written.
-
-        Whatever was answered last, a try before may have been done: `landed` reads whether it was.
-        """
-        async with asking(self._client, "TransactWriteItems", self._arn):
-            try:
-                await without_contention(lambda: self._client.transact_write_items(TransactItems=writes))
-            except Exception as cause:  # whatever it was, the write may have been done
-                if await landed():
-                    return True
-                if is_refusal(cause):
-                    return False
-                raise
-        return True
+        return await commit(self._client, self._arn, writes, landed)
 
     async def _holds(self, key: StoredKey) -> bool:
         """Return whether a key is there, whatever became of it since, or whichever master key wraps it now."""

@@ -3,11 +3,13 @@
 The daemon's role needs dynamodb:DescribeTable and dynamodb:DescribeContinuousBackups here.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
 from botocore.exceptions import ParamValidationError
 
+from betrace_kms_server.core.branch_rows import ID, TYPE
 from betrace_kms_server.core.errors import StartRefused, StoreUnavailable
 from betrace_kms_server.stores.dynamodb.client import asking
 from betrace_kms_server.stores.dynamodb.errors import code_of
@@ -20,26 +22,33 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-KEY_SCHEMA: "tuple[tuple[str, KeyTypeType, ScalarAttributeTypeType], ...]" = (
-    (PARTITION_KEY, "HASH", "S"),
-    (SORT_KEY, "RANGE", "S"),
-)
-"""Name, role and type of the two parts of the primary key."""
+
+@dataclass(frozen=True, slots=True)
+class TableKind:
+    """What a table is for: the setting that names it, and name, role and type of the parts of its primary key."""
+
+    setting: str
+    key_schema: "tuple[tuple[str, KeyTypeType, ScalarAttributeTypeType], ...]"
+
+
+KEY_STORE = TableKind("kms.store.table", ((PARTITION_KEY, "HASH", "S"), (SORT_KEY, "RANGE", "S")))
+BRANCH_KEYS = TableKind("kms.branch-keys.table", ((ID, "HASH", "S"), (TYPE, "RANGE", "S")))
+"""AWS Encryption SDK specification, framework/branch-key-store.md, "KeySchema"."""
 
 _USABLE = ("ACTIVE", "UPDATING")  # a table that is being updated is read and written as ever
 _LEGACY = "2017.11.29"
 
 
-async def inspect_table(client: "DynamoDBClient", table: str) -> str:
+async def inspect_table(client: "DynamoDBClient", table: str, kind: TableKind = KEY_STORE) -> str:
     """Return a table's ARN. Raises StartRefused if it is missing or unfit; warns of what would not bring keys back."""
-    described = await describe_table(client, table)
+    described = await describe_table(client, table, kind)
     if described is None:
         raise StartRefused(
-            f"there is no DynamoDB table {table} in {client.meta.region_name}: check kms.store.table and"
+            f"there is no DynamoDB table {table} in {client.meta.region_name}: check {kind.setting} and"
             " kms.store.region; for a new key store run betrace-kms keystore init; if it was deleted, restore it from a"
             " backup"
         )
-    refuse_unfit(described, table)
+    refuse_unfit(described, table, kind)
     if described["TableStatus"] not in _USABLE:
         raise StartRefused(
             f"the DynamoDB table {table} is {described['TableStatus']}: wait until it is ACTIVE, and check it in the"
@@ -52,7 +61,9 @@ async def inspect_table(client: "DynamoDBClient", table: str) -> str:
     return arn
 
 
-async def describe_table(client: "DynamoDBClient", table: str) -> "TableDescriptionTypeDef | None":
+async def describe_table(
+    client: "DynamoDBClient", table: str, kind: TableKind = KEY_STORE
+) -> "TableDescriptionTypeDef | None":
     """Return what DynamoDB says of a table, or None if there is none. Raises StartRefused if it cannot be asked."""
     try:
         async with asking(client, "DescribeTable", table):
@@ -62,20 +73,20 @@ async def describe_table(client: "DynamoDBClient", table: str) -> "TableDescript
             return None
         if code_of(error.__cause__) == "ValidationException" or isinstance(error.__cause__, ParamValidationError):
             raise StartRefused(
-                f"kms.store.table {table!r} is no name of a DynamoDB table: it takes 3 to 255 letters, digits, dots,"
+                f"{kind.setting} {table!r} is no name of a DynamoDB table: it takes 3 to 255 letters, digits, dots,"
                 " dashes and underscores"
             ) from error
         raise StartRefused(f"the DynamoDB table {table} cannot be described: {error.message}") from error
 
 
-def refuse_unfit(described: "TableDescriptionTypeDef", table: str) -> None:
+def refuse_unfit(described: "TableDescriptionTypeDef", table: str, kind: TableKind = KEY_STORE) -> None:
     """Raise StartRefused for a table of another kind, and for one that would not keep what was written."""
     types = {each["AttributeName"]: each["AttributeType"] for each in described["AttributeDefinitions"]}
     schema = {(each["AttributeName"], each["KeyType"], types[each["AttributeName"]]) for each in described["KeySchema"]}
-    if schema != set(KEY_SCHEMA):
+    if schema != set(kind.key_schema):
         raise StartRefused(
             f"the DynamoDB table {table} is no key store of betrace-kms, its primary key is another one: choose another"
-            " kms.store.table, and make it by betrace-kms keystore init"
+            f" {kind.setting}, and make it by betrace-kms keystore init"
         )
     replicated = described.get("Replicas") or described.get("GlobalTableVersion") == _LEGACY
     if replicated and described.get("MultiRegionConsistency") == "STRONG":

@@ -21,7 +21,8 @@ log = structlog.get_logger()
 
 SCHEMA_VERSION = 2
 """1 had no generations. An earlier betrace-kms opens files of schema version 2 alone and names the columns that it
-uses, so columns and tables that it can do without are added without a new version number: `_ADDED`, `_LOCK`."""
+uses, so columns and tables that it can do without are added without a new version number: `_ADDED`, `_LOCK`,
+`_BRANCH_KEYS`."""
 _APPLICATION_ID = 0x42544B53  # "BTKS"
 _KEYS = """
 CREATE TABLE signing_keys (
@@ -54,6 +55,17 @@ CREATE TABLE IF NOT EXISTS emergency_stop (
 ) STRICT;
 """
 """One row once there was a stop; its columns are NULL when none is in force. An earlier version passes over it."""
+_BRANCH_KEYS = """
+CREATE TABLE IF NOT EXISTS branch_keys (
+    branch_key_id TEXT NOT NULL,
+    type          TEXT NOT NULL,
+    create_time   TEXT NOT NULL,
+    attributes    TEXT NOT NULL,
+    enc           BLOB NOT NULL,
+    PRIMARY KEY (branch_key_id, type)
+) STRICT;
+"""
+"""Rows of core/branch_rows.py; `attributes` is JSON of those without a column. An earlier version passes over it."""
 _ORIGIN = """
 CREATE TABLE origin (sealing_key_type TEXT NOT NULL) STRICT;
 INSERT INTO origin VALUES ('sealing');
@@ -114,7 +126,7 @@ def create_file(path: Path) -> None:
     """Make an empty store, whole or not at all: so a file without a schema is always a damaged one."""
     with atomic_create(path) as new, closing(sqlite3.connect(new, isolation_level=None)) as database:
         database.executescript(
-            f"PRAGMA synchronous=EXTRA; BEGIN; {_KEYS} {_TENANTS} {_ADDED} {_LOCK} {_ORIGIN}"
+            f"PRAGMA synchronous=EXTRA; BEGIN; {_KEYS} {_TENANTS} {_ADDED} {_LOCK} {_BRANCH_KEYS} {_ORIGIN}"
             f" PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
         )
 
@@ -138,7 +150,7 @@ async def prepare(database: aiosqlite.Connection, path: Path) -> None:
         raise StartRefused(f"{path} has schema version {version}, this betrace-kms knows {SCHEMA_VERSION}: upgrade it")
     await pragma("journal_mode=DELETE")
     await pragma("synchronous=EXTRA")
-    if version == 1 or not (await _has_added(database) and await _has_lock(database)):
+    if version == 1 or not (await _has_added(database) and await _has_tables(database)):
         await _migrate(database, path)
     await database.executescript(_CONNECTION)
 
@@ -148,9 +160,9 @@ async def _has_added(database: aiosqlite.Connection) -> bool:
     return bool(list(await database.execute_fetchall(columns)))
 
 
-async def _has_lock(database: aiosqlite.Connection) -> bool:
-    there = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'emergency_stop'"
-    return bool(list(await database.execute_fetchall(there)))
+async def _has_tables(database: aiosqlite.Connection) -> bool:
+    there = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name IN ('emergency_stop', 'branch_keys')"
+    return len(list(await database.execute_fetchall(there))) == 2
 
 
 async def _migrate(database: aiosqlite.Connection, path: Path) -> None:
@@ -163,6 +175,7 @@ async def _migrate(database: aiosqlite.Connection, path: Path) -> None:
                     await database.execute(statement)
                 await database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
             await database.execute(_LOCK)
+            await database.execute(_BRANCH_KEYS)
         except BaseException:
             await database.execute("ROLLBACK")
             raise

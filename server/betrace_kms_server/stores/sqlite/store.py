@@ -66,7 +66,7 @@ class SqliteStore:
     async def active(self, tenant_id: str) -> StoredKey | None:
         """See KeyStore."""
         key = await self._one("tenant_id = ? AND status = 'active'", tenant_id)
-        if key is None and await self._fetch(_LOST_ITS_KEY, tenant_id):
+        if key is None and await self.fetch(_LOST_ITS_KEY, tenant_id):
             raise no_active_key(tenant_id)
         return key
 
@@ -81,14 +81,14 @@ class SqliteStore:
         for start in range(0, len(ordered), _PAGE_ROWS):
             some = ordered[start : start + _PAGE_ROWS]
             places = ", ".join("?" * len(some))
-            for row in await self._fetch(f"{_SELECT} tenant_id = ? AND key_id IN ({places})", tenant_id, *some):
+            for row in await self.fetch(f"{_SELECT} tenant_id = ? AND key_id IN ({places})", tenant_id, *some):
                 key = _stored_key(row)
                 found[key.key_id] = key
         return found
 
     async def all(self, tenant_id: str) -> Sequence[StoredKey]:
         """See KeyStore."""
-        rows = await self._fetch(_SELECT + "tenant_id = ? ORDER BY create_time_ms, key_id", tenant_id)
+        rows = await self.fetch(_SELECT + "tenant_id = ? ORDER BY create_time_ms, key_id", tenant_id)
         return [_stored_key(row) for row in rows]
 
     async def create(self, key: StoredKey) -> StoredKey:
@@ -96,7 +96,7 @@ class SqliteStore:
         winner = await self.active(key.tenant_id)
         if winner is not None:
             return winner
-        unknown = await _unless_known(self.add(key))
+        unknown = await unless_known(self.add(key))
         winner = await self.active(key.tenant_id)
         if winner is None:
             raise unknown or StoreUnavailable("the key store did not keep a key that it was given: check its volume")
@@ -105,7 +105,7 @@ class SqliteStore:
     async def rotate(self, former: StoredKey, successor: StoredKey) -> bool:
         """See KeyStore."""
         time_ms = successor.create_time_ms
-        unknown = await _unless_known(self._succeed(former, "rotated", successor, rotate_time_ms=time_ms))
+        unknown = await unless_known(self._succeed(former, "rotated", successor, rotate_time_ms=time_ms))
         retired = await self.get(successor.tenant_id, former.key_id)
         landed = retired is not None and retired.rotate_time_ms == time_ms and await self._holds(successor)
         if unknown and not landed:
@@ -118,7 +118,7 @@ class SqliteStore:
             raise ValueError("an active key is revoked with a successor, and any other key without one")
         unknown = None
         if key.status != "revoked":
-            unknown = await _unless_known(self._succeed(key, "revoked", successor, revoke_time_ms=revoke_time_ms))
+            unknown = await unless_known(self._succeed(key, "revoked", successor, revoke_time_ms=revoke_time_ms))
         revoked = await self.get(key.tenant_id, key.key_id)
         landed = revoked is not None and revoked.revoke_time_ms == revoke_time_ms
         landed = landed and (successor is None or await self._holds(successor))
@@ -128,12 +128,12 @@ class SqliteStore:
 
     async def generation(self, tenant_id: str) -> int:
         """See KeyStore."""
-        rows = await self._fetch("SELECT generation FROM tenants WHERE tenant_id = ?", tenant_id)
+        rows = await self.fetch("SELECT generation FROM tenants WHERE tenant_id = ?", tenant_id)
         return int(rows[0][0]) if rows else 0
 
     async def raise_generation(self, tenant_id: str) -> None:
         """See KeyStore."""
-        await self._fetch(
+        await self.fetch(
             "INSERT INTO tenants (tenant_id, generation) VALUES (?, 1)"
             " ON CONFLICT (tenant_id) DO UPDATE SET generation = generation + 1",
             tenant_id,
@@ -142,7 +142,7 @@ class SqliteStore:
     async def created_before(self, time_ms: int) -> AsyncIterator[str]:
         """See KeyStore."""
         after = 0
-        while page := await self._fetch(
+        while page := await self.fetch(
             "SELECT rowid, tenant_id FROM signing_keys WHERE status = 'active' AND create_time_ms < ? AND rowid > ?"
             " ORDER BY rowid LIMIT ?",
             time_ms,
@@ -156,7 +156,7 @@ class SqliteStore:
     async def rows(self) -> AsyncIterator[StoredKey]:
         """See KeyStore."""
         after = 0
-        while page := await self._fetch(_SELECT + "rowid > ? ORDER BY rowid LIMIT ?", after, _PAGE_ROWS):
+        while page := await self.fetch(_SELECT + "rowid > ? ORDER BY rowid LIMIT ?", after, _PAGE_ROWS):
             for row in page:
                 yield _stored_key(row)
             after = page[-1][0]
@@ -164,11 +164,11 @@ class SqliteStore:
     async def add(self, key: StoredKey) -> bool:
         """See KeyStore."""
         times = key.rotate_time_ms, key.revoke_time_ms
-        return bool(await self._fetch(_INSERT, key.tenant_id, key.status, *times, *_as_created(key)))
+        return bool(await self.fetch(_INSERT, key.tenant_id, key.status, *times, *_as_created(key)))
 
     async def replace(self, stored: StoredKey, replacement: StoredKey) -> None:
         """See KeyStore."""
-        await self._fetch(
+        await self.fetch(
             "UPDATE signing_keys SET master_key_arn = ?, wrapped_seed = ?, checksum = ?"
             " WHERE tenant_id = ? AND key_id = ? AND checksum = ?",
             replacement.wrapped_seed.master_key_arn,
@@ -181,37 +181,37 @@ class SqliteStore:
 
     async def wrapped_by_other_keys(self, master_key_arn: str) -> Sequence[tuple[str, str]]:
         """See KeyStore."""
-        rows = await self._fetch("SELECT tenant_id, key_id FROM signing_keys WHERE master_key_arn <> ?", master_key_arn)
+        rows = await self.fetch("SELECT tenant_id, key_id FROM signing_keys WHERE master_key_arn <> ?", master_key_arn)
         return [(tenant_id, key_id) for tenant_id, key_id in rows]
 
     async def wrapped_by(self) -> AbstractSet[tuple[str, str]]:
         """See KeyStore."""
-        rows = await self._fetch("SELECT DISTINCT provider, master_key_arn FROM signing_keys")
+        rows = await self.fetch("SELECT DISTINCT provider, master_key_arn FROM signing_keys")
         return {(provider, arn) for provider, arn in rows}
 
     async def lock_state(self) -> LockState | None:
         """See KeyStore."""
-        rows = await self._fetch("SELECT reason, time_ms FROM emergency_stop WHERE reason IS NOT NULL")
+        rows = await self.fetch("SELECT reason, time_ms FROM emergency_stop WHERE reason IS NOT NULL")
         return LockState(rows[0][0], rows[0][1] or 0) if rows else None
 
     async def set_lock(self, state: LockState | None) -> None:
         """See KeyStore."""
         values = (None, None) if state is None else (state.reason, state.time_ms)
-        await self._fetch("INSERT OR REPLACE INTO emergency_stop (id, reason, time_ms) VALUES (1, ?, ?)", *values)
+        await self.fetch("INSERT OR REPLACE INTO emergency_stop (id, reason, time_ms) VALUES (1, ?, ?)", *values)
 
     async def sealing_key_type(self) -> DataKeyType:
         """See KeyStore."""
-        if not await self._fetch("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'origin'"):
+        if not await self.fetch("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'origin'"):
             return "encryption"
-        rows = await self._fetch("SELECT 1 FROM origin WHERE sealing_key_type = 'sealing'")
+        rows = await self.fetch("SELECT 1 FROM origin WHERE sealing_key_type = 'sealing'")
         return "sealing" if rows else "encryption"
 
     async def check(self) -> None:
         """See KeyStore. Writes the schema version over itself: one commit, like that of a key, that changes nothing."""
-        ((synchronous,),) = await self._fetch("PRAGMA synchronous")
+        ((synchronous,),) = await self.fetch("PRAGMA synchronous")
         if synchronous != _EXTRA:
             raise StoreUnavailable("the key store's commits would not survive a loss of power: restart the daemon")
-        await self._fetch(f"PRAGMA user_version={SCHEMA_VERSION}")
+        await self.fetch(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     async def _succeed(
         self,
@@ -223,7 +223,7 @@ class SqliteStore:
         revoke_time_ms: int | None = None,
     ) -> None:
         """Retire a key and make its successor active, unless the former key has another status by now."""
-        await self._fetch(
+        await self.fetch(
             "INSERT INTO succession VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (successor or former).tenant_id,
             former.key_id,
@@ -246,10 +246,10 @@ class SqliteStore:
         return row is not None and row.public_key == key.public_key
 
     async def _one(self, condition: str, *parameters: str) -> StoredKey | None:
-        rows = await self._fetch(_SELECT + condition, *parameters)
+        rows = await self.fetch(_SELECT + condition, *parameters)
         return _stored_key(rows[0]) if rows else None
 
-    async def _fetch(self, statement: str, *parameters: object) -> Sequence[sqlite3.Row]:
+    async def fetch(self, statement: str, *parameters: object) -> Sequence[sqlite3.Row]:
         """Run one statement; in autocommit mode what it wrote is durable when it returns."""
         try:
             return await self._turns.run(lambda: self._rows(statement, parameters), _STATEMENT_SECONDS)
@@ -280,7 +280,7 @@ class SqliteStore:
         return list(await self._database.execute_fetchall(statement, parameters))
 
 
-async def _unless_known(write: Awaitable[object]) -> StoreUnavailable | None:
+async def unless_known(write: Awaitable[object]) -> StoreUnavailable | None:
     """Write, and return the error of a write that still runs: the next read waits for its end and shows its outcome."""
     try:
         await write

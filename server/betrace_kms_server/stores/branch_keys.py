@@ -1,0 +1,69 @@
+"""What a branch key store must do for us. tests/contract/test_branch_key_stores.py holds every store to it.
+
+A store keeps every version of a branch key. It knows nothing of KMS: what it returns is authenticated by unwrapping it.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Protocol
+from uuid import UUID
+
+from betrace_kms_server.core.branch_rows import ID, TYPE, BranchKeyRow, VersionRows
+from betrace_kms_server.core.errors import KeyDamaged
+
+
+class BranchKeyStore(Protocol):
+    """Keeps branch keys, wrapped.
+
+    Every method raises StoreUnavailable if the store cannot be read or written now, and KeyDamaged for a row that
+    cannot be one of a branch key.
+    """
+
+    async def active(self, branch_key_id: str) -> BranchKeyRow | None:
+        """Return the row of a branch key's newest version, or None if there is no row of this branch key.
+
+        Raises KeyDamaged if there are rows and none is active: a new branch key must not take their place.
+        """
+
+    async def version(self, branch_key_id: str, version: UUID) -> BranchKeyRow | None:
+        """Return the row of one version, or None if there is none."""
+
+    async def create(self, rows: VersionRows, beacon: BranchKeyRow) -> bool:
+        """Make a branch key durable, all three rows at once or none. False if there is one of this id."""
+
+    async def add_version(self, former: BranchKeyRow, rows: VersionRows) -> bool:
+        """Put a new version beside the others and in place of the active row, both at once or neither.
+
+        False if the active row is not `former` any more. A try that is repeated after it had landed is True.
+        """
+
+    def created_before(self, time: str) -> AsyncIterator[str]:
+        """Yield the branch keys whose newest version is older than a `create-time`, in any order."""
+
+
+def row_of(attributes: Mapping[str, str], enc: bytes) -> BranchKeyRow:
+    """Return a row that a store read. Raises KeyDamaged if it cannot be one."""
+    row = BranchKeyRow(attributes, enc)
+    if not row.is_whole():
+        raise damaged_row(attributes.get(ID, ""), attributes.get(TYPE, ""))
+    return row
+
+
+def damaged_row(branch_key_id: str, type_: str) -> KeyDamaged:
+    """Return the error for a row that is not what was written."""
+    return KeyDamaged(
+        f"the row {type_} of branch key {branch_key_id} is damaged in the branch key store, or of another kind: restore"
+        " the store from a backup; the key was neither used nor replaced"
+    )
+
+
+def no_active_row(branch_key_id: str) -> KeyDamaged:
+    """Return the error for a branch key that has rows, and no active one."""
+    return KeyDamaged(
+        f"branch key {branch_key_id} has rows, but none of them is active in the branch key store: restore the store"
+        " from a backup; no new key was made"
+    )
+
+
+def each_row(rows: VersionRows, beacon: BranchKeyRow | None = None) -> Iterable[BranchKeyRow]:
+    """Return the rows that one write makes."""
+    return (rows.version, rows.active) if beacon is None else (rows.version, rows.active, beacon)

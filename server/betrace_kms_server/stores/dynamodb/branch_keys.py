@@ -1,0 +1,164 @@
+"""The branch key store in one DynamoDB table, in the official schema: official SDKs and daemons share it.
+
+AWS Encryption SDK specification, framework/branch-key-store.md. Writes are the transactions of its CreateKey and
+VersionKey, with their conditions. The daemon's role needs what the key store's table needs, on this table too, but for
+dynamodb:UpdateItem.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from betrace_kms_server.core.branch_rows import (
+    ACTIVE,
+    CREATE_TIME,
+    HIERARCHY_VERSION,
+    ID,
+    TYPE,
+    BranchKeyRow,
+    VersionRows,
+    type_of,
+)
+from betrace_kms_server.stores.branch_keys import damaged_row, each_row, no_active_row, row_of
+from betrace_kms_server.stores.dynamodb.client import (
+    ClientFactory,
+    asking,
+    commit,
+    dynamodb_client,
+    without_contention,
+)
+from betrace_kms_server.stores.dynamodb.table import BRANCH_KEYS, inspect_table
+
+if TYPE_CHECKING:
+    from types_aiobotocore_dynamodb import DynamoDBClient
+    from types_aiobotocore_dynamodb.type_defs import TransactWriteItemTypeDef
+
+_ENC = "enc"
+
+
+class DynamoBranchKeys:
+    """A BranchKeyStore in one table. See `open_branch_keys`."""
+
+    def __init__(self, client: "DynamoDBClient", table: str, table_arn: str) -> None:
+        self._client = client
+        self._table = table
+        self._arn = table_arn
+
+    async def active(self, branch_key_id: str) -> BranchKeyRow | None:
+        """See BranchKeyStore."""
+        row = await self._row(branch_key_id, ACTIVE)
+        if row is None and await self._has_rows(branch_key_id):
+            row = await self._row_between_transactions(branch_key_id, ACTIVE)  # it may have been made meanwhile
+            if row is None:
+                raise no_active_row(branch_key_id)
+        return row
+
+    async def version(self, branch_key_id: str, version: UUID) -> BranchKeyRow | None:
+        """See BranchKeyStore."""
+        return await self._row(branch_key_id, type_of(version))
+
+    async def create(self, rows: VersionRows, beacon: BranchKeyRow) -> bool:
+        """See BranchKeyStore."""
+        return await self._commit([self._put(row) for row in each_row(rows, beacon)], rows)
+
+    async def add_version(self, former: BranchKeyRow, rows: VersionRows) -> bool:
+        """See BranchKeyStore."""
+        replace: TransactWriteItemTypeDef = {
+            "Put": {
+                "TableName": self._table,
+                "Item": _item_of(rows.active),
+                "ConditionExpression": "attribute_exists(#id) AND #enc = :encOld",
+                "ExpressionAttributeNames": {"#id": ID, "#enc": _ENC},
+                "ExpressionAttributeValues": {":encOld": {"B": former.enc}},
+            }
+        }
+        return await self._commit([self._put(rows.version), replace], rows)
+
+    async def created_before(self, time: str) -> AsyncIterator[str]:
+        """See BranchKeyStore. Not consistent, for half the price: a rotation checks the row again."""
+        scan: dict[str, Any] = {
+            "TableName": self._table,
+            "FilterExpression": "#type = :active AND #created < :time",
+            "ProjectionExpression": "#id",
+            "ExpressionAttributeNames": {"#id": ID, "#type": TYPE, "#created": CREATE_TIME},
+            "ExpressionAttributeValues": {":active": {"S": ACTIVE}, ":time": {"S": time}},
+        }
+        while True:
+            async with asking(self._client, "Scan", self._arn):
+                page = await self._client.scan(**scan)
+            for item in page["Items"]:
+                yield item[ID]["S"]
+            if "LastEvaluatedKey" not in page:
+                return
+            scan["ExclusiveStartKey"] = page["LastEvaluatedKey"]
+
+    async def _row(self, branch_key_id: str, type_: str) -> BranchKeyRow | None:
+        async with asking(self._client, "GetItem", self._arn):
+            answer = await self._client.get_item(
+                TableName=self._table, Key=_key_of(branch_key_id, type_), ConsistentRead=True
+            )
+        return _row_of(answer.get("Item"))
+
+    async def _row_between_transactions(self, branch_key_id: str, type_: str) -> BranchKeyRow | None:
+        get: Any = {"Get": {"TableName": self._table, "Key": _key_of(branch_key_id, type_)}}
+        async with asking(self._client, "TransactGetItems", self._arn):
+            answer = await without_contention(lambda: self._client.transact_get_items(TransactItems=[get]))
+        return _row_of(answer["Responses"][0].get("Item"))
+
+    async def _has_rows(self, branch_key_id: str) -> bool:
+        async with asking(self._client, "Query", self._arn):
+            page = await self._client.query(
+                TableName=self._table,
+                ConsistentRead=True,
+                KeyConditionExpression="#id = :id",
+                ExpressionAttributeNames={"#id": ID},
+                ExpressionAttributeValues={":id": {"S": branch_key_id}},
+                Limit=1,
+            )
+        return bool(page["Items"])
+
+    def _put(self, row: BranchKeyRow) -> "TransactWriteItemTypeDef":
+        return {
+            "Put": {
+                "TableName": self._table,
+                "Item": _item_of(row),
+                "ConditionExpression": "attribute_not_exists(#id)",
+                "ExpressionAttributeNames": {"#id": ID},
+            }
+        }
+
+    async def _commit(self, writes: "list[TransactWriteItemTypeDef]", rows: VersionRows) -> bool:
+        async def landed() -> bool:
+            return await self.version(rows.version.branch_key_id, rows.version.version) == rows.version
+
+        return await commit(self._client, self._arn, writes, landed)
+
+
+def _key_of(branch_key_id: str, type_: str) -> Any:
+    return {ID: {"S": branch_key_id}, TYPE: {"S": type_}}
+
+
+def _item_of(row: BranchKeyRow) -> Any:
+    kind = {HIERARCHY_VERSION: "N"}
+    return {**{name: {kind.get(name, "S"): value} for name, value in row.attributes.items()}, _ENC: {"B": row.enc}}
+
+
+def _row_of(item: Mapping[str, Any] | None) -> BranchKeyRow | None:
+    """Return the row that an item holds. Raises KeyDamaged if an attribute has another type than in the schema."""
+    if item is None:
+        return None
+    kind = {_ENC: "B", HIERARCHY_VERSION: "N"}
+    if any(list(value) != [kind.get(name, "S")] for name, value in item.items()):
+        raise damaged_row(item[ID]["S"], item[TYPE]["S"])
+    values = {name: value[kind.get(name, "S")] for name, value in item.items()}
+    return row_of({name: value for name, value in values.items() if name != _ENC}, values.get(_ENC, b""))
+
+
+@asynccontextmanager
+async def open_branch_keys(
+    table: str, *, region: str, endpoint: str | None, client_factory: ClientFactory = dynamodb_client
+) -> AsyncIterator[DynamoBranchKeys]:
+    """Open the branch keys in a table. Raises StartRefused if there is none, or one that would lose keys."""
+    async with client_factory(region, endpoint) as client:
+        yield DynamoBranchKeys(client, table, await inspect_table(client, table, BRANCH_KEYS))

@@ -1,0 +1,101 @@
+"""The branch key store beside the key store's tables in one SQLite file: for one daemon.
+
+As in store.py every change is one statement: it is durable when it returns, or nothing of it is.
+"""
+
+from collections.abc import AsyncIterator, Iterable
+from uuid import UUID
+
+import orjson
+
+from betrace_kms_server.core.branch_rows import ACTIVE, CREATE_TIME, ID, TYPE, BranchKeyRow, VersionRows, type_of
+from betrace_kms_server.stores.branch_keys import damaged_row, each_row, no_active_row, row_of
+from betrace_kms_server.stores.sqlite.store import SqliteStore, unless_known
+
+_PAGE_ROWS = 500
+_CREATE = (
+    "INSERT INTO branch_keys SELECT * FROM (VALUES (?, ?, ?, ?, ?), (?, ?, ?, ?, ?), (?, ?, ?, ?, ?))"
+    " WHERE NOT EXISTS (SELECT 1 FROM branch_keys WHERE branch_key_id = ?)"
+)
+_ADD_VERSION = (
+    "INSERT INTO branch_keys SELECT * FROM (VALUES (?, ?, ?, ?, ?), (?, ?, ?, ?, ?))"
+    " WHERE EXISTS (SELECT 1 FROM branch_keys WHERE branch_key_id = ? AND type = 'branch:ACTIVE' AND enc = ?)"
+    " ON CONFLICT (branch_key_id, type) DO UPDATE SET"
+    " create_time = excluded.create_time, attributes = excluded.attributes, enc = excluded.enc"
+    " WHERE excluded.type = 'branch:ACTIVE'"
+)
+
+
+class SqliteBranchKeys:
+    """A BranchKeyStore in the file of a SqliteStore."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._fetch = store.fetch
+
+    async def active(self, branch_key_id: str) -> BranchKeyRow | None:
+        """See BranchKeyStore."""
+        row = await self._row(branch_key_id, ACTIVE)
+        if row is None and await self._fetch("SELECT 1 FROM branch_keys WHERE branch_key_id = ?", branch_key_id):
+            row = await self._row(branch_key_id, ACTIVE)  # it may have been made meanwhile
+            if row is None:
+                raise no_active_row(branch_key_id)
+        return row
+
+    async def version(self, branch_key_id: str, version: UUID) -> BranchKeyRow | None:
+        """See BranchKeyStore."""
+        return await self._row(branch_key_id, type_of(version))
+
+    async def create(self, rows: VersionRows, beacon: BranchKeyRow) -> bool:
+        """See BranchKeyStore."""
+        return await self._write(_CREATE, rows, each_row(rows, beacon), rows.active.branch_key_id)
+
+    async def add_version(self, former: BranchKeyRow, rows: VersionRows) -> bool:
+        """See BranchKeyStore."""
+        return await self._write(_ADD_VERSION, rows, each_row(rows), former.branch_key_id, former.enc)
+
+    async def created_before(self, time: str) -> AsyncIterator[str]:
+        """See BranchKeyStore."""
+        after = 0
+        while page := await self._fetch(
+            "SELECT rowid, branch_key_id FROM branch_keys WHERE type = 'branch:ACTIVE' AND create_time < ?"
+            " AND rowid > ? ORDER BY rowid LIMIT ?",
+            time,
+            after,
+            _PAGE_ROWS,
+        ):
+            for _, branch_key_id in page:
+                yield branch_key_id
+            after = page[-1][0]
+
+    async def _write(
+        self, statement: str, rows: VersionRows, written: Iterable[BranchKeyRow], *condition: object
+    ) -> bool:
+        """Write rows if the condition holds. Returns whether they are there, which a version, made once, shows."""
+        columns = [column for row in written for column in _columns(row)]
+        unknown = await unless_known(self._fetch(statement, *columns, *condition))
+        landed = await self.version(rows.version.branch_key_id, rows.version.version) == rows.version
+        if unknown and not landed:
+            raise unknown
+        return landed
+
+    async def _row(self, branch_key_id: str, type_: str) -> BranchKeyRow | None:
+        rows = await self._fetch(
+            "SELECT create_time, attributes, enc FROM branch_keys WHERE branch_key_id = ? AND type = ?",
+            branch_key_id,
+            type_,
+        )
+        if not rows:
+            return None
+        create_time, attributes, enc = rows[0]
+        try:
+            others = orjson.loads(attributes)
+        except orjson.JSONDecodeError as cause:
+            raise damaged_row(branch_key_id, type_) from cause
+        if not isinstance(others, dict) or not all(isinstance(value, str) for value in others.values()):
+            raise damaged_row(branch_key_id, type_)
+        return row_of({**others, ID: branch_key_id, TYPE: type_, CREATE_TIME: create_time}, enc)
+
+
+def _columns(row: BranchKeyRow) -> tuple[object, ...]:
+    others = {name: value for name, value in row.attributes.items() if name not in (ID, TYPE, CREATE_TIME)}
+    return row.branch_key_id, row.type, row.attributes[CREATE_TIME], orjson.dumps(others).decode(), row.enc
