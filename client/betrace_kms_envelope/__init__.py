@@ -12,6 +12,7 @@ from betrace_kms_envelope.message import (
     EncryptedDataKey,
     Message,
     Sealer,
+    context_bytes,
 )
 from betrace_kms_envelope.stream import MAX_FRAME_BYTES, Opening, Sealing, TooLarge, header_length
 
@@ -31,5 +32,6 @@ __all__ = [
     "Sealer",
     "Sealing",
     "TooLarge",
+    "context_bytes",
     "header_length",
 ]

@@ -157,7 +157,7 @@ async def test_a_caller_opens_what_the_sdk_seals(endpoint: str, kms_key: str, wa
             )
             length = header_length(message)
             assert length is not None
-            key = await ours.opening_key(TENANT, message[:length], combination.context)
+            key = await ours.opening_key(TENANT, Message.parse(message[:length]), combination.context)
             assert kms_key == key.master_key_arn
             opening = Opening(message[:length], key.material.raw)
             plaintext = opening.update(message[length:])

@@ -10,9 +10,9 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from betrace_kms_envelope import Message
 from betrace_kms_server.core.errors import DoesNotOpen
 from betrace_kms_server.core.keys import KeyMaterial
-from betrace_kms_server.data_keys.envelope import Message
 from betrace_kms_server.data_keys.hierarchy import CIPHERTEXT_BYTES, BranchKey, version_of
 from hypothesis import given
 from hypothesis import strategies as st

@@ -74,6 +74,11 @@ def signing_context(tenant_id: str, key_id: str) -> dict[str, str]:
     return {"tenantId": tenant_id, "keyType": "signing", "keyId": key_id}
 
 
+def tenant_of(whole: Context) -> str:
+    """Return the tenant of a whole context: also of a row of a branch key store, whose id is the tenant's."""
+    return whole.get("tenantId") or whole.get("branch-key-id", "")
+
+
 def fits_kms(whole: Context) -> bool:
     """Return whether KMS takes a context of this size; one that it did not take cannot have wrapped anything."""
     return len(orjson.dumps(dict(whole))) <= _KMS_CONTEXT_LIMIT

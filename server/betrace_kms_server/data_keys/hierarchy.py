@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
+from betrace_kms_envelope import DATA_KEY_BYTES, EncryptedDataKey, context_bytes
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -31,7 +32,6 @@ from cryptography.hazmat.primitives.kdf.kbkdf import KBKDFHMAC, CounterLocation,
 
 from betrace_kms_server.core.errors import DoesNotOpen
 from betrace_kms_server.core.keys import KeyMaterial
-from betrace_kms_server.data_keys.envelope import DATA_KEY_BYTES, EncryptedDataKey, context_bytes
 
 PROVIDER_ID = "aws-kms-hierarchy"
 BRANCH_KEY_BYTES = 32
@@ -53,7 +53,7 @@ class BranchKey:
     material: KeyMaterial
     master_key_arn: str
 
-    def wrap(self, data_key: bytes, context: Mapping[str, str]) -> EncryptedDataKey:
+    def wrap(self, data_key: bytes | bytearray, context: Mapping[str, str]) -> EncryptedDataKey:
         """Wrap a data key of 32 bytes under the encryption context of its message."""
         salt, iv = os.urandom(_SALT_BYTES), os.urandom(_IV_BYTES)
         encrypted = AESGCM(self._wrapping_key(salt)).encrypt(iv, data_key, self._aad(context))

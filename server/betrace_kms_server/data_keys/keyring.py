@@ -28,47 +28,15 @@ from betrace_kms_server.core.errors import DoesNotOpen, InvalidRequest, KmsError
 from betrace_kms_server.core.key_event import KeyEvent, note_miss
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.core.tenancy import Context, DataKeyType, belongs_to, encryption_context, fits_kms
+from betrace_kms_server.data_keys.branch_messages import BranchMessages
 from betrace_kms_server.data_keys.budget import Budget
+from betrace_kms_server.data_keys.results import MessageKey, Opened, OpeningKey, Sealed
 from betrace_kms_server.providers.protocol import KeyProvider
 
 _NO_PAIRS = bytes(32)
 _VERSION_1_MESSAGE = b"\x01\x80"
 _SLICE = 1_000
 """Frames that are opened between two turns of the loop: 3 ms."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sealed:
-    """A ciphertext and the master key behind it."""
-
-    ciphertext: bytes
-    master_key_arn: str
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """What a ciphertext held, and the master key behind it."""
-
-    plaintext: bytes = field(repr=False)
-    master_key_arn: str
-
-
-@dataclass(frozen=True, slots=True)
-class MessageKey:
-    """A data key to seal messages with, and what their headers must hold."""
-
-    material: KeyMaterial
-    encrypted: EncryptedDataKey
-    context: Context = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class OpenedKey:
-    """The data key of one message, the context that its header holds, and the master key behind it."""
-
-    material: KeyMaterial
-    context: Context = field(repr=False)
-    master_key_arn: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +57,6 @@ class _SealingKey:
 
 
 @dataclass(frozen=True, slots=True)
-class _OpeningKey:
-    """An unwrapped data key, and which master key unwrapped it."""
-
-    material: KeyMaterial
-    master_key_arn: str
-
-
-@dataclass(frozen=True, slots=True)
 class _Wrapped:
     """A wrapped data key that a caller brought, and what there is to know to unwrap it."""
 
@@ -106,7 +66,7 @@ class _Wrapped:
     """What distinguishes it and its context from others of its use; of a fixed size."""
     context: Context = field(repr=False)
     candidates: Callable[[], Sequence[WrappedKey]] = field(repr=False)
-    accept: Callable[[_OpeningKey], bool] | None = field(default=None, repr=False)
+    accept: Callable[[OpeningKey], bool] | None = field(default=None, repr=False)
     """Whether an unwrapped key is the right one; None where the master key's service has checked all there is."""
 
 
@@ -123,7 +83,8 @@ class KeyRing:
 
     A sealing key seals at most `max_messages` messages, and one data key is handed out at most `max_uses` times. A
     message may carry at most `max_encrypted_data_keys` wrapped keys. New messages have the keyType `sealing_key_type`:
-    `encryption` only as long as daemons of earlier versions must open them.
+    `encryption` only as long as daemons of earlier versions must open them. With `branch_messages` messages under
+    branch keys open too, and are what is sealed if that says so.
     """
 
     def __init__(
@@ -135,6 +96,7 @@ class KeyRing:
         max_uses: int | None = None,
         max_encrypted_data_keys: int = 10,
         sealing_key_type: DataKeyType = "sealing",
+        branch_messages: BranchMessages | None = None,
     ) -> None:
         self._provider = provider
         self._cache = cache
@@ -142,6 +104,7 @@ class KeyRing:
         self._max_uses = max_uses
         self._max_encrypted_data_keys = max_encrypted_data_keys
         self._sealing_key_type: DataKeyType = sealing_key_type
+        self._branch_messages = branch_messages
         self._sealing_use = f"{sealing_key_type} sealing key"
 
     async def data_key(
@@ -167,11 +130,17 @@ class KeyRing:
 
     async def message_key(self, tenant_id: str, caller: Context, event: KeyEvent | None = None) -> MessageKey:
         """Return a new data key under which the caller seals messages itself, and what their headers must hold."""
+        context = encryption_context(tenant_id, caller)
+        if self._branch_messages is not None and self._branch_messages.seals:
+            return await self._branch_messages.new_key(tenant_id, context, event)
         data_key = await self.data_key(tenant_id, DATA_KEY_BYTES, caller, fresh=True, event=event)
-        return MessageKey(data_key.material, self._encrypted(data_key), encryption_context(tenant_id, caller))
+        return MessageKey(data_key.material, self._encrypted(data_key), context, data_key.wrapped.master_key_arn)
 
     async def seal(self, tenant_id: str, plaintext: bytes, caller: Context, event: KeyEvent | None = None) -> Sealed:
-        """Seal a payload into an AWS Encryption SDK message under the tenant's sealing key for this context."""
+        """Seal a payload into an AWS Encryption SDK message, under a data key for this context alone."""
+        if self._branch_messages is not None and self._branch_messages.seals:
+            new = await self._branch_messages.new_key(tenant_id, encryption_context(tenant_id, caller), event)
+            return Sealed(Sealer(new.encrypted, new.context).seal(plaintext, new.material.raw), new.master_key_arn)
         context = encryption_context(tenant_id, caller, self._sealing_key_type)
 
         async def load() -> _SealingKey:
@@ -196,26 +165,32 @@ class KeyRing:
         Version 1 messages commit to no key and are refused.
         """
         if _is_message(ciphertext):
-            message = self._parse(ciphertext)
-            found = await self._unwrap_key_of(message, tenant_id, caller, event)
+            message = self.parse(ciphertext)
+            found = await self._key_of(message, tenant_id, caller, event)
             return Opened(await _opened(message, found.material), found.master_key_arn)
         found = await self._unwrap_bare(tenant_id, ciphertext, caller, event)
         return Opened(bytes(found.material.raw), found.master_key_arn)
 
     async def opening_key(
-        self, tenant_id: str, header: bytes, caller: Context, event: KeyEvent | None = None
-    ) -> OpenedKey:
-        """Return the data key of the message with this header, which must verify under it.
+        self, tenant_id: str, message: Message, caller: Context, event: KeyEvent | None = None
+    ) -> OpeningKey:
+        """Return the data key of a message, of which the header is enough, after that verified under it.
 
         Raises DoesNotOpen, and InvalidRequest if the key is one that never leaves the daemon.
         """
-        message = self._parse(header)
         if message.context.get("keyType") == "sealing" and belongs_to(message.context, tenant_id, caller):
             raise InvalidRequest("the message was sealed by Encrypt: open it with Decrypt")
-        found = await self._unwrap_key_of(message, tenant_id, caller, event)
+        found = await self._key_of(message, tenant_id, caller, event)
         if not message.is_under(found.material.raw):  # a key from the cache was checked for another message
             raise DoesNotOpen
-        return OpenedKey(found.material, message.context, found.master_key_arn)
+        return found
+
+    def parse(self, message: bytes) -> Message:
+        """Read the header of a message. Raises DoesNotOpen."""
+        try:
+            return Message.parse(message, max_encrypted_data_keys=self._max_encrypted_data_keys)
+        except MessageDoesNotOpen:
+            raise DoesNotOpen from None
 
     async def reseal(
         self,
@@ -237,12 +212,6 @@ class KeyRing:
         wrapped = await self._provider.wrap(found.material, encryption_context(tenant_id, destination))
         return Sealed(wrapped.blob, wrapped.master_key_arn)
 
-    def _parse(self, ciphertext: bytes) -> Message:
-        try:
-            return Message.parse(ciphertext, max_encrypted_data_keys=self._max_encrypted_data_keys)
-        except MessageDoesNotOpen:
-            raise DoesNotOpen from None
-
     async def _spend(self, key: Key, load: Load[B], event: KeyEvent | None) -> B:
         """Return a key after taking one use of its budget; a key without any left makes way for its successor."""
         while True:
@@ -257,11 +226,14 @@ class KeyRing:
         wrapped = data_key.wrapped
         return EncryptedDataKey(self._provider.message_provider_id, wrapped.master_key_arn, wrapped.blob)
 
-    async def _unwrap_key_of(
-        self, message: Message, tenant_id: str, caller: Context, event: KeyEvent | None
-    ) -> _OpeningKey:
+    async def _key_of(self, message: Message, tenant_id: str, caller: Context, event: KeyEvent | None) -> OpeningKey:
+        """Return the key of a message, which may turn out not to be: opening the message says so."""
         if not belongs_to(message.context, tenant_id, caller):
             raise DoesNotOpen
+        if self._branch_messages is not None:
+            key = await self._branch_messages.key_of(tenant_id, message, event)
+            if key is not None:
+                return key
         return await self._unwrap(
             _Wrapped(
                 "message key",
@@ -284,7 +256,7 @@ class KeyRing:
                     candidates.append(WrappedKey(encrypted.ciphertext, arn))
         return candidates
 
-    async def _unwrap_bare(self, tenant_id: str, blob: bytes, caller: Context, event: KeyEvent | None) -> _OpeningKey:
+    async def _unwrap_bare(self, tenant_id: str, blob: bytes, caller: Context, event: KeyEvent | None) -> OpeningKey:
         if blob.startswith(_VERSION_1_MESSAGE) or not 1 <= len(blob) <= MAX_WRAPPED_KEY_BYTES:
             raise DoesNotOpen
 
@@ -295,10 +267,10 @@ class KeyRing:
         identity = sha256(digest(context) + blob).digest()
         return await self._unwrap(_Wrapped("bare key", tenant_id, identity, context, candidates), event)
 
-    async def _unwrap(self, wrapped: _Wrapped, event: KeyEvent | None) -> _OpeningKey:
+    async def _unwrap(self, wrapped: _Wrapped, event: KeyEvent | None) -> OpeningKey:
         """Return the key of the first candidate that unwraps; if none does, raise what says most about why."""
 
-        async def load() -> _OpeningKey:
+        async def load() -> OpeningKey:
             failure: KmsError = DoesNotOpen()
             try:
                 if not fits_kms(wrapped.context):
@@ -306,7 +278,7 @@ class KeyRing:
                 for candidate in wrapped.candidates():
                     try:
                         material = await self._provider.unwrap(candidate, wrapped.context)
-                        return _OpeningKey(material, candidate.master_key_arn)
+                        return OpeningKey(material, candidate.master_key_arn)
                     except DoesNotOpen:
                         continue
                     except KmsError as error:

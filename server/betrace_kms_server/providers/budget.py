@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from betrace_kms_server.core.errors import BudgetExceeded
 from betrace_kms_server.core.key_event import DAEMON, current_event
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
-from betrace_kms_server.core.tenancy import Context
+from betrace_kms_server.core.tenancy import Context, tenant_of
 from betrace_kms_server.core.token_bucket import TenantBuckets, TokenBucket
 from betrace_kms_server.core.waiting import check_may_wait
 from betrace_kms_server.providers.breaker import State
@@ -113,7 +113,7 @@ class BudgetedProvider:
                 await asyncio.sleep(delay)
             return
         check_may_wait()
-        tenant = None if self._tenants is None else self._tenants.of(context.get("tenantId", ""))
+        tenant = None if self._tenants is None else self._tenants.of(tenant_of(context))
         for scope, bucket in (("tenant", tenant), ("daemon", self._daemon)):
             if bucket is not None and (delay := bucket.delay()) > 0:
                 self.budget_refusals[scope] += 1

@@ -110,7 +110,7 @@ class KeyManagementService(SpanCalls, key_management_pb2_grpc.KeyManagementServi
                 ciphertext=encrypted.ciphertext,
             ),
             header_context=key.context,
-            key_id=encrypted.provider_info,
+            key_id=key.master_key_arn,
         )
 
     @observed_as(_OF_DATA_KEYS)
@@ -121,11 +121,11 @@ class KeyManagementService(SpanCalls, key_management_pb2_grpc.KeyManagementServi
         tenant_id = check_tenant_id(request.tenant_id)
         if not request.message_header:
             raise InvalidRequest("message_header is empty: send the first bytes of the message, up to its first frame")
-        key = await self._keyring.opening_key(
-            tenant_id, request.message_header, check_caller_context(request.encryption_context), event
-        )
+        message = self._keyring.parse(request.message_header)
+        caller = check_caller_context(request.encryption_context)
+        key = await self._keyring.opening_key(tenant_id, message, caller, event)
         return pb.OpenMessageKeyResponse(
-            plaintext=bytes(key.material.raw), header_context=key.context, key_id=key.master_key_arn
+            plaintext=bytes(key.material.raw), header_context=message.context, key_id=key.master_key_arn
         )
 
 

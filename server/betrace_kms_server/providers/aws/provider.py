@@ -36,7 +36,7 @@ from betrace_kms_server.core.errors import (
 )
 from betrace_kms_server.core.key_event import KmsObserver, unobserved
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
-from betrace_kms_server.core.tenancy import Context
+from betrace_kms_server.core.tenancy import Context, tenant_of
 from betrace_kms_server.core.waiters import current_waiters
 from betrace_kms_server.providers import answers
 from betrace_kms_server.providers.aws.region import TRANSIENT, ClientFactory, KmsApi, KmsRegion, Request, SdkClients
@@ -150,7 +150,7 @@ class AwsProvider:
                 blob=answer.get("CiphertextBlob"),
                 key_id=answer.get("KeyId"),
             ),
-            tenant=context.get("tenantId", ""),
+            tenant=tenant_of(context),
         )
 
     async def wrap(self, key: KeyMaterial, context: Context) -> WrappedKey:
@@ -160,7 +160,7 @@ class AwsProvider:
             self.master_key_arn,
             lambda kms, arn: kms.encrypt(KeyId=arn, Plaintext=key.raw, EncryptionContext=dict(context)),
             lambda arn, answer: answers.wrapped_key(arn, blob=answer.get("CiphertextBlob"), key_id=answer.get("KeyId")),
-            tenant=context.get("tenantId", ""),
+            tenant=tenant_of(context),
         )
 
     async def unwrap(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
@@ -175,7 +175,7 @@ class AwsProvider:
             lambda arn, answer: answers.unwrapped_key(
                 arn, plaintext=answer.get("Plaintext"), key_id=answer.get("KeyId")
             ),
-            tenant=context.get("tenantId", ""),
+            tenant=tenant_of(context),
         )
 
     async def check(self, arn: str | None = None) -> None:
