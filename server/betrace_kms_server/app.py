@@ -26,6 +26,8 @@ from betrace_kms_server.config.reload import Reread, SettingsReload
 from betrace_kms_server.config.settings import Settings
 from betrace_kms_server.config.sources import described
 from betrace_kms_server.core.key_event import KeyEvent, Recorder, recorded
+from betrace_kms_server.data_keys.branch_keys import BranchKeys
+from betrace_kms_server.data_keys.branch_messages import BranchMessages
 from betrace_kms_server.data_keys.keyring import KeyRing
 from betrace_kms_server.host.connections import Callers
 from betrace_kms_server.host.process import ROOT, runs_as_root
@@ -47,7 +49,14 @@ from betrace_kms_server.rpc.server import bind, build_admin_server, build_server
 from betrace_kms_server.signing_keys.lifecycle import Lifecycle
 from betrace_kms_server.signing_keys.rotation import Rotation
 from betrace_kms_server.signing_keys.signer import Signer
-from betrace_kms_server.startup import ephemeral_volume, open_audit, open_data_dir, open_provider, open_store
+from betrace_kms_server.startup import (
+    ephemeral_volume,
+    open_audit,
+    open_branch_keys,
+    open_data_dir,
+    open_provider,
+    open_store,
+)
 from betrace_kms_server.stores.protocol import KeyStore
 from betrace_kms_server.telemetry import export
 from betrace_kms_server.telemetry.figures import CallStats, Figures
@@ -168,13 +177,15 @@ async def build_core(
     record = recorder(audit)
     tracing = export.open_tracing(os.environ)
     rpcs, kms_calls = CallStats(), CallStats()
-    provider = await open_provider(settings, store, KmsCallObserver(kms_calls, tracing), resources)
+    branch_store = await open_branch_keys(settings, store, resources)
+    provider = await open_provider(settings, store, branch_store, KmsCallObserver(kms_calls, tracing), resources)
     caches = KeyCaches(
         store,
         encryption_ttl=settings.encryption_key_ttl_minutes * 60.0,
         signing_ttl=settings.private_key_ttl_minutes * 60.0,
         public_ttl=settings.public_key_ttl_hours * 3600.0,
         max_size=settings.cache_max_size,
+        branch_max_size=settings.branch_keys_cache_size,
         version_check_seconds=settings.version_check_seconds,
         record=record,
         request_check=lambda: monitor.request_check(),
@@ -193,6 +204,16 @@ async def build_core(
         now=time.time,
         record=record,
     )
+    branch_keys = None
+    if branch_store is not None:
+        branch_keys = BranchKeys(
+            provider,
+            branch_store,
+            caches.branch,
+            logical_name=settings.logical_name,
+            changed=lambda tenant_id: lifecycle.invalidate(tenant_id),
+            record=record,
+        )
     keyring = KeyRing(
         provider,
         caches.encryption,
@@ -200,10 +221,13 @@ async def build_core(
         max_uses=settings.data_key_max_uses,
         max_encrypted_data_keys=settings.max_encrypted_data_keys,
         sealing_key_type=settings.sealing_key_type or await store.sealing_key_type(),
+        branch_messages=BranchMessages(branch_keys, seals=settings.encryption_mode == "branch-key")
+        if branch_keys
+        else None,
     )
     gate = CallGate(settings.max_calls_in_flight)
-    lifecycle = Lifecycle(provider, store, caches.changed, now=time.time, record=record)
-    rotation = Rotation(lifecycle, store, batch_size=settings.rotation_batch_size, record=record)
+    lifecycle = Lifecycle(provider, store, caches.changed, now=time.time, record=record, others=branch_keys)
+    rotation = Rotation(lifecycle, batch_size=settings.rotation_batch_size, record=record)
     unfit = [problem for problem in (listeners.problem, ROOT if runs_as_root() else None) if problem]
     validator = Validator(provider, store, endpoint=settings.endpoint, ephemeral=ephemeral, unfit=unfit)
     for part in (lifecycle, rotation, validator):

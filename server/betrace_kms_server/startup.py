@@ -16,10 +16,12 @@ from betrace_kms_server.host.modes import check_file, check_folder
 from betrace_kms_server.host.sockets import exclusive
 from betrace_kms_server.host.volume import ephemeral_kind
 from betrace_kms_server.providers.budget import BudgetedProvider
-from betrace_kms_server.providers.local import MASTER_KEY_FILE, LocalProvider, load_master_key
+from betrace_kms_server.providers.local import MASTER_KEY_FILE, LocalProvider, is_local, load_master_key
 from betrace_kms_server.providers.protocol import KeyProvider
+from betrace_kms_server.stores.branch_keys import BranchKeyStore
 from betrace_kms_server.stores.protocol import KeyStore
-from betrace_kms_server.stores.sqlite.store import DATABASE_FILE, open_sqlite
+from betrace_kms_server.stores.sqlite.branch_keys import SqliteBranchKeys
+from betrace_kms_server.stores.sqlite.store import DATABASE_FILE, SqliteStore, open_sqlite
 
 log = structlog.get_logger()
 
@@ -79,12 +81,30 @@ async def open_store(settings: Settings, resources: AsyncExitStack) -> KeyStore:
     )
 
 
+async def open_branch_keys(settings: Settings, store: KeyStore, resources: AsyncExitStack) -> BranchKeyStore | None:
+    """Return the branch key store beside the key store, if there is one."""
+    if isinstance(store, SqliteStore):
+        return SqliteBranchKeys(store)
+    if settings.branch_keys_table is None:
+        return None
+    from betrace_kms_server.stores.dynamodb.branch_keys import open_branch_keys  # late, as below
+
+    return await resources.enter_async_context(
+        open_branch_keys(settings.branch_keys_table, region=settings.dynamodb_region, endpoint=settings.store_endpoint)
+    )
+
+
 async def open_provider(
-    settings: Settings, store: KeyStore, observe: KmsObserver, resources: AsyncExitStack
+    settings: Settings,
+    store: KeyStore,
+    branch_keys: BranchKeyStore | None,
+    observe: KmsObserver,
+    resources: AsyncExitStack,
 ) -> KeyProvider:
     """Return the provider that the settings ask for. Raises StartRefused if the store's keys are another's."""
     log.info(f"Initializing KMS provider: {settings.provider}")  # noqa: G004  # the words of BeTrace's documents
-    rows = sorted(await store.wrapped_by())
+    arns = await branch_keys.wrapped_by() if branch_keys else ()
+    rows = sorted({*await store.wrapped_by(), *(("local" if is_local(arn) else "aws", arn) for arn in arns)})
     for name, _ in rows:
         if name != settings.provider:
             raise StartRefused(

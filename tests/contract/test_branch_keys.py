@@ -271,7 +271,7 @@ async def test_version_that_was_unknown_is_looked_up_again_later(place: Place, c
     with pytest.raises(DoesNotOpen):
         await ring.open("acme", sealed.ciphertext, CONTEXT)
     for row in rows:
-        await place.fetch("INSERT INTO branch_keys VALUES (?, ?, ?, ?, ?)", *row)  # type: ignore[misc]
+        await place.fetch("INSERT INTO branch_keys VALUES (?, ?, ?, ?, ?, ?)", *row)  # type: ignore[misc]
     clock.now += 61
     assert b"secret" == (await ring.open("acme", sealed.ciphertext, CONTEXT)).plaintext
 

@@ -191,7 +191,7 @@ async def test_pods_that_rotate_at_once_make_one_key(
         await here.signs_with(tenant)
     clock.now += 1
     before_ms = int(clock.now * 1000)
-    rotations = [Rotation(pod.lifecycle, pod.store, batch_size=7, now=clock) for pod in pods for _ in range(10)]
+    rotations = [Rotation(pod.lifecycle, batch_size=7, now=clock) for pod in pods for _ in range(10)]
     outcomes = await asyncio.gather(*(rotation.run(before_ms) for rotation in rotations))
     assert sum(outcome.rotated for outcome in outcomes) == len(tenants)
     assert not any(outcome.failed for outcome in outcomes)
@@ -391,7 +391,7 @@ async def test_one_tenants_defect_does_not_stop_the_others(
 
     monkeypatch.setattr(pod.lifecycle, "rotate", rotate)
     clock.now += 1
-    outcome = await Rotation(pod.lifecycle, pod.store, batch_size=5, now=clock).run(int(clock.now * 1000))
+    outcome = await Rotation(pod.lifecycle, batch_size=5, now=clock).run(int(clock.now * 1000))
     assert (outcome.rotated, outcome.failed) == (29, 1)
 
 
@@ -425,7 +425,6 @@ async def test_a_year_of_the_schedule_fires_at_the_right_instants(pods: tuple[Po
     pod, _ = pods
     rotation = Watched(
         pod.lifecycle,
-        pod.store,
         batch_size=100,
         now=calendar,
         sleep=calendar.sleep,
@@ -461,7 +460,6 @@ async def test_a_run_that_fails_is_repeated_until_it_is_done(
     monkeypatch.setattr(pod.lifecycle, "rotate", rotate)
     rotation = Rotation(
         pod.lifecycle,
-        pod.store,
         batch_size=100,
         now=calendar,
         sleep=calendar.sleep,
@@ -491,7 +489,7 @@ async def test_a_clock_that_is_set_back_does_not_silence_the_schedule(pods: tupl
             return await super().run(before_ms, event)
 
     pod, _ = pods
-    rotation = Watched(pod.lifecycle, pod.store, batch_size=100, now=calendar, sleep=sleep, jitter=lambda: 0.0)
+    rotation = Watched(pod.lifecycle, batch_size=100, now=calendar, sleep=sleep, jitter=lambda: 0.0)
     with pytest.raises(asyncio.CancelledError):
         await rotation.follow(Schedule.parse("0 0 2 * * ?"), timedelta(days=90))
     assert [datetime.fromtimestamp(run, UTC).day for run in runs[1:]] == [2, 3, 4]

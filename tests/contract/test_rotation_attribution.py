@@ -52,7 +52,7 @@ async def test_event_names_the_kms_calls_of_its_own_tenant(store: SqliteStore, f
         key, _ = await new_key(LocalProvider(bytes(32)), f"tenant-{number}", 1_000)
         await store.create(key)
     lifecycle = Lifecycle(provider, store, _unchanged, now=FakeClock(), record=events.append)
-    outcome = await Rotation(lifecycle, store, batch_size=30, now=FakeClock(), record=events.append).run_for_all()
+    outcome = await Rotation(lifecycle, batch_size=30, now=FakeClock(), record=events.append).run_for_all()
     assert (Outcome(0, 100) if failing else Outcome(100, 0)) == outcome
     named = [[owner[request_id] for request_id in event.kms_request_ids] for event in events]
     assert [[event.tenant_id] for event in events] == named
@@ -67,7 +67,7 @@ async def test_rotation_of_all_ends_though_the_clock_is_set_back(store: SqliteSt
         key, _ = await new_key(provider, f"tenant-{number}", int(clock.now * 1000) - 1)
         await store.create(key)
     lifecycle = Lifecycle(provider, store, _unchanged, now=clock)
-    rotation = Rotation(lifecycle, store, batch_size=100, now=clock)
+    rotation = Rotation(lifecycle, batch_size=100, now=clock)
     running = asyncio.create_task(rotation.run_for_all())
     await asyncio.sleep(0)
     clock.now -= seconds

@@ -84,9 +84,7 @@ async def test_events_of_a_rotation_carry_their_own_request_ids(kms: NumberedKms
         events: list[KeyEvent] = []
         current_event.set(whole)
         lifecycle = Lifecycle(kms, store, unchanged, now=lambda: 1e9, record=events.append)
-        await Rotation(lifecycle, store, batch_size=25, now=lambda: 1e9, record=events.append).run(
-            2_000_000_000_000 + number
-        )
+        await Rotation(lifecycle, batch_size=25, now=lambda: 1e9, record=events.append).run(2_000_000_000_000 + number)
         assert TENANTS == len(events)
         assert [[event.tenant_id] for event in events] == [
             [kms.owner[name] for name in event.kms_request_ids] for event in events
@@ -98,7 +96,7 @@ async def test_clock_that_is_set_back_rotates_nobody_twice(kms: NumberedKms, sto
     """What a run made is young for this run, whatever the clock says by then."""
     clock = [1e9]
     lifecycle = Lifecycle(kms, store, unchanged, now=lambda: clock[0])
-    rotation = Rotation(lifecycle, store, batch_size=10, now=lambda: clock[0])
+    rotation = Rotation(lifecycle, batch_size=10, now=lambda: clock[0])
     running = asyncio.create_task(rotation.run_for_all())
     await kms.asked.wait()
     clock[0] -= back

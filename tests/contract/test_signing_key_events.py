@@ -139,7 +139,7 @@ async def test_run_that_is_interrupted_is_counted_and_made_again(pod: Pod, failu
         pauses.append(seconds)
         clock[0] += seconds
 
-    rotation = Failing(pod.lifecycle, pod.store, batch_size=10, now=lambda: clock[0], sleep=sleep, jitter=lambda: 0.0)
+    rotation = Failing(pod.lifecycle, batch_size=10, now=lambda: clock[0], sleep=sleep, jitter=lambda: 0.0)
     daily, due = Schedule.parse("0 0 2 * * ?"), datetime(2026, 1, 1, 2, tzinfo=UTC)
     with capture_logs() as logs:
         await rotation._run_until_done(daily, due, timedelta(days=90))

@@ -97,6 +97,7 @@ async def test_a_lock_drops_what_is_cached_and_what_is_being_loaded(on: Subject)
     """Entries go; a running load lands nowhere, and who waits for it is refused; public keys stay."""
     await on.load("public", "public")
     await on.load("data", "encryption")
+    await on.load("branch", "branch")
     going, arrive = asyncio.Event(), asyncio.Event()
 
     async def slow() -> str:
@@ -110,8 +111,8 @@ async def test_a_lock_drops_what_is_cached_and_what_is_being_loaded(on: Subject)
     arrive.set()
     with pytest.raises(Locked):
         await waiting
-    assert (stopped.entries, stopped.store_problem) == (1, "")
-    assert [len(cache) for cache in on.caches] == [0, 0, 1]
+    assert (stopped.entries, stopped.store_problem) == (2, "")
+    assert [len(cache) for cache in on.caches] == [0, 0, 0, 1]
     assert on.store.row == LockState("INC-1", 1500)
     assert on.caches.encryption.evictions["purged"] == 1
     assert await on.load("other", "public") == "public"

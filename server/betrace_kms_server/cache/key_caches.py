@@ -1,12 +1,12 @@
-"""KeyCaches: the three caches of keys that a daemon has, and the gate before them, as one thing.
+"""KeyCaches: the four caches of keys that a daemon has, and the gate before them, as one thing.
 
-Data keys, signing keys and public keys are bounded and expire separately. Where other daemons write to the key store,
-one gate decides for all three whether what is cached of a tenant may be used.
+Data keys, signing keys, public keys and branch keys are bounded and expire separately. Where other daemons write to the
+key store, one gate decides for all of them whether what is cached of a tenant may be used.
 """
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from betrace_kms_server.cache.gate import OPEN, Gate
 from betrace_kms_server.cache.generations import Generations
@@ -29,6 +29,7 @@ class KeyCaches:
         signing_ttl: float,
         public_ttl: float,
         max_size: int,
+        branch_max_size: int = 10_000,
         version_check_seconds: float,
         record: Recorder = ignore,
         request_check: Callable[[], None] = lambda: None,
@@ -36,11 +37,15 @@ class KeyCaches:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.generations = Generations(
-            store, self.drop, max_age=version_check_seconds, limit=TENANTS_PER_ENTRY * max_size, clock=clock
+            store,
+            self.drop,
+            max_age=version_check_seconds,
+            limit=TENANTS_PER_ENTRY * max(max_size, branch_max_size),
+            clock=clock,
         )
         gate: Gate = self.generations if store.shared else OPEN
 
-        def cache(kind: str, ttl: float) -> KeyCache:
+        def cache(kind: str, ttl: float, max_size: int = max_size) -> KeyCache:
             return KeyCache(
                 kind,
                 ttl=ttl,
@@ -55,9 +60,14 @@ class KeyCaches:
         self.encryption = cache("encryption", encryption_ttl)
         self.signing = cache("signing", signing_ttl)
         self.public = cache("public", public_ttl)
+        self.branch = cache("branch", encryption_ttl, branch_max_size)
 
     def __iter__(self) -> Iterator[KeyCache]:
-        return iter((self.encryption, self.signing, self.public))
+        return iter((*self._secret, self.public))
+
+    @property
+    def _secret(self) -> Sequence[KeyCache]:
+        return self.encryption, self.signing, self.branch
 
     async def changed(self, tenant: str) -> int:
         """Drop what is cached for a tenant whose keys this daemon has just changed. Returns the number of entries."""
@@ -69,18 +79,18 @@ class KeyCaches:
 
     def purge(self, master_key_arn: str) -> int:
         """Drop what a master key wrapped that may not be used any more. Returns the number of entries."""
-        return sum(cache.purge(master_key_arn) for cache in (self.encryption, self.signing))
+        return sum(cache.purge(master_key_arn) for cache in self._secret)
 
     def lock(self) -> int:
         """Drop every key that is secret, and load none until `unlock`. Returns the number of entries.
 
         Public keys stay, so that signatures can be verified also while the key store does not answer.
         """
-        return sum(cache.lock() for cache in (self.encryption, self.signing))
+        return sum(cache.lock() for cache in self._secret)
 
     def unlock(self) -> None:
         """Load keys again."""
-        for cache in (self.encryption, self.signing):
+        for cache in self._secret:
             cache.unlock()
 
     def drop_expired(self) -> int:

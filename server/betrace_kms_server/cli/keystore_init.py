@@ -1,4 +1,4 @@
-"""The verb `betrace-kms keystore init`: makes the DynamoDB table that kms.store=dynamodb keeps keys in."""
+"""The verb `betrace-kms keystore init`: makes the DynamoDB tables that kms.store=dynamodb keeps keys in."""
 
 import asyncio
 
@@ -29,18 +29,27 @@ Exit codes: 0 the table is ready, 2 it is not.
     show_envvar=True,
     help="Region of the table: that of the KMS key.",
 )
+@click.option(
+    "--branch-keys-table",
+    envvar="KMS_BRANCH_KEYS_TABLE",
+    show_envvar=True,
+    help="Name of the table of branch keys, which is made too if it is given.",
+)
 @click.option("--endpoint", envvar="KMS_STORE_ENDPOINT", show_envvar=True, help="DynamoDB endpoint, for emulators.")
-def init(table: str, region: str, endpoint: str | None) -> None:
-    """Make the DynamoDB table of the key store, or turn on what it lacks."""
+def init(table: str, region: str, branch_keys_table: str | None, endpoint: str | None) -> None:
+    """Make the DynamoDB tables of the key store, or turn on what they lack."""
     try:
-        asyncio.run(_init(table, region, endpoint or None))
+        asyncio.run(_init(table, branch_keys_table or None, region, endpoint or None))
     except (KmsError, StartRefused) as error:
         click.echo(f"betrace-kms: {error}", err=True)
         raise SystemExit(NOT_DONE) from None
 
 
-async def _init(table: str, region: str, endpoint: str | None) -> None:
+async def _init(table: str, branch_keys_table: str | None, region: str, endpoint: str | None) -> None:
     from betrace_kms_server.stores.dynamodb.creation import create_table  # late: importing the AWS SDK takes a second
+    from betrace_kms_server.stores.dynamodb.table import BRANCH_KEYS, KEY_STORE
 
-    async for done in create_table(table, region=region, endpoint=endpoint):
-        click.echo(done)
+    for name, kind in ((table, KEY_STORE), (branch_keys_table, BRANCH_KEYS)):
+        if name is not None:
+            async for done in create_table(name, region=region, endpoint=endpoint, kind=kind):
+                click.echo(done)

@@ -1,6 +1,6 @@
 """Settings of keys: how long and how often they serve, and when they are replaced."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -10,7 +10,7 @@ from betrace_kms_server.core.tenancy import DataKeyType
 
 
 class KeySettings(BaseModel):
-    """`kms.cache.*`, `kms.encryption.*`, `kms.rotation.*` and `kms.signing.*`."""
+    """`kms.cache.*`, `kms.encryption.*`, `kms.branch-keys.*`, `kms.rotation.*` and `kms.signing.*`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
@@ -64,6 +64,30 @@ class KeySettings(BaseModel):
         description="how soon other pods see a rotation or a revocation",
     )
 
+    encryption_mode: Literal["data-key", "branch-key"] = Field(
+        "data-key",
+        alias="kms.encryption.mode",
+        description="what seals messages: a KMS data key for each context, or a branch key for all of a tenant",
+    )
+    branch_keys_table: str | None = Field(
+        None,
+        alias="kms.branch-keys.table",
+        pattern=r"^[A-Za-z0-9_.-]{3,255}$",
+        description="DynamoDB table of branch keys, with `kms.store=dynamodb`: 3 to 255 of `A-Za-z0-9_.-`",
+    )
+    branch_keys_logical_name: str | None = Field(
+        None,
+        alias="kms.branch-keys.logical-name",
+        pattern=r"^[A-Za-z0-9_.-]{3,255}$",
+        description="logical name of the branch key store, never to be changed; the table's name by default",
+    )
+    branch_keys_cache_size: WholeNumber = Field(
+        10_000,
+        alias="kms.branch-keys.cache-size",
+        ge=1,
+        le=1_000_000,
+        description="branch keys in memory, one for each tenant and version in use",
+    )
     sealing_key_type: DataKeyType | None = Field(
         None,
         alias="kms.encryption.sealing-key-type",

@@ -47,7 +47,16 @@ class Settings(ServerSettings, KeySettings, ProviderSettings):
             raise ValueError("kms.store.table is missing: name the DynamoDB table that keystore init made")
         if self.store == "dynamodb" and self.provider != "aws":
             raise ValueError("kms.store is dynamodb, and betrace.kms.provider is not aws: other pods could not unwrap")
+        if self.store == "dynamodb" and self.encryption_mode == "branch-key" and self.branch_keys_table is None:
+            raise ValueError("kms.branch-keys.table is missing: name the DynamoDB table that keystore init made")
+        if self.store != "dynamodb" and self.branch_keys_table is not None:
+            raise ValueError("kms.branch-keys.table is set, and kms.store is not dynamodb: leave one of them out")
         return self
+
+    @property
+    def logical_name(self) -> str:
+        """Logical name of the branch key store."""
+        return self.branch_keys_logical_name or self.branch_keys_table or "betrace-kms"
 
     @property
     def dynamodb_region(self) -> str:

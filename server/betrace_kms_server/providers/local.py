@@ -32,6 +32,7 @@ _HEADING = b"betrace-kms-local-v1"
 _MAGIC = b"btl1"
 _NONCE_BYTES = 12
 _REGION = "local"
+_ARN_PREFIX = "arn:betrace:kms:local::key/"
 
 
 class LocalProvider:
@@ -46,7 +47,7 @@ class LocalProvider:
         self._observe = observe
         self._cipher = AESGCM(master_key)
         fingerprint = HKDFExpand(hashes.SHA256(), 16, b"betrace-kms-local fingerprint").derive(master_key)
-        self.master_key_arn = f"arn:betrace:kms:local::key/{fingerprint.hex()}"
+        self.master_key_arn = f"{_ARN_PREFIX}{fingerprint.hex()}"
 
     @property
     def decrypt_key_arns(self) -> Sequence[str]:
@@ -101,6 +102,11 @@ class LocalProvider:
     def _wrapped(self, key: KeyMaterial, context: Context) -> WrappedKey:
         nonce = os.urandom(_NONCE_BYTES)
         return WrappedKey(_MAGIC + nonce + self._cipher.encrypt(nonce, key.raw, _aad(context)), self.master_key_arn)
+
+
+def is_local(arn: str) -> bool:
+    """Return whether an ARN is that of a local master key."""
+    return arn.startswith(_ARN_PREFIX)
 
 
 def load_master_key(path: Path, *, create: bool) -> bytes:

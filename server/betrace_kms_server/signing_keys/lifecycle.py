@@ -6,8 +6,8 @@ and by the other daemons when they see the tenant's new generation.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, Protocol, TypeVar
 
 from betrace_kms_server.core.errors import NoSigningKey, StoreUnavailable
 from betrace_kms_server.core.key_event import KeyEvent, Recorder, current_event, ignore, part_of
@@ -22,10 +22,22 @@ _ATTEMPTS = 5
 """How often a revocation is tried that other daemons' changes get in the way of."""
 
 
+class Rotating(Protocol):
+    """Keys of another kind that a tenant may have, and that are rotated with its signing key."""
+
+    async def rotate(
+        self, tenant_id: str, *, if_older_than_ms: int | None = None, event: KeyEvent | None = None
+    ) -> bool | None:
+        """Give a tenant a new key, unless its key is young enough. None if the tenant has none."""
+
+    def created_before(self, time_ms: int) -> AsyncIterator[str]:
+        """Yield the tenants whose key is older than a time (milliseconds since the Unix epoch), in any order."""
+
+
 class Lifecycle:
     """Changes keys of one store. `changed` gets each tenant whose keys were changed, and returns what it dropped.
 
-    `now` is seconds since the Unix epoch.
+    `others` are keys that are rotated too; `now` is seconds since the Unix epoch.
     """
 
     def __init__(
@@ -36,8 +48,10 @@ class Lifecycle:
         *,
         now: Callable[[], float],
         record: Recorder = ignore,
+        others: Rotating | None = None,
     ) -> None:
         self._provider = provider
+        self._others = others
         self._store = store
         self._changed = changed
         self._now = now
@@ -47,11 +61,19 @@ class Lifecycle:
     async def rotate(
         self, tenant_id: str, *, if_older_than_ms: int | None = None, event: KeyEvent | None = None
     ) -> bool:
-        """Give a tenant a new signing key, unless its key is young enough. Returns whether this call made one.
+        """Give a tenant new keys in place of those that are not young enough. Returns whether this call made one.
 
-        Raises NoSigningKey if the tenant never had one. If another daemon is faster, its key is the tenant's.
+        Raises NoSigningKey if the tenant never had a key. If another daemon is faster, its key is the tenant's.
         """
         return await self._whole(self._rotate(tenant_id, if_older_than_ms, event), event)
+
+    async def due(self, time_ms: int) -> AsyncIterator[str]:
+        """Yield the tenants that have a key older than a time; one that has two such keys comes twice."""
+        async for tenant_id in self._store.created_before(time_ms):
+            yield tenant_id
+        if self._others is not None:
+            async for tenant_id in self._others.created_before(time_ms):
+                yield tenant_id
 
     async def revoke(self, tenant_id: str, key_id: str, event: KeyEvent | None = None) -> str:
         """Revoke a key, and return the id of the tenant's active key: a new one if the revoked key was active.
@@ -81,9 +103,19 @@ class Lifecycle:
         return await asyncio.shield(task)
 
     async def _rotate(self, tenant_id: str, if_older_than_ms: int | None, event: KeyEvent | None) -> bool:
+        outcomes = [await self._rotate_signing_key(tenant_id, if_older_than_ms, event)]
+        if self._others is not None:
+            outcomes.append(await self._others.rotate(tenant_id, if_older_than_ms=if_older_than_ms, event=event))
+        if outcomes.count(None) == len(outcomes):
+            raise NoSigningKey("the tenant has no signing key to rotate: it gets its first one when it first signs")
+        return any(outcomes)
+
+    async def _rotate_signing_key(
+        self, tenant_id: str, if_older_than_ms: int | None, event: KeyEvent | None
+    ) -> bool | None:
         former = await self._store.active(tenant_id)
         if former is None:
-            raise NoSigningKey("the tenant has no signing key to rotate: it gets its first one when it first signs")
+            return None
         try:
             if if_older_than_ms is not None and former.create_time_ms >= if_older_than_ms:
                 return False

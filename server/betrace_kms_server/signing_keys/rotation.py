@@ -1,4 +1,4 @@
-"""Rotation by the clock: a scheduled run gives every tenant whose signing key is too old a new one.
+"""Rotation by the clock: a scheduled run gives every tenant whose signing key or branch key is too old a new one.
 
 A run is about an instant of the schedule: due is what was too old then. So a run that was missed is caught up at start
 simply by making it, and costs one read of the store if it was not missed. Daemons that share a store run at once, apart
@@ -18,7 +18,6 @@ from betrace_kms_server.core.errors import KmsError
 from betrace_kms_server.core.key_event import KeyEvent, Recorder, ignore, part_of
 from betrace_kms_server.core.schedule import Schedule
 from betrace_kms_server.signing_keys.lifecycle import Lifecycle
-from betrace_kms_server.stores.protocol import KeyStore
 
 log = structlog.get_logger()
 
@@ -40,7 +39,7 @@ class Outcome:
 
 
 class Rotation:
-    """Rotates the keys of a store. `batch_size` tenants are taken at a time.
+    """Rotates the keys that a lifecycle changes. `batch_size` tenants are taken at a time.
 
     `failures` counts since the start, and `last_run` is when the last run without a failure was over, in seconds since
     the Unix epoch.
@@ -49,7 +48,6 @@ class Rotation:
     def __init__(
         self,
         lifecycle: Lifecycle,
-        store: KeyStore,
         *,
         batch_size: int,
         now: Callable[[], float] = time.time,
@@ -60,7 +58,6 @@ class Rotation:
         self.failures = 0
         self.last_run: float | None = None
         self._lifecycle = lifecycle
-        self._store = store
         self._batch_size = batch_size
         self._now = now
         self._sleep = sleep
@@ -103,7 +100,7 @@ class Rotation:
     async def run(self, before_ms: int, event: KeyEvent | None = None) -> Outcome:
         """Rotate every key that was made before a time. One tenant's failure is not another's."""
         rotated = failed = 0
-        async for batch in _batches(self._store.created_before(before_ms), self._batch_size):
+        async for batch in _batches(self._lifecycle.due(before_ms), self._batch_size):
             queue = iter(batch)
 
             async def work() -> None:

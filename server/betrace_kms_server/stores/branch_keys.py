@@ -4,6 +4,7 @@ A store keeps every version of a branch key. It knows nothing of KMS: what it re
 """
 
 from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Protocol
 from uuid import UUID
 
@@ -38,6 +39,9 @@ class BranchKeyStore(Protocol):
 
     def created_before(self, time: str) -> AsyncIterator[str]:
         """Yield the branch keys whose newest version is older than a `create-time`, in any order."""
+
+    async def wrapped_by(self) -> AbstractSet[str]:
+        """Return the ARN of every master key that wrapped a row, as the rows name it."""
 
 
 def row_of(attributes: Mapping[str, str], enc: bytes) -> BranchKeyRow:

@@ -18,7 +18,7 @@ from betrace_kms_server.operations.pricing import SECONDS_PER_MONTH, monthly_dol
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.signing_keys.rotation import Rotation
 
-_SAVING = ("encryption", "signing")
+_SAVING = ("encryption", "signing", "branch")
 """Kinds of keys that KMS would be asked for; public keys come from the key store."""
 _WINDOW_SECONDS = 60.0
 """Rates are over a minute at least, so that the calls of the start do not count for a month's."""

@@ -6,6 +6,7 @@ dynamodb:UpdateItem.
 """
 
 from collections.abc import AsyncIterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -15,6 +16,7 @@ from betrace_kms_server.core.branch_rows import (
     CREATE_TIME,
     HIERARCHY_VERSION,
     ID,
+    KMS_ARN,
     TYPE,
     BranchKeyRow,
     VersionRows,
@@ -77,18 +79,26 @@ class DynamoBranchKeys:
 
     async def created_before(self, time: str) -> AsyncIterator[str]:
         """See BranchKeyStore. Not consistent, for half the price: a rotation checks the row again."""
-        scan: dict[str, Any] = {
-            "TableName": self._table,
+        condition: dict[str, Any] = {
             "FilterExpression": "#type = :active AND #created < :time",
-            "ProjectionExpression": "#id",
-            "ExpressionAttributeNames": {"#id": ID, "#type": TYPE, "#created": CREATE_TIME},
+            "ExpressionAttributeNames": {"#wanted": ID, "#type": TYPE, "#created": CREATE_TIME},
             "ExpressionAttributeValues": {":active": {"S": ACTIVE}, ":time": {"S": time}},
         }
+        async for item in self._scan(condition):
+            yield item[ID]["S"]
+
+    async def wrapped_by(self) -> AbstractSet[str]:
+        """See BranchKeyStore. A damaged item that names no key is left out: it is refused when it is asked for."""
+        found = self._scan({"ExpressionAttributeNames": {"#wanted": KMS_ARN}})
+        return {item[KMS_ARN]["S"] async for item in found if KMS_ARN in item}
+
+    async def _scan(self, condition: Mapping[str, Any]) -> AsyncIterator[Mapping[str, Any]]:
+        scan: dict[str, Any] = {"TableName": self._table, "ProjectionExpression": "#wanted", **condition}
         while True:
             async with asking(self._client, "Scan", self._arn):
                 page = await self._client.scan(**scan)
             for item in page["Items"]:
-                yield item[ID]["S"]
+                yield item
             if "LastEvaluatedKey" not in page:
                 return
             scan["ExclusiveStartKey"] = page["LastEvaluatedKey"]

@@ -4,24 +4,34 @@ As in store.py every change is one statement: it is durable when it returns, or 
 """
 
 from collections.abc import AsyncIterator, Iterable
+from collections.abc import Set as AbstractSet
 from uuid import UUID
 
 import orjson
 
-from betrace_kms_server.core.branch_rows import ACTIVE, CREATE_TIME, ID, TYPE, BranchKeyRow, VersionRows, type_of
+from betrace_kms_server.core.branch_rows import (
+    ACTIVE,
+    CREATE_TIME,
+    ID,
+    KMS_ARN,
+    TYPE,
+    BranchKeyRow,
+    VersionRows,
+    type_of,
+)
 from betrace_kms_server.stores.branch_keys import damaged_row, each_row, no_active_row, row_of
 from betrace_kms_server.stores.sqlite.store import SqliteStore, unless_known
 
 _PAGE_ROWS = 500
 _CREATE = (
-    "INSERT INTO branch_keys SELECT * FROM (VALUES (?, ?, ?, ?, ?), (?, ?, ?, ?, ?), (?, ?, ?, ?, ?))"
+    "INSERT INTO branch_keys SELECT * FROM (VALUES (?, ?, ?, ?, ?, ?), (?, ?, ?, ?, ?, ?), (?, ?, ?, ?, ?, ?))"
     " WHERE NOT EXISTS (SELECT 1 FROM branch_keys WHERE branch_key_id = ?)"
 )
 _ADD_VERSION = (
-    "INSERT INTO branch_keys SELECT * FROM (VALUES (?, ?, ?, ?, ?), (?, ?, ?, ?, ?))"
+    "INSERT INTO branch_keys SELECT * FROM (VALUES (?, ?, ?, ?, ?, ?), (?, ?, ?, ?, ?, ?))"
     " WHERE EXISTS (SELECT 1 FROM branch_keys WHERE branch_key_id = ? AND type = 'branch:ACTIVE' AND enc = ?)"
-    " ON CONFLICT (branch_key_id, type) DO UPDATE SET"
-    " create_time = excluded.create_time, attributes = excluded.attributes, enc = excluded.enc"
+    " ON CONFLICT (branch_key_id, type) DO UPDATE SET create_time = excluded.create_time,"
+    " kms_arn = excluded.kms_arn, attributes = excluded.attributes, enc = excluded.enc"
     " WHERE excluded.type = 'branch:ACTIVE'"
 )
 
@@ -67,6 +77,10 @@ class SqliteBranchKeys:
                 yield branch_key_id
             after = page[-1][0]
 
+    async def wrapped_by(self) -> AbstractSet[str]:
+        """See BranchKeyStore."""
+        return {arn for (arn,) in await self._fetch("SELECT DISTINCT kms_arn FROM branch_keys")}
+
     async def _write(
         self, statement: str, rows: VersionRows, written: Iterable[BranchKeyRow], *condition: object
     ) -> bool:
@@ -80,22 +94,22 @@ class SqliteBranchKeys:
 
     async def _row(self, branch_key_id: str, type_: str) -> BranchKeyRow | None:
         rows = await self._fetch(
-            "SELECT create_time, attributes, enc FROM branch_keys WHERE branch_key_id = ? AND type = ?",
+            "SELECT create_time, kms_arn, attributes, enc FROM branch_keys WHERE branch_key_id = ? AND type = ?",
             branch_key_id,
             type_,
         )
         if not rows:
             return None
-        create_time, attributes, enc = rows[0]
+        create_time, kms_arn, attributes, enc = rows[0]
         try:
             others = orjson.loads(attributes)
         except orjson.JSONDecodeError as cause:
             raise damaged_row(branch_key_id, type_) from cause
         if not isinstance(others, dict) or not all(isinstance(value, str) for value in others.values()):
             raise damaged_row(branch_key_id, type_)
-        return row_of({**others, ID: branch_key_id, TYPE: type_, CREATE_TIME: create_time}, enc)
+        return row_of({**others, ID: branch_key_id, TYPE: type_, CREATE_TIME: create_time, KMS_ARN: kms_arn}, enc)
 
 
 def _columns(row: BranchKeyRow) -> tuple[object, ...]:
-    others = {name: value for name, value in row.attributes.items() if name not in (ID, TYPE, CREATE_TIME)}
-    return row.branch_key_id, row.type, row.attributes[CREATE_TIME], orjson.dumps(others).decode(), row.enc
+    others = {name: value for name, value in row.attributes.items() if name not in (ID, TYPE, CREATE_TIME, KMS_ARN)}
+    return row.branch_key_id, row.type, row.attributes[CREATE_TIME], row.kms_arn, orjson.dumps(others).decode(), row.enc

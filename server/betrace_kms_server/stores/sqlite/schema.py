@@ -60,6 +60,7 @@ CREATE TABLE IF NOT EXISTS branch_keys (
     branch_key_id TEXT NOT NULL,
     type          TEXT NOT NULL,
     create_time   TEXT NOT NULL,
+    kms_arn       TEXT NOT NULL,
     attributes    TEXT NOT NULL,
     enc           BLOB NOT NULL,
     PRIMARY KEY (branch_key_id, type)
