@@ -12,7 +12,7 @@ import pytest
 from betrace.kms.v1 import admin_pb2 as pb
 from betrace.kms.v1.admin_pb2_grpc import KmsAdminServiceStub
 from betrace_kms_client import AsyncKmsClient
-from betrace_kms_server.data_keys.envelope import Message
+from betrace_kms_envelope import Message
 from betrace_kms_server.data_keys.hierarchy import version_of
 from betrace_kms_server.stores.dynamodb.creation import create_table
 
