@@ -9,7 +9,7 @@
     ├── KeyDataLoss           DATA_LOSS: a stored key is damaged
     ├── PermissionDenied      PERMISSION_DENIED: KMS denies the daemon an action
     ├── Unauthenticated       UNAUTHENTICATED: the daemon does not know the caller
-    ├── ResourceExhausted     RESOURCE_EXHAUSTED: throttled, or a message is too large
+    ├── ResourceExhausted     RESOURCE_EXHAUSTED: throttled, past a quota, or a message is too large
     ├── Unavailable           UNAVAILABLE: the daemon, KMS or the key store does not answer
     ├── DeadlineExceeded      DEADLINE_EXCEEDED: no answer within the client's timeout
     ├── Unimplemented         UNIMPLEMENTED: the daemon is older than this client
@@ -78,7 +78,7 @@ class Unauthenticated(KmsClientError):
 
 
 class ResourceExhausted(KmsClientError):
-    """KMS throttles, or a message is too large."""
+    """KMS throttles, a quota or a budget is used up, or a message is too large."""
 
 
 class Unavailable(KmsClientError):

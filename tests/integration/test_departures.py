@@ -122,8 +122,8 @@ def hung(folder: Path, moto: "MotoServer", key: str, **values: str) -> Iterator[
 
 @pytest.fixture(scope="module")
 def used(tmp_path_factory: pytest.TempPathFactory, moto: "MotoServer") -> Iterator[Hung]:
-    """One daemon for all who leave."""
-    with hung(tmp_path_factory.mktemp("hung"), moto, moto.create_key()) as daemon:
+    """One daemon for all who leave, some of them while their audit line is written."""
+    with hung(tmp_path_factory.mktemp("hung"), moto, moto.create_key(), kms_audit_required="true") as daemon:
         yield daemon
 
 

@@ -155,6 +155,15 @@ async def test_metrics_have_the_status_that_the_caller_got(record: Any, status: 
     assert status == attributes["rpc.grpc.status"]
 
 
+@pytest.mark.parametrize("status", ["CANCELLED", "DEADLINE_EXCEEDED"])
+def test_call_without_an_answer_does_not_wait_for_its_line(status: str) -> None:
+    """It is recorded all the same."""
+    trail: Any = Trail(required=True)
+    observer = CallObserver(CallStats(), trail, None)
+    assert observer.end("Encrypt", status, 0.1, KeyEvent("Encrypt", "acme"), reason=status) is None
+    assert [status] == [event.result for event in trail.events]
+
+
 async def test_a_check_that_fails_by_a_defect_is_opaque() -> None:
     """A call is not admitted when nobody knows whether it may be."""
     trail: Any = Trail(check=defect)

@@ -2,8 +2,7 @@
 
 The edge that begins something (a call, a job of the daemon's own) makes a KeyEvent and passes it down, and whatever
 happens below notes what only it knows: the cache a miss. Only the request ids of KMS arrive by a context variable,
-because a provider does not know for whom it is asked; asyncio hands it on to the tasks that a call starts. (Who waits
-for a load is the other one: core/waiters.py.)
+because a provider does not know for whom it is asked; asyncio hands it on to the tasks that a call starts.
 """
 
 from collections.abc import Awaitable, Callable
