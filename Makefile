@@ -137,8 +137,8 @@ drill-audit: $(VENV)/dev.stamp ## kill -9 a daemon 100 times under load and look
 test-faults: $(VENV)/dev.stamp ## let KMS, credentials, disks and clocks fail, and write docs/reliability.md (FAULT_SECONDS=... each, FAMILIES=...)
 	$(BIN)/python -m tests.faults.suite --seconds $(or $(FAULT_SECONDS),10) $(FAMILIES)
 
-fuzz: $(VENV)/dev.stamp ## mutate what each reader of bytes gets, for MINUTES=... each (1); not guided by coverage
-	$(BIN)/python -m tests.fuzz.run --minutes $(or $(MINUTES),1)
+fuzz: $(VENV)/fuzz.stamp ## fuzz each reader of bytes and each method, MINUTES=... each (1), guided by coverage (TARGETS=... for some)
+	$(BIN)/python -m tests.fuzz.run --minutes $(or $(MINUTES),1) $(TARGETS)
 
 mutants: $(VENV)/dev.stamp $(VENV)/tools.stamp ## mutate the core and count what its tests notice (FOLDERS=... for some of it)
 	$(BIN)/python -m tests.mutants $(FOLDERS)
@@ -149,10 +149,11 @@ ci: ## everything that CI runs (needs Go, Node.js and Debian's apt-get)
 requirements: $(VENV)/dev.stamp ## pin the newest versions that pyproject.toml allows
 	$(COMPILE) pyproject.toml requirements/build.in --extra server --extra otel --group dev -o requirements/dev.txt
 	$(COMPILE) pyproject.toml requirements/build.in --extra server -c requirements/dev.txt -o requirements/server.txt
+	$(COMPILE) --group fuzz -c requirements/dev.txt -o requirements/fuzz.txt
 	$(COMPILE) --group tools -c requirements/dev.txt -o requirements/tools.txt
 
 clean: ## remove what the other targets made, but not ./data
-	rm -rf $(VENV) .tools .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) .tools .fuzz .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11'; exit 1; }
@@ -160,7 +161,7 @@ $(BIN)/python:
 
 # A stamp stands for "what this requirements file pins, and the package itself, are installed". The pins are complete, so
 # --no-deps leaves pip nothing to resolve: what the registry published since does not matter.
-$(VENV)/tools.stamp: $(VENV)/dev.stamp
+$(VENV)/fuzz.stamp $(VENV)/tools.stamp: $(VENV)/dev.stamp
 
 $(VENV)/%.stamp: requirements/%.txt pyproject.toml | $(BIN)/python
 	@echo 'Installing what requirements/$*.txt pins into $(VENV) ...'

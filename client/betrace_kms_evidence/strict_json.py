@@ -22,19 +22,21 @@ class InvalidDocument(ValueError):
 
 
 def strict_json(text: bytes | str) -> Any:
-    """Parse JSON (RFC 8259) in UTF-8 without a byte order mark. Raises ValueError.
+    """Parse JSON (RFC 8259) in UTF-8 without a byte order mark. Raises InvalidDocument.
 
     A name that comes twice in an object, NaN, the infinities, numbers beyond a double's range, half a surrogate pair
     and about a thousand levels of nesting are refused. Every number is a double.
     """
-    if isinstance(text, bytes):
-        text = text.decode("utf-8")
     try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8")
         document = json.loads(
             text, object_pairs_hook=_unique, parse_int=_double, parse_float=_double, parse_constant=_refuse_constant
         )
     except RecursionError:
         raise InvalidDocument("the document is nested too deeply: more than about 1,000 levels") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as cause:
+        raise InvalidDocument(str(cause)) from cause
     if "\\u" in text or "\\U" in text:
         _refuse_half_characters(document)
     return document

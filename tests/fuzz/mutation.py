@@ -16,7 +16,7 @@ _INTERESTING = (
     b"-1",
     b"\xed\xa0\x80",
 )
-_MAX_BYTES = 65_536
+MAX_BYTES = 65_536
 
 
 def mutations(seeds: Sequence[bytes], *, seed: int) -> Iterator[bytes]:
@@ -27,7 +27,7 @@ def mutations(seeds: Sequence[bytes], *, seed: int) -> Iterator[bytes]:
         data = bytearray(chance.choice(seeds))
         for _ in range(chance.randint(1, 4)):
             _change(data, chance, seeds)
-        yield bytes(data[:_MAX_BYTES])
+        yield bytes(data[:MAX_BYTES])
 
 
 def _change(data: bytearray, chance: random.Random, seeds: Sequence[bytes]) -> None:

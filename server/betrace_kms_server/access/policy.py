@@ -150,12 +150,12 @@ def parse_policy(content: bytes) -> Policy:
         document = _Document.model_validate(tomllib.loads(content.decode()))
     except UnicodeDecodeError:
         raise InvalidPolicy("it is not UTF-8 text: write it in TOML") from None
-    except tomllib.TOMLDecodeError as cause:
-        raise InvalidPolicy(f"it is no TOML: {cause}") from None
     except RecursionError:
         raise InvalidPolicy("it is nested too deeply: write [[rule]] tables only") from None
     except ValidationError as cause:
         raise InvalidPolicy("; ".join(_problem(error) for error in cause.errors()[:5])) from None
+    except ValueError as cause:  # not always TOMLDecodeError: a number of 5,000 digits raises what int() does
+        raise InvalidPolicy(f"it is no TOML: {cause}") from None
     names = [rule.name for rule in document.rule]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InvalidPolicy(f"rule {twice!r} is there twice: give each rule a name of its own")

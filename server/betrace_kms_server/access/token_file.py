@@ -55,7 +55,7 @@ def read_tokens(path: Path, group: int | None) -> tuple[Sequence[Token], Signatu
     readable_by = signature[-1] if signature[5] & _GROUP_READS else group
     if readable_by != group:
         raise Untrusted(f"{path} can be read by group {readable_by}: run chgrp {group} on it (kms.server.token-group)")
-    return _parse(path, content), signature
+    return parse_tokens(path, content), signature
 
 
 def make_token_file(path: Path, group: int | None) -> None:
@@ -89,7 +89,8 @@ def _share(path: Path, group: int | None, mode: int) -> None:
         path.chmod(mode)
 
 
-def _parse(path: Path, content: bytes) -> Sequence[Token]:
+def parse_tokens(path: Path, content: bytes) -> Sequence[Token]:
+    """Return the tokens of what a file holds. Raises Untrusted, which names the line and does not show it."""
     try:
         lines = content.decode("ascii").splitlines()
     except UnicodeDecodeError:

@@ -58,7 +58,7 @@ def parse_properties(text: str) -> Sequence[Entry]:
     """Return the entries of a properties file in their order. Raises ValueError for what is no properties file."""
     _refuse_other_formats(text)
     entries, line = [], 1
-    for element in javaproperties.parse(text):
+    for element in _elements(text):
         if isinstance(element, javaproperties.KeyValue):
             continued = _LINE_END.split(element.source)[1:]
             names = tuple(
@@ -77,10 +77,21 @@ def looks_like_yaml(text: str) -> bool:
     return _YAML.search(text) is not None
 
 
+def _elements(text: str) -> Sequence[javaproperties.PropertiesElement]:
+    try:
+        elements = list(javaproperties.parse(text))
+        "".join(each.key + each.value for each in elements if isinstance(each, javaproperties.KeyValue)).encode()
+    except javaproperties.InvalidUEscapeError as cause:
+        raise ValueError(f"it holds {cause.escape}: write \\u and four hexadecimal digits, and \\\\ for \\") from None
+    except UnicodeEncodeError:
+        raise ValueError("it holds half a surrogate pair, as \\uD83D alone is: write the character itself") from None
+    return elements
+
+
 def _parsed(line: str) -> Sequence[javaproperties.PropertiesElement]:
     try:
         return list(javaproperties.parse(line))
-    except ValueError:
+    except ValueError:  # only a part of an escape sequence that goes on in the next line
         return []
 
 
