@@ -11,6 +11,7 @@ PROTOC_GEN_DOC := github.com/pseudomuto/protoc-gen-doc/cmd/protoc-gen-doc@v1.5.1
 GO_INSTALL = GOBIN='$(CURDIR)/$(TOOLS)' GOFLAGS=-modcacherw go install
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-emit-index-url --no-emit-find-links --no-header
+SBOM ?= dist/betrace-kms.cdx.json
 TESTS := $(BIN)/python -m pytest -n 2
 # apt keeps its state in a folder of ours: no root, and the machine's own lists stay as they are. Debian's signatures
 # are checked as always.
@@ -19,7 +20,7 @@ APT_GET = apt-get -q -o Dir::State='$(CURDIR)/$(APT)' -o Dir::State::status=/var
   -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
 export PATH := $(CURDIR)/$(TOOLS):$(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test test-install test-ranges coverage lint format types imports protos protos-check docs release tools prometheus node-modules bench-envelope bench-sign bench-telemetry bench-rotation bench-access bench-audit drill-race drill-kill drill-restart drill-audit drill-cold drill-overload test-faults fuzz mutants ci requirements clean
+.PHONY: help run test test-install test-ranges coverage lint format types imports protos protos-check docs release tools prometheus node-modules bench-envelope bench-sign bench-telemetry bench-rotation bench-access bench-audit drill-race drill-kill drill-restart drill-audit drill-cold drill-overload test-faults fuzz mutants ci requirements clean sbom audit-deps
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -95,6 +96,7 @@ release: $(VENV)/dev.stamp $(VENV)/tools.stamp ## make release VERSION=1.2.3: se
 	$(MAKE) lint types imports protos-check
 	$(BIN)/bump-my-version bump --new-version '$(VERSION)'
 	$(BIN)/hatchling build
+	$(MAKE) sbom
 	@echo 'Made the tag v$(VERSION) and dist/. Push both: git push origin HEAD v$(VERSION)'
 
 bench-envelope: $(VENV)/dev.stamp ## compare seal and open with the official AWS Encryption SDK, and files with bare AES-GCM
@@ -142,6 +144,14 @@ fuzz: $(VENV)/fuzz.stamp ## fuzz each reader of bytes and each method, MINUTES=.
 
 mutants: $(VENV)/dev.stamp $(VENV)/tools.stamp ## mutate the core and count what its tests notice (FOLDERS=... for some of it)
 	$(BIN)/python -m tests.mutants $(FOLDERS)
+
+sbom: $(VENV)/tools.stamp ## list what the image installs, as CycloneDX JSON, in SBOM=... (dist/betrace-kms.cdx.json)
+	mkdir -p '$(dir $(SBOM))'
+	PYTHONWARNINGS=ignore::UserWarning $(BIN)/cyclonedx-py requirements requirements/server.txt --pyproject pyproject.toml \
+	  --mc-type application --spec-version 1.6 --output-reproducible --validate --output-file '$(SBOM)'
+
+audit-deps: $(VENV)/tools.stamp ## fail if a pin has a published advisory, or cannot be looked up (AUDITFLAGS=... of pip-audit)
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes --progress-spinner off $(AUDITFLAGS) $(addprefix -r ,$(wildcard requirements/*.txt))
 
 ci: ## everything that CI runs (needs Go, Node.js and Debian's apt-get)
 	.ci/run
