@@ -29,11 +29,19 @@ from betrace_kms_server.core.key_event import KeyEvent, Recorder, recorded
 from betrace_kms_server.data_keys.branch_keys import BranchKeys
 from betrace_kms_server.data_keys.branch_messages import BranchMessages
 from betrace_kms_server.data_keys.keyring import KeyRing
+from betrace_kms_server.host.connection_bounds import ConnectionBounds
 from betrace_kms_server.host.connections import Callers
 from betrace_kms_server.host.process import ROOT, runs_as_root
 from betrace_kms_server.host.signals import handle_signals
 from betrace_kms_server.host.sockets import Address, admin_socket, claimed
-from betrace_kms_server.jobs import background, leave_former_keys, on_kms_state, rotate_on_schedule, sweep
+from betrace_kms_server.jobs import (
+    background,
+    keep_bounds,
+    leave_former_keys,
+    on_kms_state,
+    rotate_on_schedule,
+    sweep,
+)
 from betrace_kms_server.operations.emergency_stop import EmergencyStop
 from betrace_kms_server.operations.http import build_app, serving_ops
 from betrace_kms_server.operations.monitor import KmsMonitor, KmsState
@@ -45,6 +53,8 @@ from betrace_kms_server.rpc.emergency_stop import EmergencyStopInterceptor
 from betrace_kms_server.rpc.gate import CallGate
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT, HealthService
 from betrace_kms_server.rpc.key_management import KeyManagementService
+from betrace_kms_server.rpc.large_messages import LargeMessages
+from betrace_kms_server.rpc.reception import end_slow_requests
 from betrace_kms_server.rpc.server import bind, build_admin_server, build_server
 from betrace_kms_server.signing_keys.lifecycle import Lifecycle
 from betrace_kms_server.signing_keys.rotation import Rotation
@@ -104,6 +114,8 @@ class Daemon:
     """host:port of the HTTP port for operators."""
     health: HealthService
     caches: KeyCaches
+    gate: CallGate
+    connections: ConnectionBounds
     reloads: Sequence[Callable[[], None]] = ()
     """What SIGHUP is to reload, beside settings."""
 
@@ -163,6 +175,8 @@ async def running(settings: Settings, hurry: asyncio.Event | None = None) -> Asy
             lambda: sweep(core.caches),
             lambda: rotate_on_schedule(settings, core.rotation, core.monitor.usable),
             listeners.follow,
+            lambda: keep_bounds(daemon.connections, daemon.gate.large),
+            lambda: end_slow_requests(daemon.gate),
         ):
             log.info("Listening", addresses=daemon.addresses, operations=daemon.ops_address)
             yield daemon
@@ -225,7 +239,7 @@ async def build_core(
         if branch_keys
         else None,
     )
-    gate = CallGate(settings.max_calls_in_flight)
+    gate = CallGate(settings.max_calls_in_flight, LargeMessages.of_payloads(settings.max_message_bytes))
     lifecycle = Lifecycle(provider, store, caches.changed, now=time.time, record=record, others=branch_keys)
     rotation = Rotation(lifecycle, batch_size=settings.rotation_batch_size, record=record)
     unfit = [problem for problem in (listeners.problem, ROOT if runs_as_root() else None) if problem]
@@ -341,7 +355,8 @@ async def build_edges(
     )
     ops_address = await resources.enter_async_context(serving_ops(settings.ops_listen, ops))
     resources.callback(core.health.drain)
-    return Daemon(addresses, ops_address, core.health, core.caches, [listeners.reload])
+    connections = ConnectionBounds(callers, settings.max_connections)
+    return Daemon(addresses, ops_address, core.health, core.caches, gate, connections, [listeners.reload])
 
 
 def _open_metrics(core: Core, resources: AsyncExitStack) -> Metrics:

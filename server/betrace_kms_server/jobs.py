@@ -11,9 +11,11 @@ from betrace_kms_server.cache.key_caches import KeyCaches
 from betrace_kms_server.config.settings import Settings
 from betrace_kms_server.core.errors import KmsError
 from betrace_kms_server.core.key_event import Recorder
+from betrace_kms_server.host.connection_bounds import ConnectionBounds
 from betrace_kms_server.operations.monitor import KmsState
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT, KMS, HealthService
+from betrace_kms_server.rpc.large_messages import LargeMessages
 from betrace_kms_server.signing_keys.rewrapping import rewrap_signing_keys
 from betrace_kms_server.signing_keys.rotation import Rotation
 from betrace_kms_server.stores.protocol import KeyStore
@@ -22,6 +24,9 @@ log = structlog.get_logger()
 
 RESTART_SECONDS = 30.0
 """Pause before a background job that failed begins again."""
+_BOUNDS_SECONDS = 0.25
+_UNREAD_SECONDS = 1.0
+"""From when on an answer that was not read counts as unread."""
 SWEEP_SECONDS = 60.0
 """How often expired keys that no one asks for are dropped from memory."""
 
@@ -44,6 +49,14 @@ def on_kms_state(health: HealthService, provider: KeyProvider, caches: KeyCaches
                 log.error("The master key may not be used any more: its keys were dropped", entries=dropped)
 
     return changed
+
+
+async def keep_bounds(bounds: ConnectionBounds, large: LargeMessages) -> None:
+    """End connections that are too many, and those that do not take their answers."""
+    while True:
+        bounds.end_surplus()
+        bounds.end_stalled(large.unread(_UNREAD_SECONDS))
+        await asyncio.sleep(_BOUNDS_SECONDS)
 
 
 @asynccontextmanager

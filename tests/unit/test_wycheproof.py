@@ -11,9 +11,9 @@ from importlib.resources import files
 from typing import Any
 
 import pytest
+from betrace_kms_envelope import message as envelope
 from betrace_kms_evidence import dsse, read_jwks
 from betrace_kms_server.core.errors import DoesNotOpen
-from betrace_kms_server.data_keys import envelope
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -115,7 +115,7 @@ def test_aes_gcm_of_the_body(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = Counter[tuple[str, str]]()
     for _, test in vectors("Cipher/wycheproof/aes_gcm", ivSize=96, keySize=256, tagSize=128):
         key, iv, aad, plaintext, content, tag = octets(test, "key", "iv", "aad", "msg", "ct", "tag")
-        monkeypatch.setattr(envelope, "_aad", lambda *_, aad=aad: aad)
+        monkeypatch.setattr(envelope, "body_aad", lambda *_, aad=aad: aad)
         body = iv + len(content).to_bytes(8, "big") + content + tag
         try:
             (opened,) = a_message()._block(AESGCM(key), envelope._Reader(body))

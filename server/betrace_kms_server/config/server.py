@@ -73,6 +73,13 @@ class ServerSettings(BaseModel):
         le=1_000_000,
         description="calls a second of one tenant, each item of a batch counted; 0 is no limit",
     )
+    max_connections: WholeNumber = Field(
+        1_000,
+        alias="kms.server.max-connections",
+        ge=10,
+        le=100_000,
+        description="connections of callers; past it those that were silent longest are closed",
+    )
     policy_file: Path | None = Field(
         None,
         alias="kms.policy.file",

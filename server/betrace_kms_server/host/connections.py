@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 GOAWAY = b"\x00\x00\x08\x07\x00\x00\x00\x00\x00" + b"\x7f\xff\xff\xff" + b"\x00\x00\x00\x00"
 """Length 8, type GOAWAY, stream 0; the last stream is 2^31-1: all that were opened are answered; NO_ERROR."""
 
-_DESCRIPTORS = "/dev/fd"
+DESCRIPTORS = "/dev/fd"
 
 
 class Callers:
@@ -51,11 +51,11 @@ class Callers:
         """
         empty = set()
         complete = True
-        for _, connection in self._sockets(_is_connected):
-            identity = os.fstat(connection.fileno()).st_ino
+        for connection in self.connected():
+            identity = identity_of(connection)
             if identity in self._announced or _name_of(connection) in self._ciphered:
                 continue
-            if _unsent(connection) == 0:
+            if unsent(connection) == 0:
                 if identity in self._empty:
                     with suppress(OSError):
                         connection.send(GOAWAY, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
@@ -68,12 +68,17 @@ class Callers:
 
     def close(self) -> None:
         """Close every connection for both directions, after what was written. A client gets UNAVAILABLE."""
+        for connection in self.connected():
+            shut(connection)
+
+    def connected(self) -> Iterator[socket.socket]:
+        """Yield a socket of our own for each connection."""
         for _, connection in self._sockets(_is_connected):
-            _shut(connection)
+            yield connection
 
     def _sockets(self, wanted: Callable[[socket.socket], bool]) -> Iterator[tuple[int, socket.socket]]:
         try:
-            descriptors = [int(name) for name in os.listdir(_DESCRIPTORS)]
+            descriptors = [int(name) for name in os.listdir(DESCRIPTORS)]
         except OSError:  # this process may open no file any more: then gRPC's own stop is all that there is
             return
         for descriptor in descriptors:
@@ -124,7 +129,12 @@ def _is_connected(found: socket.socket) -> bool:
     return True
 
 
-def _unsent(found: socket.socket) -> int | None:
+def identity_of(found: socket.socket) -> int:
+    """Return what no other socket has as long as this one is open, whatever its descriptor is."""
+    return os.fstat(found.fileno()).st_ino
+
+
+def unsent(found: socket.socket) -> int | None:
     """Return how many bytes the other end has not received yet (for a unix socket: read), or None if unknown."""
     count = array.array("i", [0])
     try:
@@ -134,6 +144,7 @@ def _unsent(found: socket.socket) -> int | None:
     return count[0]
 
 
-def _shut(found: socket.socket) -> None:
+def shut(found: socket.socket) -> None:
+    """Close a connection for both directions, as the other end could."""
     with suppress(OSError):  # the other end was faster
         found.shutdown(socket.SHUT_RDWR)

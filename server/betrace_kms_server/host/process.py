@@ -8,6 +8,7 @@ import ctypes
 import errno
 import os
 import resource
+from contextlib import suppress
 
 from betrace_kms_server.core.errors import StartRefused
 
@@ -31,6 +32,13 @@ def harden() -> None:
     os.umask(0o077)
     set_dumpable(False)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def raise_open_files() -> None:
+    """Let the process have as many open files as it may have without privileges."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS refuses more than its own limit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def set_dumpable(dumpable: bool) -> None:

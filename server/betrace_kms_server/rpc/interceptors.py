@@ -21,11 +21,12 @@ import structlog
 
 from betrace_kms_server.access.admission import Access
 from betrace_kms_server.access.identity import Caller, Recognised
-from betrace_kms_server.core.errors import InvalidRequest, KmsError, cause_of
+from betrace_kms_server.core.errors import KmsError, Overloaded, cause_of
 from betrace_kms_server.core.waiting import forbid_waiting
 from betrace_kms_server.rpc.deadlines import Deadline
-from betrace_kms_server.rpc.gate import LARGE_BYTES, MAX_STREAMS, CallGate
+from betrace_kms_server.rpc.gate import MAX_STREAMS, CallGate
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT
+from betrace_kms_server.rpc.reception import receive
 from betrace_kms_server.rpc.requests import Unread, reader, unread
 from betrace_kms_server.rpc.status import STATUS, of_defect, of_error, of_stop
 from betrace_kms_server.telemetry.observers import NO_SHAPE, REQUEST_ID, UNOBSERVED, CallObserver, MessageShape
@@ -79,8 +80,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             observer, access = (self._observer, self._access) if ours else (UNOBSERVED, None)
             if access is not None and caller is None and not access.by_connection:
                 read = unread  # it will be refused, and may be large
-            guarded = _guarded(handler.unary_unary, method, observer, gate, read, write, access, caller)
-            return grpc.unary_unary_rpc_method_handler(guarded)
+            # A stream for gRPC: so what it receives is ours, and gRPC keeps neither the bytes nor the message.
+            return grpc.stream_unary_rpc_method_handler(
+                _guarded(handler.unary_unary, method, observer, gate, read, write, access, caller)
+            )
         if handler.unary_stream is not None:
             return grpc.unary_stream_rpc_method_handler(
                 _guarded_stream(handler.unary_stream, method, gate), read, write
@@ -108,18 +111,26 @@ def _guarded(
     quota = None if access is None else access.quota
     is_limited = service == KEY_MANAGEMENT  # an operator's call, and a probe, must get through
 
-    async def guarded(message: bytes, context: _Context) -> Any:
+    async def guarded(_: Any, context: _Context) -> Any:
+        received = await receive(context, gate)
+        gate.received += 1
         if gate.refusing:
             gate.refused += 1
-            gate.received += 1
             gate.ended += 1
             await context.abort_with_status(of_stop(_request_id(context)))
-        gate.received += 1
-        size = len(message) if len(message) > LARGE_BYTES else 0
-        gate.bytes += size
         began = time.perf_counter()
-        deadline, event = Deadline(context), None
-        request = _UNAWAITED if deadline.was_over else read(message)
+        deadline, event, request = Deadline(context), None, _UNAWAITED
+        if not deadline.was_over:
+            try:
+                if read is not unread:
+                    await gate.large.admit(len(received))
+                request = read(received)
+            except Overloaded as refusal:
+                request = Unread(refusal.message, Overloaded)
+            except asyncio.CancelledError:
+                gate.ended += 1
+                raise
+        del received
         if observer.keeps_events:
             known = NO_SHAPE if isinstance(request, Unread) else shape
             try:
@@ -138,14 +149,17 @@ def _guarded(
             if access is not None:
                 caller = access.identify(context, event, recognised)
             if isinstance(request, Unread):
-                raise InvalidRequest(request.problem)
+                raise request.error(request.problem)
             if access is not None:
                 access.check(caller, method, request, event)
             if quota is not None:
                 quota.spend(request.tenant_id, shape.items(request))
             observer.admit(method)
             response = await (call(request, context, event) if takes_event else call(request, context))
-            wire = response if serialize is None else serialize(response)
+            wire = response
+            if serialize is not None:
+                wire = serialize(response)
+                gate.large.answer(len(wire), context.peer)
             status = reason = "OK"
         except (grpc.aio.AbortError, grpc.aio.InternalError):
             raise
@@ -167,12 +181,11 @@ def _guarded(
                 _log_defect("end", error)
             finally:
                 gate.ended += 1
-                gate.bytes -= size
         if answer is None:
             return wire
         # Outside the except blocks, so that the abort does not carry the cause with it. gRPC keeps the error that
         # aborts a call in a cycle with this frame; the request must not wait there for the garbage collector.
-        del request, message, response, wire
+        del request, response, wire
         await context.abort_with_status(answer)
 
     return guarded
@@ -188,7 +201,7 @@ def _guarded_stream(call: Callable[..., Any], path: str, gate: CallGate) -> Call
         gate.streams += 1
         try:
             if isinstance(request, Unread):
-                raise InvalidRequest(request.problem)
+                raise request.error(request.problem)
             answers = call(request, context)
             if isinstance(answers, AsyncGenerator):
                 async with aclosing(answers):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from betrace_kms_server.core.errors import InvalidRequest
+from betrace_kms_server.core.errors import InvalidRequest, KmsError
 from betrace_kms_server.rpc.wire import check_of
 
 
@@ -13,6 +13,7 @@ class Unread:
     """Stands for a request that was not parsed."""
 
     problem: str
+    error: type[KmsError] = InvalidRequest
 
 
 _MALFORMED = Unread("the request is no valid message of this call: check fields and UTF-8 texts")
