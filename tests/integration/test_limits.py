@@ -2,11 +2,10 @@
 
 import asyncio
 import gzip
-import socket
 import struct
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
@@ -27,12 +26,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from tests.daemon import Process, spawned
+from tests.drills.attacks import CHECK, ENCRYPT, beginning, flood, reset, streams
 from tests.integration.test_hostile_decrypts import MIB, resident
-from tests.raw_grpc import _PREFACE, _frame, _literal
+from tests.raw_grpc import DATA, END_HEADERS, HEADERS, Connection, frame, framed, headers_of
 
-ENCRYPT = "/betrace.kms.v1.KeyManagementService/Encrypt"
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
-CHECK = "/grpc.health.v1.Health/Check"
 LOCK = "/betrace.kms.v1.KmsAdminService/Lock"
 
 
@@ -63,17 +61,12 @@ def healthy(daemon: Process) -> bool:
 def test_bomb_is_not_inflated(daemon: Process, method: str, coding: bytes) -> None:
     """1 MB that would be 1,000 MB: refused as it is, by every service."""
     bomb = gzip.compress(bytes(1_000 * 1_000_000), 1)[:4_000_000]
-    fields = [*_fields(method), (b"grpc-encoding", coding)]
     before, peak = resident(daemon), 0
-    host, _, port = daemon.address.rpartition(":")
-    body = b"\x01" + struct.pack(">I", len(bomb)) + bomb
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
-        connection.sendall(
-            _PREFACE + _frame(4, 0, 0, b"") + _frame(1, 4, 1, b"".join(_literal(*pair) for pair in fields))
-        )
-        connection.sendall(_frame(0, 0, 1, body[:16_000]))
+    with Connection(daemon.address, seconds=30) as connection:
+        connection.send(frame(HEADERS, END_HEADERS, 1, headers_of(method, [(b"grpc-encoding", coding)])))
+        connection.send(frame(DATA, 0, 1, framed(bomb, compressed=True)[:16_000]))
         received = b""
-        while b"grpc-status" not in received and (part := connection.recv(65_536)):
+        while b"grpc-status" not in received and (part := connection.socket.recv(65_536)):
             received += part
             peak = max(peak, resident(daemon))
     assert b"12" in received.partition(b"grpc-status")[2][:8]  # UNIMPLEMENTED
@@ -85,44 +78,14 @@ def test_bomb_is_not_inflated(daemon: Process, method: str, coding: bytes) -> No
 def test_flood_of_streams_is_not_held(daemon: Process, ended: bool) -> None:
     """40,000 calls that are reset at once, or never end, on four connections: memory stays, and probes are answered."""
     before = resident(daemon)
-    floods = [Thread(target=_flood, args=(daemon.address, 10_000, ended)) for _ in range(4)]
-    for flood in floods:
-        flood.start()
-    while any(flood.is_alive() for flood in floods):
+    parts = [beginning(ENCRYPT), reset] if ended else [beginning(ENCRYPT)]
+    floods = [Thread(target=flood, args=(daemon.address, streams(10_000, *parts))) for _ in range(4)]
+    for each in floods:
+        each.start()
+    while any(each.is_alive() for each in floods):
         assert healthy(daemon)
         assert resident(daemon) - before < 60 * MIB
     assert healthy(daemon)
-
-
-def _flood(address: str, streams: int, ended: bool) -> None:
-    """Begin streams, more than the server allows, until it hangs up."""
-    host, _, port = address.rpartition(":")
-    headers = b"".join(_literal(*pair) for pair in _fields(ENCRYPT))
-    with suppress(OSError), socket.create_connection((host, int(port)), timeout=20) as connection:
-        connection.sendall(_PREFACE + _frame(4, 0, 0, b""))
-        for first in range(0, streams, 200):
-            frames = []
-            for number in range(first, first + 200):
-                frames.append(_frame(1, 4, 2 * number + 1, headers))
-                if ended:
-                    frames.append(_frame(3, 0, 2 * number + 1, struct.pack(">I", 8)))
-            connection.sendall(b"".join(frames))
-            connection.setblocking(False)
-            with suppress(BlockingIOError):
-                while connection.recv(65_536):
-                    pass
-            connection.settimeout(20)
-
-
-def _fields(method: str) -> list[tuple[bytes, bytes]]:
-    return [
-        (b":method", b"POST"),
-        (b":scheme", b"http"),
-        (b":path", method.encode()),
-        (b":authority", b"localhost"),
-        (b"te", b"trailers"),
-        (b"content-type", b"application/grpc"),
-    ]
 
 
 def test_watches_are_bounded_and_check_is_not(daemon: Process) -> None:
@@ -158,10 +121,8 @@ def _first(watch: Any) -> str:
 
 def test_connection_has_a_hundred_streams(daemon: Process) -> None:
     """The server says so in its settings (RFC 9113, section 6.5.2), and a client that obeys lets more calls wait."""
-    host, _, port = daemon.address.rpartition(":")
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
-        connection.sendall(_PREFACE + _frame(4, 0, 0, b""))
-        received = connection.recv(4_096)
+    with Connection(daemon.address, seconds=30) as connection:
+        received = connection.socket.recv(4_096)
     assert struct.pack(">HI", 3, 100) in received
 
 
