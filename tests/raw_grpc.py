@@ -103,6 +103,11 @@ class Connection:
             self._windows[stream] -= size
         return True
 
+    @property
+    def open_streams(self) -> int:
+        """How many calls have no end yet, as far as has been read."""
+        return len(self._windows)
+
     def receive(self) -> bool:
         """Read some frames, and keep windows by them. Returns whether the connection goes on."""
         try:

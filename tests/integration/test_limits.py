@@ -20,6 +20,7 @@ from betrace_kms_server.access.identity import SameCaller
 from betrace_kms_server.core.waiting import check_may_wait
 from betrace_kms_server.rpc.gate import MAX_STREAMS, CallGate
 from betrace_kms_server.rpc.interceptors import ErrorInterceptor
+from betrace_kms_server.rpc.reception import MAX_SLOW
 from betrace_kms_server.telemetry.observers import UNOBSERVED
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -86,6 +87,17 @@ def test_flood_of_streams_is_not_held(daemon: Process, ended: bool) -> None:
         assert healthy(daemon)
         assert resident(daemon) - before < 60 * MIB
     assert healthy(daemon)
+
+
+def test_requests_that_do_not_come_give_way(daemon: Process) -> None:
+    """Of 40 calls that never send the end of their request, a few are waited for; the others end."""
+    with Connection(daemon.address, seconds=10) as connection:
+        for stream in range(1, 80, 2):
+            connection.call(stream, ENCRYPT, framed(b"request")[:-1], finish=False)
+        while connection.open_streams > MAX_SLOW:
+            assert connection.receive()
+        assert MAX_SLOW == connection.open_streams
+        assert healthy(daemon)
 
 
 def test_watches_are_bounded_and_check_is_not(daemon: Process) -> None:
