@@ -193,7 +193,7 @@ class RawConnection:
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
         self._socket = socket.create_connection((host, int(port)), timeout=20)
-        self._socket.sendall(_PREFACE + _frame(_SETTINGS, 0, 0, b""))
+        self._socket.sendall(PREFACE + frame(SETTINGS, 0, 0, b""))
         self._stream = -1
 
     def begin(self, method: str, *, timeout: str = "") -> None:
@@ -208,19 +208,19 @@ class RawConnection:
             (b"content-type", b"application/grpc"),
             *([(b"grpc-timeout", timeout.encode())] if timeout else []),
         ]
-        self._socket.sendall(_frame(_HEADERS, _END_HEADERS, self._stream, b"".join(_literal(*each) for each in fields)))
+        self._socket.sendall(frame(HEADERS, END_HEADERS, self._stream, b"".join(literal(*each) for each in fields)))
 
     def send(self, message: bytes, *, end: bool = True) -> None:
         """Send the message of the call that was begun last, of less than 64 KiB; `end` ends its requests."""
         body = b"\x00" + struct.pack(">I", len(message)) + message
         parts = [body[at : at + 16_384] for at in range(0, len(body), 16_384)]
         for part in parts:
-            flags = _END_STREAM if end and part is parts[-1] else 0
-            self._socket.sendall(_frame(_DATA, flags, self._stream, part))
+            flags = END_STREAM if end and part is parts[-1] else 0
+            self._socket.sendall(frame(DATA, flags, self._stream, part))
 
     def reset_calls(self) -> None:
         """Cancel all calls (RFC 9113, section 6.4, with the error code CANCEL)."""
-        resets = [_frame(3, 0, stream, struct.pack(">I", 8)) for stream in range(1, self._stream + 1, 2)]
+        resets = [frame(3, 0, stream, struct.pack(">I", 8)) for stream in range(1, self._stream + 1, 2)]
         self._socket.sendall(b"".join(resets))
 
     def received(self) -> bytes:

@@ -51,6 +51,16 @@ def with_an_index_entry_edited(good: bytes) -> bytes:
     return b"".join(edited)
 
 
+def edited(before: bytes, after: bytes) -> Callable[[bytes], bytes]:
+    """Return what replaces bytes that are in the file once or more."""
+
+    def edit(good: bytes) -> bytes:
+        assert before in good
+        return good.replace(before, after)
+
+    return edit
+
+
 async def refusal(database: Path) -> str:
     """Return the text with which the store is refused; it must be one line."""
     with pytest.raises(StartRefused) as refused:
@@ -208,6 +218,10 @@ async def test_database_that_another_holds_is_unavailable_for_a_while(database: 
         pytest.param(lambda good: bytes(4096) + good[4096:], id="first page zeroed"),
         pytest.param(lambda good: bytes(len(good)), id="zeroed"),
         pytest.param(lambda good: b"this is a note, not a database\n" * 200, id="text"),
+        pytest.param(edited(b"emergency_stop (", b"emergency_ssop ("), id="table of the stop has another name"),
+        pytest.param(edited(b"generation INTEGER", b"generatioo INTEGER"), id="column has another name"),
+        pytest.param(edited(b" BLOB    NOT ", b" BLOB    NO\xd4 "), id="definition is no UTF-8"),
+        pytest.param(edited(b"\x1bsealing", b"\x1bsealinf"), id="origin altered"),
     ],
 )
 async def test_damaged_file_is_refused_and_left_alone(database: Path, damage: Callable[[bytes], bytes]) -> None:

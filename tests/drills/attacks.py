@@ -19,7 +19,7 @@ from unittest import mock
 from betrace.kms.v1 import key_management_pb2 as pb
 from betrace.kms.v1 import span_pb2
 from betrace_kms_client import KmsClient
-from betrace_kms_server.data_keys import envelope
+from betrace_kms_envelope import message as envelope
 
 from tests.raw_grpc import (
     CONTINUATION,

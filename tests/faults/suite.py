@@ -12,10 +12,10 @@ from typing import cast
 
 import click
 
-from tests.faults import kms
+from tests.faults import keystore, kms
 from tests.faults.outcome import Family, Outcome
 
-FAMILIES: Mapping[str, Family] = {"kms": cast(Family, kms)}
+FAMILIES: Mapping[str, Family] = {"kms": cast(Family, kms), "keystore": cast(Family, keystore)}
 TABLE = Path(__file__).parents[2] / "docs/reliability.md"
 _HEAD = ("| fault | expected | injected by | last figure |", "|---|---|---|---|")
 

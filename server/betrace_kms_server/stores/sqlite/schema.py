@@ -6,6 +6,7 @@ is one transaction, so whatever other statements the same connection runs, and w
 of it happens or nothing does.
 """
 
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -123,6 +124,10 @@ happens if the former key is not there in the status that it had, or if a key of
 """
 
 
+_END_OF_COLUMNS = re.compile(r",\n    PRIMARY KEY|\s*\) STRICT")
+"""Where SQLite adds columns."""
+
+
 def create_file(path: Path) -> None:
     """Make an empty store, whole or not at all: so a file without a schema is always a damaged one."""
     with atomic_create(path) as new, closing(sqlite3.connect(new, isolation_level=None)) as database:
@@ -141,7 +146,7 @@ async def prepare(database: aiosqlite.Connection, path: Path) -> None:
         return row[0] if row else ""
 
     if await pragma("integrity_check") != "ok":
-        raise StartRefused(f"the key store {path} is damaged: restore it from a backup; nothing was changed")
+        raise _damaged(path)
     if await pragma("application_id") != _APPLICATION_ID:
         raise StartRefused(
             f"{path} is empty, or no key store of betrace-kms: restore it from a backup, or choose another kms.data-dir"
@@ -149,11 +154,43 @@ async def prepare(database: aiosqlite.Connection, path: Path) -> None:
     version = await pragma("user_version")
     if version not in (1, SCHEMA_VERSION):
         raise StartRefused(f"{path} has schema version {version}, this betrace-kms knows {SCHEMA_VERSION}: upgrade it")
+    if not (await _has_our_tables(database) and await _has_our_origin(database)):
+        raise _damaged(path)
     await pragma("journal_mode=DELETE")
     await pragma("synchronous=EXTRA")
     if version == 1 or not (await _has_added(database) and await _has_tables(database)):
         await _migrate(database, path)
     await database.executescript(_CONNECTION)
+
+
+def _damaged(path: Path) -> StartRefused:
+    return StartRefused(f"the key store {path} is damaged: restore it from a backup; nothing was changed")
+
+
+async def _has_our_tables(database: aiosqlite.Connection) -> bool:
+    """Return whether no table or index of ours has another name or other columns than we gave it.
+
+    SQLite does not check that, and a table that is missing would be made. Later versions may add tables, and columns at
+    the end of ours.
+    """
+    definitions = "SELECT CAST(name AS TEXT), CAST(sql AS TEXT) FROM sqlite_schema WHERE sql IS NOT NULL"
+    with closing(sqlite3.connect(":memory:")) as new:
+        new.executescript(_KEYS + _TENANTS + _LOCK + _ORIGIN)
+        ours = {name: _END_OF_COLUMNS.split(sql)[0] for name, sql in new.execute(definitions)}
+    bodies = tuple(sql.partition("(")[2] for sql in ours.values())
+    return all(
+        sql.startswith(ours[name]) if name in ours else not sql.partition("(")[2].startswith(bodies)
+        for name, sql in await database.execute_fetchall(definitions)
+    )
+
+
+async def _has_our_origin(database: aiosqlite.Connection) -> bool:
+    """Return whether the file says what its maker could do as we say it, if it says it."""
+    if not list(await database.execute_fetchall("SELECT 1 FROM sqlite_schema WHERE name = 'origin'")):
+        return True
+    return [("sealing",)] == [
+        tuple(row) for row in await database.execute_fetchall("SELECT sealing_key_type FROM origin")
+    ]
 
 
 async def _has_added(database: aiosqlite.Connection) -> bool:

@@ -201,10 +201,9 @@ class SqliteStore:
 
     async def sealing_key_type(self) -> DataKeyType:
         """See KeyStore."""
-        if not await self.fetch("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'origin'"):
+        if not await self.fetch("SELECT 1 FROM sqlite_schema WHERE name = 'origin'"):
             return "encryption"
-        rows = await self.fetch("SELECT 1 FROM origin WHERE sealing_key_type = 'sealing'")
-        return "sealing" if rows else "encryption"
+        return "sealing"  # the only value, see schema.py
 
     async def check(self) -> None:
         """See KeyStore. Writes the schema version over itself: one commit, like that of a key, that changes nothing."""
@@ -267,7 +266,7 @@ class SqliteStore:
                 " try again later",
                 metadata={_OUTCOME: _UNKNOWN},
             ) from cause
-        except (sqlite3.Error, OSError) as cause:
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as cause:
             if is_damage(cause):
                 raise StoreUnavailable(
                     "the key store is damaged: stop the daemon and restore the store from a backup"
@@ -330,9 +329,9 @@ async def open_sqlite(path: Path) -> AsyncIterator[SqliteStore]:
             database.text_factory = lambda raw: raw.decode("utf-8", "replace")
             await prepare(database, path)
             yield SqliteStore(database)
-    except sqlite3.Error as cause:
+    except (sqlite3.Error, UnicodeDecodeError) as cause:
         if is_damage(cause):
             raise StartRefused(
-                f"the key store {path} is damaged ({cause}): restore it from a backup; nothing was changed"
+                f"the key store {path} is damaged: restore it from a backup; nothing was changed"
             ) from cause
         raise StartRefused(f"the key store {path} cannot be used: {explained(cause)}; nothing was changed") from cause
