@@ -191,13 +191,15 @@ async def test_what_may_pass_is_no_damage(store: SqliteStore, cause: Exception, 
 
 @pytest.mark.parametrize("name", ["SQLITE_CORRUPT", "SQLITE_CORRUPT_INDEX", "SQLITE_NOTADB"])
 async def test_damage_is_called_damage(store: SqliteStore, name: str) -> None:
-    """These two codes say that the file is not what SQLite wrote."""
+    """These two codes say that the file is not what SQLite wrote, or that it could not be read."""
 
     async def fails(*_: object) -> object:
         raise failure(name)
 
     store._database.execute_fetchall = fails  # type: ignore[method-assign, assignment]
-    with pytest.raises(StoreUnavailable, match="is damaged: stop the daemon and restore the store from a backup"):
+    with pytest.raises(
+        StoreUnavailable, match=r"is damaged: check its volume and the kernel's log.* stop the daemon and restore"
+    ):
         await store.active("acme")
 
 

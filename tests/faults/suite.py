@@ -12,10 +12,12 @@ from typing import cast
 
 import click
 
-from tests.faults import keystore, kms
+from tests.faults import keystore, kms, machine
 from tests.faults.outcome import Family, Outcome
 
-FAMILIES: Mapping[str, Family] = {"kms": cast(Family, kms), "keystore": cast(Family, keystore)}
+FAMILIES: Mapping[str, Family] = {
+    module.__name__.rpartition(".")[2]: cast(Family, module) for module in (kms, keystore, machine)
+}
 TABLE = Path(__file__).parents[2] / "docs/reliability.md"
 _HEAD = ("| fault | expected | injected by | last figure |", "|---|---|---|---|")
 

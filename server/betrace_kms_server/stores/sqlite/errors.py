@@ -39,7 +39,8 @@ _OTHERWISE = "check that its volume is there, writable and not full"
 def is_damage(cause: BaseException) -> bool:
     """Return whether the file itself is not what SQLite wrote.
 
-    Where a definition of a table is damaged, the message about it may be no UTF-8: then Python raises that instead.
+    SQLite also calls a page damaged that cannot be read (vdbe.c makes SQLITE_IOERR_CORRUPTFS SQLITE_CORRUPT). Where a
+    definition of a table is damaged, the message about it may be no UTF-8: then Python raises that instead.
     """
     return isinstance(cause, UnicodeDecodeError) or _name(cause).startswith(_DAMAGE)
 

@@ -269,7 +269,8 @@ class SqliteStore:
         except (sqlite3.Error, OSError, UnicodeDecodeError) as cause:
             if is_damage(cause):
                 raise StoreUnavailable(
-                    "the key store is damaged: stop the daemon and restore the store from a backup"
+                    "the key store is damaged: check its volume and the kernel's log; if they are well, stop the daemon"
+                    " and restore the store from a backup"
                 ) from cause
             if shortage := descriptor_shortage():
                 raise StoreUnavailable(shortage, place="process") from cause
@@ -332,6 +333,7 @@ async def open_sqlite(path: Path) -> AsyncIterator[SqliteStore]:
     except (sqlite3.Error, UnicodeDecodeError) as cause:
         if is_damage(cause):
             raise StartRefused(
-                f"the key store {path} is damaged: restore it from a backup; nothing was changed"
+                f"the key store {path} is damaged: check its volume and the kernel's log; if they are well, restore it"
+                " from a backup; nothing was changed"
             ) from cause
         raise StartRefused(f"the key store {path} cannot be used: {explained(cause)}; nothing was changed") from cause
