@@ -42,7 +42,7 @@ FAULTS = (
         "the disk of a durable audit trail is full": "calls refused until there is room; the chain verifies",
     }
 )
-SHORT = ("the clock jumps ten years ahead", "the disk reports I/O errors", "the disk of a required audit trail is full")
+SHORT = ("the clock jumps ten years ahead", "the disk reports I/O errors")
 
 
 async def run(folder: Path, faults: Sequence[str], seconds: float) -> AsyncIterator[Outcome]:
