@@ -130,14 +130,15 @@ drill-hostile: $(VENV)/dev.stamp ## show what floods, bombs, unread answers and 
 drill-race: $(VENV)/dev.stamp ## let four daemons race on one DynamoDB table (in an emulator) for 2,000 tenants
 	$(BIN)/python -m tests.faults.race
 
-drill-kill: $(VENV)/dev.stamp ## kill -9 a daemon 500 times while it makes and rotates keys
-	$(BIN)/python -m tests.faults.kill
+drill-kill: $(VENV)/dev.stamp ## kill -9 the daemon and the command 1,000 times in whatever they write (KILLS=... for fewer)
+	$(BIN)/python -m tests.faults.kill_all --kills $(or $(KILLS),1000)
 
 drill-restart: $(VENV)/dev.stamp ## restart a daemon 50 times under the load of Python, Go and Java clients (needs Go, Java, Maven)
 	$(BIN)/python -m tests.faults.restart
 
-drill-audit: $(VENV)/dev.stamp ## kill -9 a daemon 100 times under load and look for the audit line of each call that was answered
-	$(BIN)/python -m tests.faults.kill_audit
+drill-audit: $(VENV)/dev.stamp ## kill -9 a daemon 100 times in each mode of the audit trail and look for the line of each call that was answered
+	$(BIN)/python -m tests.faults.kill_audit --mode required
+	$(BIN)/python -m tests.faults.kill_audit --mode durable
 
 test-faults: $(VENV)/dev.stamp ## let KMS, credentials, disks and clocks fail, and write docs/reliability.md (FAULT_SECONDS=... each, FAMILIES=...)
 	$(BIN)/python -m tests.faults.suite --seconds $(or $(FAULT_SECONDS),10) $(FAMILIES)

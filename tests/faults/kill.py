@@ -1,130 +1,144 @@
-"""kill -9 while keys are made and rotated: what a daemon acknowledged must be there after its restart.
+"""kill -9 while a daemon makes and changes keys: what it acknowledged must be there after its restart.
 
-`make drill-kill` kills five hundred times, `test_kill.py` a few. Acknowledged is a key that a signature came back from,
-and a rotation that was answered.
+Callers create tenants' keys, sign, rotate one and all, revoke, seal, seal again, and lock and unlock the daemon until
+it is gone. `make drill-kill` (kill_all.py) kills a thousand times in all, `test_kill.py` a few.
 """
 
 import random
-import statistics
-import tempfile
 import threading
 import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import click
 import grpc
 from betrace.kms.v1 import admin_pb2
 from betrace.kms.v1.admin_pb2_grpc import KmsAdminServiceStub
-from betrace.kms.v1.span_pb2 import ComplianceSpan
-from betrace_kms_client import KmsClient, KmsClientError, SpanSignature
+from betrace_kms_client import KmsClient, KmsClientError
 
-from tests.daemon import spawned
+from tests.daemon import Process, spawned
+from tests.faults.acknowledged import Ledger, span
 
 CALLERS = 8
-
-
-def span(number: int) -> ComplianceSpan:
-    """Return a span of its own for each number."""
-    return ComplianceSpan(trace_id=number.to_bytes(16, "big"), span_id=b"s" * 8, name="user.login")
+LOCKING = 5
+"""One kill of so many comes while an operator locks and unlocks."""
 
 
 @dataclass
 class Report:
-    """What was acknowledged, what of it is lost, and how long restarts took in seconds."""
+    """What came of the kills of one kind; restarts to SERVING in seconds."""
 
     kills: int = 0
-    signatures: dict[tuple[int, str], SpanSignature] = field(default_factory=dict)
-    """By tenant number and key id."""
-    rotations: int = 0
+    ledger: Ledger = field(default_factory=Ledger)
     lost: list[str] = field(default_factory=list)
     restarts: list[float] = field(default_factory=list)
 
-    def __str__(self) -> str:
-        median = statistics.median(self.restarts)
-        return (
-            f"{self.kills} kills: {len(self.signatures):,} keys and {self.rotations:,} rotations acknowledged,"
-            f" {len(self.lost)} lost; restart to SERVING {median:.2f} s (median), {max(self.restarts):.2f} s (longest)"
-        )
-
 
 class Drill:
-    """One daemon that is killed again and again, on one data folder."""
+    """One daemon that is killed again and again, on one key store. `environ` says which."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, environ: Mapping[str, str] | None = None) -> None:
         self.report = Report()
-        self._listen = f"unix:{folder}/kms.sock"
+        self.listen = f"unix:{folder}/kms.sock"
         self._admin = f"unix:{folder}/data/admin.sock"
-        self._arguments = ("--data-dir", f"{folder}/data", "--listen", self._listen)
+        self._arguments = ("--data-dir", f"{folder}/data", "--listen", self.listen)
+        self._environ = dict(environ or {})
         self._random = random.Random(seed)  # noqa: S311  # moments to kill at, not secrets
         self._next_tenant = 0
         self._lock = threading.Lock()
 
     def run(self, kills: int) -> None:
         """Kill a number of times, and look in the end whether everything is there."""
-        for _ in range(kills):
-            self._kill_once()
-        began = time.monotonic()
-        with spawned(*self._arguments) as daemon, KmsClient(self._listen, wait_for_ready=False) as client:
-            daemon.wait_for("serving")
-            self.report.restarts.append(time.monotonic() - began)
-            for (tenant, key_id), signed in self.report.signatures.items():
-                if client.verify_span(f"tenant-{tenant}", span(tenant), signed.signature, key_id).reason != "VALID":
-                    self.report.lost.append(key_id)
-            for tenant in {tenant for tenant, _ in self.report.signatures}:
-                keys = client.get_public_keys(f"tenant-{tenant}").keys
-                if [key.status for key in keys].count("ACTIVE") != 1:
-                    self.report.lost.append(f"tenant-{tenant} has no single active key")
+        for number in range(kills):
+            callers = [self._operate] if number % LOCKING == LOCKING - 1 else [self._change_keys] * CALLERS
+            self._kill_once(callers)
+        self.check()
 
-    def _kill_once(self) -> None:
+    def check(self) -> None:
+        """Start a daemon once more, and add what is lost to the report."""
+        began = time.monotonic()
+        with spawned(*self._arguments, environ=self._environ) as daemon:
+            self._served(daemon, began)
+            with KmsClient(self.listen, timeout=20, wait_for_ready=False) as client:
+                self.report.lost += self.report.ledger.lost(client)
+
+    def _served(self, daemon: Process, began: float) -> None:
+        """Wait for a daemon, note how long its start took, and check whether it is locked as it should be."""
+        daemon.wait_for("serving", 60)
+        self.report.restarts.append(time.monotonic() - began)
+        with grpc.insecure_channel(self._admin) as channel:
+            self.report.lost += self.report.ledger.lost_lock(KmsAdminServiceStub(channel))
+
+    def _kill_once(self, callers: Sequence[Callable[[KmsClient, Any], None]]) -> None:
         began, stopped = time.monotonic(), threading.Event()
-        with spawned(*self._arguments) as daemon:
-            daemon.wait_for("serving")
-            self.report.restarts.append(time.monotonic() - began)
+        with spawned(*self._arguments, environ=self._environ) as daemon:
+            self._served(daemon, began)
             with ThreadPoolExecutor(CALLERS) as pool:
-                for _ in range(CALLERS):
-                    pool.submit(self._call, stopped)
-                time.sleep(self._random.uniform(0.0, 0.3))
+                calling = [pool.submit(self._call, caller, stopped) for caller in callers]
+                time.sleep(self._random.uniform(0.0, 0.6))
                 daemon.process.kill()
                 stopped.set()
+            for each in calling:
+                each.result()
         self.report.kills += 1
 
-    def _call(self, stopped: threading.Event) -> None:
-        """Make keys and rotate them until the daemon is gone."""
+    def _call(self, caller: Callable[[KmsClient, Any], None], stopped: threading.Event) -> None:
+        """Let a caller work until the daemon is gone."""
+        options = [("grpc.use_local_subchannel_pool", 1)]
         with (
-            KmsClient(self._listen, timeout=3, wait_for_ready=False) as client,
-            grpc.insecure_channel(self._admin) as channel,
+            KmsClient(self.listen, timeout=3, wait_for_ready=False) as client,
+            grpc.insecure_channel(self._admin, options) as channel,
+            suppress(KmsClientError, grpc.RpcError),
         ):
-            admin = KmsAdminServiceStub(channel)
             while not stopped.is_set():
-                with self._lock:
-                    self._next_tenant += 1
-                    tenant = self._next_tenant
-                try:
-                    for _ in range(2):
-                        signed = client.sign_span(f"tenant-{tenant}", span(tenant))
-                        self.report.signatures[tenant, signed.key_id] = signed
-                        admin.RotateKeys(admin_pb2.RotateKeysRequest(tenant_id=f"tenant-{tenant}"), timeout=3)
-                        self.report.rotations += 1
-                except (KmsClientError, grpc.RpcError):
-                    return
+                caller(client, KmsAdminServiceStub(channel))
 
+    def _change_keys(self, client: KmsClient, admin: Any) -> None:
+        """Do to a new tenant's keys what can be done to keys, and note what was acknowledged."""
+        ledger = self.report.ledger
+        with self._lock:
+            self._next_tenant += 1
+            number = self._next_tenant
+        tenant, payload, context = f"tenant-{number}", b"payload %d" % number, {"field": f"{number}"}
+        signed = client.sign_span(tenant, span(tenant))
+        ledger.signatures[tenant, signed.key_id] = signed
+        ledger.counts["created"] += 1
+        sealed = client.encrypt(tenant, payload, context).ciphertext_blob
+        ledger.sealed.append((tenant, context, sealed, payload))
+        ledger.counts["sealed"] += 1
+        ledger.sealed.append((tenant, {}, client.re_encrypt(tenant, sealed, context, {}).ciphertext_blob, payload))
+        ledger.counts["sealed again"] += 1
+        data_key = client.generate_data_key(tenant)
+        ledger.sealed.append((tenant, {}, data_key.ciphertext_blob, data_key.plaintext))
+        admin.RotateKeys(admin_pb2.RotateKeysRequest(tenant_id=tenant), timeout=3)
+        ledger.retired.add((tenant, signed.key_id))
+        ledger.counts["rotated"] += 1
+        second = client.sign_span(tenant, span(tenant))
+        ledger.signatures[tenant, second.key_id] = second
+        if number % 2:
+            ledger.revoking.add((tenant, second.key_id))
+            admin.RevokeKey(admin_pb2.RevokeKeyRequest(tenant_id=tenant, key_id=second.key_id), timeout=3)
+            ledger.retired.add((tenant, second.key_id))
+            ledger.revoked.add((tenant, second.key_id))
+            ledger.counts["revoked"] += 1
+        if number % 10 == 0:
+            before = set(ledger.signatures)
+            if not admin.RotateKeys(admin_pb2.RotateKeysRequest(all=True), timeout=10).failed:
+                ledger.retired |= before
+                ledger.counts["rotated all"] += 1
 
-@click.command()
-@click.option("--kills", default=500, show_default=True)
-def main(kills: int) -> None:
-    """Kill a daemon again and again, and print what came of it."""
-    with tempfile.TemporaryDirectory(prefix="kill") as folder:
-        drill = Drill(Path(folder), seed=20_261_123)
-        for first in range(0, kills, 50):
-            drill.run(min(50, kills - first))
-            click.echo(str(drill.report), err=True)
-    click.echo(str(drill.report))
-    for lost in drill.report.lost:
-        click.echo(f"lost: {lost}")
-    raise SystemExit(bool(drill.report.lost))
-
-
-if __name__ == "__main__":
-    main()
+    def _operate(self, client: KmsClient, admin: Any) -> None:
+        """Lock and unlock, and note what was acknowledged."""
+        ledger = self.report.ledger
+        ledger.locked = None
+        if admin.Lock(admin_pb2.LockRequest(reason="drill"), timeout=3).stored:
+            ledger.locked = True
+        ledger.counts["locked"] += 1
+        time.sleep(self._random.uniform(0.0, 0.02))  # so that some kills come between two answers
+        ledger.locked = None
+        admin.Unlock(admin_pb2.UnlockRequest(), timeout=3)
+        ledger.locked = False
+        ledger.counts["unlocked"] += 1

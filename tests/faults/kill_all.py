@@ -1,0 +1,101 @@
+"""A thousand kill -9 over every operation that writes: `make drill-kill`."""
+
+import os
+import statistics
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from secrets import token_hex
+
+import boto3  # type: ignore[import-untyped]
+import click
+
+from tests.faults.kill import Drill, Report
+from tests.faults.kill_files import Kills, aws_environ, completed
+from tests.faults.race import emulator
+
+PART = 50
+"""Kills of one key store before everything is checked, and a new one is taken."""
+SHARES = {"sqlite": 500, "dynamodb": 100, "first start": 150, "export, import": 100, "init": 50, "re-wrapping": 100}
+"""Of 1,000."""
+
+
+def described(name: str, report: Report) -> str:
+    """Return the figures of one kind of kill as a line."""
+    text = f"{name}: {report.kills} kills, {len(report.lost)} lost"
+    if report.restarts:
+        slow = sum(seconds > 2 for seconds in report.restarts)
+        text += (
+            f"; to SERVING {statistics.median(report.restarts):.2f} s (median), {max(report.restarts):.2f} s (longest),"
+            f" {slow} of {len(report.restarts)} over 2 s"
+        )
+    return text + "".join(f"; {number:,} {what}" for what, number in sorted(report.ledger.counts.items()))
+
+
+def drills(folder: Path, kills: dict[str, int]) -> Iterator[tuple[str, Report]]:
+    """Kill each kind so many times; yield what came of it, part by part."""
+    files = Kills(folder, seed=20_261_126)
+    if kills["first start"]:
+        yield "first start", files.first_starts(kills["first start"])
+    yield from _daemon_kills(folder, "sqlite", kills["sqlite"])
+    if kills["export, import"]:
+        yield "export, import", files.exports_and_imports(kills["export, import"])
+    if not kills["dynamodb"] + kills["init"] + kills["re-wrapping"]:
+        return
+    with emulator() as (url, arn):
+        yield from _daemon_kills(folder, "dynamodb", kills["dynamodb"], url, arn)
+        if kills["init"]:
+            yield "init", files.table_creations(kills["init"], url)
+        if kills["re-wrapping"]:
+            kms = boto3.client("kms", region_name="us-east-1", endpoint_url=url)
+            other = kms.create_key()["KeyMetadata"]["Arn"]
+            yield "re-wrapping", files.rewrappings(kills["re-wrapping"], url, (arn, other))
+
+
+def _daemon_kills(folder: Path, name: str, kills: int, url: str = "", arn: str = "") -> Iterator[tuple[str, Report]]:
+    for first in range(0, kills, PART):
+        part = folder / f"{name}-{first}"
+        part.mkdir()
+        environ = {}
+        if url:
+            table = f"keys-{token_hex(6)}"
+            store = {"KMS_STORE_TABLE": table, "KMS_STORE_ENDPOINT": url, "KMS_STORE_REGION": "us-east-1"}
+            if problem := completed("keystore", "init", environ=store):
+                raise SystemExit(problem)
+            environ = aws_environ(url, arn) | store | {"KMS_STORE": "dynamodb"}
+        drill = Drill(part, seed=first, environ=environ)
+        drill.run(min(PART, kills - first))
+        yield name, drill.report
+
+
+@click.command()
+@click.option("--kills", default=1000, show_default=True, help="Kills in all.")
+@click.option("--kind", type=click.Choice(list(SHARES)), help="One kind of kill alone.")
+def main(kills: int, kind: str | None) -> None:
+    """Kill again and again, and print what came of it."""
+    shares = {name: kills * share // 1000 for name, share in SHARES.items()}
+    if kind:
+        shares = dict.fromkeys(SHARES, 0) | {kind: kills}
+    total = dict[str, Report]()
+    with tempfile.TemporaryDirectory(prefix="kill") as folder:
+        for name, report in drills(Path(folder), shares):
+            click.echo(described(name, report), err=True)
+            so_far = total.setdefault(name, Report())
+            so_far.kills += report.kills
+            so_far.lost += report.lost
+            so_far.restarts += report.restarts
+            so_far.ledger.counts += report.ledger.counts
+    lost = [line for report in total.values() for line in report.lost]
+    with suppress(OSError):
+        click.echo(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
+    for name, report in total.items():
+        click.echo(described(name, report))
+    for line in lost:
+        click.echo(f"lost: {line}")
+    click.echo(f"{sum(report.kills for report in total.values()):,} kills, {len(lost)} lost")
+    raise SystemExit(bool(lost))
+
+
+if __name__ == "__main__":
+    main()
