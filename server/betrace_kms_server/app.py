@@ -41,6 +41,7 @@ from betrace_kms_server.jobs import (
     on_kms_state,
     rotate_on_schedule,
     sweep,
+    while_permitted,
 )
 from betrace_kms_server.operations.emergency_stop import EmergencyStop
 from betrace_kms_server.operations.http import build_app, serving_ops
@@ -171,9 +172,13 @@ async def running(settings: Settings, hurry: asyncio.Event | None = None) -> Asy
         async with background(
             lambda: core.monitor.watch(settings.health_check_seconds),
             lambda: core.stop.watch(settings.lock_check_seconds),
-            lambda: leave_former_keys(core.provider, core.store, core.monitor.usable, core.record),
+            lambda: while_permitted(
+                core.stop, lambda: leave_former_keys(core.provider, core.store, core.monitor.usable, core.record)
+            ),
             lambda: sweep(core.caches),
-            lambda: rotate_on_schedule(settings, core.rotation, core.monitor.usable),
+            lambda: while_permitted(
+                core.stop, lambda: rotate_on_schedule(settings, core.rotation, core.monitor.usable)
+            ),
             listeners.follow,
             lambda: keep_bounds(daemon.connections, daemon.gate.large),
             lambda: end_slow_requests(daemon.gate),

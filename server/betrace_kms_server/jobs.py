@@ -12,6 +12,7 @@ from betrace_kms_server.config.settings import Settings
 from betrace_kms_server.core.errors import KmsError
 from betrace_kms_server.core.key_event import Recorder
 from betrace_kms_server.host.connection_bounds import ConnectionBounds
+from betrace_kms_server.operations.emergency_stop import EmergencyStop
 from betrace_kms_server.operations.monitor import KmsState
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT, KMS, HealthService
@@ -78,6 +79,21 @@ async def _run(job: Callable[[], Coroutine[None, None, None]]) -> None:
         except Exception as error:  # a defect must not end for good what keeps keys rotated and memory clean
             log.error("A background job failed and begins again", seconds=RESTART_SECONDS, exc_info=error)
         await asyncio.sleep(RESTART_SECONDS)
+
+
+async def while_permitted(stop: EmergencyStop, job: Callable[[], Coroutine[None, None, None]]) -> None:
+    """Run a job that uses keys until it ends. An emergency stop cancels it; once that is over, it begins again."""
+    while True:
+        await stop.permits.wait()
+        running, stopped = asyncio.create_task(job()), asyncio.create_task(stop.refuses.wait())
+        try:
+            await asyncio.wait((running, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                return running.result()
+        finally:
+            running.cancel()
+            stopped.cancel()
+            await asyncio.gather(running, stopped, return_exceptions=True)
 
 
 async def leave_former_keys(provider: KeyProvider, store: KeyStore, usable: asyncio.Event, record: Recorder) -> None:

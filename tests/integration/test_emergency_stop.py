@@ -6,6 +6,7 @@ import re
 import secrets
 import shutil
 import subprocess
+import time
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,8 +21,13 @@ from betrace.kms.v1.admin_pb2_grpc import KmsAdminServiceStub
 from betrace.kms.v1.span_pb2 import ComplianceSpan
 from betrace_kms_client import AsyncKmsClient, FailedPrecondition
 from betrace_kms_server import app
-from betrace_kms_server.rpc.health import KEY_MANAGEMENT
+from betrace_kms_server.core.lock_state import LockState
+from betrace_kms_server.providers.local import MASTER_KEY_FILE, LocalProvider, load_master_key
+from betrace_kms_server.rpc.health import KEY_MANAGEMENT, KMS
+from betrace_kms_server.signing_keys.seeds import new_key
 from betrace_kms_server.stores.dynamodb.creation import create_table
+from betrace_kms_server.stores.sqlite.schema import create_file
+from betrace_kms_server.stores.sqlite.store import DATABASE_FILE, open_sqlite
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.daemon import COMMAND, running, settings
@@ -198,3 +204,32 @@ async def test_the_runbook_as_it_is_written(tmp_path: Path) -> None:
         ("Unlock", "OK"),
         ("Encrypt", "OK"),
     ]
+
+
+async def test_what_is_due_is_rotated_only_after_the_stop(tmp_path: Path) -> None:
+    """A daemon that starts locked, with a key that is long due, leaves it alone; after the unlock it catches up."""
+    master = load_master_key(tmp_path / MASTER_KEY_FILE, create=True)
+    create_file(tmp_path / DATABASE_FILE)
+    old, _ = await new_key(LocalProvider(master), "acme", 1)
+    async with open_sqlite(tmp_path / DATABASE_FILE) as store:
+        await store.create(old)
+        await store.set_lock(LockState("before", 1))
+    async with pod(tmp_path, serving=False) as one:
+        async for state in watched(one.daemon.addresses[0], KMS):  # what waits for the master key goes on from here
+            if state == "SERVING":
+                break
+        for _ in range(3):
+            await one.admin.Validate(pb.ValidateRequest())
+        unlocked_at = time.time()
+        assert [key.status for key in (await one.client.get_public_keys("acme")).keys] == ["ACTIVE"]
+        await one.admin.Unlock(pb.UnlockRequest())
+        for _ in range(200):
+            keys = (await one.client.get_public_keys("acme")).keys
+            if len(keys) > 1:
+                break
+            await asyncio.sleep(0.05)  # nothing tells a client that a scheduled run is over
+    assert [key.status for key in keys] == ["ROTATED", "ACTIVE"]
+    async with open_sqlite(tmp_path / DATABASE_FILE) as store:
+        rotated = await store.get("acme", old.key_id)
+    assert rotated is not None
+    assert (rotated.rotate_time_ms or 0) >= int(unlocked_at * 1000)

@@ -53,8 +53,10 @@ class EmergencyStop:
     ) -> None:
         self.state: LockState | None = None
         """The stop that is in force, if it is known."""
-        self.refusing = True
-        """Whether keys are refused now: a stop is in force, or it is not known yet whether one is."""
+        self.refuses = asyncio.Event()
+        """Set while keys are refused: a stop is in force, or it is not known yet whether one is."""
+        self.permits = asyncio.Event()
+        """Set while they are not."""
         self._known = False
         self._unsaved = False
         self._store = store
@@ -63,8 +65,14 @@ class EmergencyStop:
         self._now = now
         self._turn = asyncio.Lock()
         self._problem = ""
+        self.refuses.set()
         caches.lock()
         changed(True)
+
+    @property
+    def refusing(self) -> bool:
+        """Whether keys are refused now."""
+        return self.refuses.is_set()
 
     def refusal(self) -> KmsError:
         """Return what a call is refused with."""
@@ -128,11 +136,14 @@ class EmergencyStop:
         """Make a state this daemon's. Returns how many cache entries were dropped."""
         before, self.state = (self.state, self._known), state
         self._known = True
-        self.refusing = state is not None
         entries = 0
         if state is not None:
+            self.refuses.set()
+            self.permits.clear()
             entries = self._caches.lock()
         else:
+            self.refuses.clear()
+            self.permits.set()
             self._caches.unlock()
         if before != (state, True):
             if state is not None:
