@@ -20,7 +20,7 @@ APT_GET = apt-get -q -o Dir::State='$(CURDIR)/$(APT)' -o Dir::State::status=/var
   -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
 export PATH := $(CURDIR)/$(TOOLS):$(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test test-install test-ranges coverage lint format types imports protos protos-check docs release tools prometheus node-modules bench-envelope bench-sign bench-telemetry bench-rotation bench-access bench-audit drill-race drill-kill drill-restart drill-audit drill-cold drill-overload test-faults fuzz mutants ci requirements clean sbom audit-deps drill-hostile
+.PHONY: help run test test-install test-ranges coverage lint format types imports protos protos-check docs release tools prometheus node-modules bench-envelope bench-sign bench-telemetry bench-rotation bench-access bench-audit drill-race drill-kill drill-restart drill-audit drill-cold drill-overload test-faults fuzz mutants ci requirements clean sbom audit-deps drill-hostile drill-soak
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -126,6 +126,9 @@ drill-overload: $(VENV)/dev.stamp ## let ten times the callers that the daemon s
 
 drill-hostile: $(VENV)/dev.stamp ## show what floods, bombs, unread answers and malformed HTTP/2 do to memory and to others (FLAGS=--help)
 	$(BIN)/python -m tests.drills.hostile $(FLAGS)
+
+drill-soak: $(VENV)/dev.stamp ## call a daemon in every way for MINUTES=... (10) or 1,000,000 calls, and show what grows
+	$(BIN)/python -m tests.drills.soak --minutes $(or $(MINUTES),10)
 
 drill-race: $(VENV)/dev.stamp ## let four daemons race on one DynamoDB table (in an emulator) for 2,000 tenants
 	$(BIN)/python -m tests.faults.race
