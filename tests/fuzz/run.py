@@ -1,5 +1,6 @@
 """Fuzz each reader and each method for some time, print how far it came, and exit with 1 if there was a finding."""
 
+import platform
 import random
 import re
 import subprocess
@@ -26,16 +27,12 @@ _COVERAGE = re.compile(r"^#\d+\s+DONE\s+(cov: \d+ ft: \d+)", re.MULTILINE)
 def main(minutes: float, seed: int | None, names: tuple[str, ...]) -> None:
     """Fuzz the targets NAMES, or all: readers of bytes, and methods of a daemon."""
     if find_spec("atheris") is None:
-        python = f"{sys.version_info.major}.{sys.version_info.minor} on {sys.platform}"
-        click.echo(
-            f"atheris is not here (requirements/fuzz.txt has no wheel for Python {python}): not guided by coverage"
-        )
+        python = f"Python {sys.version_info.major}.{sys.version_info.minor} on {platform.system()} {platform.machine()}"
+        click.echo(f"Not guided by coverage: requirements/fuzz.txt has no atheris for {python}, or it is not installed")
     chosen = seed or random.SystemRandom().randrange(1, 2**32)
     failed = [name for name in names or (*TARGETS, *METHODS) if not _fuzz(name, minutes, chosen)]
     if failed:
-        click.echo(
-            f"Findings: {', '.join(failed)}. What was found is in tests/fuzz/corpus or {KEPT.name}: mend and keep it"
-        )
+        click.echo(f"Findings: {', '.join(failed)}. Mend them, and commit the inputs: they are in tests/fuzz/corpus")
     raise SystemExit(bool(failed))
 
 
