@@ -4,6 +4,7 @@ moto does not know global tables as DescribeTable tells of them, nor tables that
 the real client is amended before our code sees it (`amended`); everything else is moto's.
 """
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ import pytest
 from betrace_kms_server.cli.keystore_init import init
 from betrace_kms_server.core.errors import StartRefused, StoreUnavailable
 from betrace_kms_server.stores.dynamodb import client as bounds
+from betrace_kms_server.stores.dynamodb.branch_keys import open_branch_keys
 from betrace_kms_server.stores.dynamodb.client import ClientFactory, dynamodb_client
 from betrace_kms_server.stores.dynamodb.creation import create_table
 from betrace_kms_server.stores.dynamodb.store import open_dynamodb
@@ -332,6 +334,26 @@ def test_init_makes_a_table_that_a_daemon_opens(moto: MotoServer, name: str) -> 
     arn = f"arn:aws:dynamodb:{REGION}:{ACCOUNT}:table/{name}"
     assert f"made the table {name}: on-demand billing, deletion protection on" == first.output.splitlines()[0]
     assert [f"the table {name} is there", f"{arn} is ready"] == second.output.splitlines()
+
+
+async def test_init_makes_the_table_of_branch_keys_too(moto: MotoServer, name: str) -> None:
+    """It has the official schema and the protections of the key store's; neither table passes for the other."""
+    branch_keys = f"{name}-branch-keys"
+    arguments = ["--table", name, "--branch-keys-table", branch_keys, "--region", REGION, "--endpoint", moto.url]
+    result = await asyncio.to_thread(CliRunner().invoke, init, arguments)
+    assert (0, f"made the table {branch_keys}: on-demand billing, deletion protection on") == (
+        result.exit_code,
+        result.output.splitlines()[3],
+    )
+    with capture_logs() as logs:
+        async with open_branch_keys(branch_keys, region=REGION, endpoint=moto.url):
+            pass
+        with pytest.raises(StartRefused, match=r"primary key is another one.* kms\.branch-keys\.table"):
+            async with open_branch_keys(name, region=REGION, endpoint=moto.url):
+                pass
+        with pytest.raises(StartRefused, match=r"primary key is another one.* kms\.store\.table"):
+            await start(moto, branch_keys)
+    assert [] == logs
 
 
 def test_init_reads_the_settings_of_the_daemon(moto: MotoServer, name: str) -> None:
