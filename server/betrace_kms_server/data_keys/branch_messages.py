@@ -30,7 +30,7 @@ class BranchMessages:
     async def key_of(self, tenant_id: str, message: Message, event: KeyEvent | None) -> OpeningKey | None:
         """Return the data key of a message whose context is the tenant's; None if the tenant's branch key opens none.
 
-        Raises the error that kept a key from being tried, if no other opens.
+        Raises the error that kept a key from being tried, if no other key under a branch key opens.
         """
         failure: KmsError | None = None
         try:
