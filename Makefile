@@ -20,7 +20,7 @@ APT_GET = apt-get -q -o Dir::State='$(CURDIR)/$(APT)' -o Dir::State::status=/var
   -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
 export PATH := $(CURDIR)/$(TOOLS):$(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test test-install test-ranges coverage lint format types imports protos protos-check docs release tools prometheus node-modules bench-envelope bench-sign bench-telemetry bench-rotation bench-access bench-audit drill-race drill-kill drill-restart drill-audit drill-cold drill-overload test-faults fuzz mutants ci requirements clean sbom audit-deps drill-hostile drill-soak bench-branch-keys
+.PHONY: help run test test-install test-ranges coverage lint format types imports protos protos-check docs release tools prometheus node-modules bench-envelope bench-sign bench-telemetry bench-rotation bench-access bench-audit drill-race drill-kill drill-restart drill-audit drill-cold drill-overload test-faults fuzz mutants ci requirements clean sbom audit-deps drill-hostile drill-soak bench-branch-keys bench-batch
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -114,6 +114,9 @@ bench-telemetry: $(VENV)/dev.stamp ## show what metrics, logs, audit trail and t
 
 bench-access: $(VENV)/dev.stamp ## show what it costs to identify the caller of a warm SignSpan, and to ask a policy
 	$(BIN)/python -m bench.access
+
+bench-batch: $(VENV)/dev.stamp ## show what a payload of 64 bytes costs alone and in a batch of 100
+	$(BIN)/python -m bench.batch
 
 bench-audit: $(VENV)/dev.stamp ## show what kms.audit.required and kms.audit.durable cost a warm SignSpan
 	$(BIN)/python -m bench.audit

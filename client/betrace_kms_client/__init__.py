@@ -30,6 +30,7 @@ from betrace_kms_client.errors import (
 from betrace_kms_client.results import (
     Ciphertext,
     DataKey,
+    ItemRefusal,
     MessageKey,
     Plaintext,
     PublicKeys,
@@ -51,6 +52,7 @@ __all__ = [
     "FailedPrecondition",
     "InternalError",
     "InvalidRequest",
+    "ItemRefusal",
     "KeyDataLoss",
     "KmsClient",
     "KmsClientError",

@@ -14,10 +14,11 @@ from betrace_kms_client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, normalis
 from betrace_kms_client.credentials import File, Token, chosen, open_aio_channel
 from betrace_kms_client.errors import from_rpc_error
 from betrace_kms_client.files import Name, Progress
-from betrace_kms_client.messages import Context
+from betrace_kms_client.messages import Context, Items
 from betrace_kms_client.results import (
     Ciphertext,
     DataKey,
+    ItemRefusal,
     MessageKey,
     Plaintext,
     PublicKeys,
@@ -184,6 +185,23 @@ class AsyncKmsClient:
     ) -> "AsyncKmsSealer":
         """Return what seals and opens small payloads here, under keys that it holds for at most `ttl` seconds."""
         return AsyncKmsSealer(self, tenant_id, context, ttl=ttl, max_messages=max_messages)
+
+    async def encrypt_batch(
+        self, tenant_id: str, items: Items, *, timeout: float | None = None
+    ) -> list[Ciphertext | ItemRefusal]:
+        """Seal 1 to 1,000 payloads, each given with its context (or None); results are in order.
+
+        An item that cannot be sealed is refused alone.
+        """
+        request = messages.encrypt_batch_request(tenant_id, items)
+        return messages.ciphertexts(await self._call(self._stub.EncryptBatch, request, timeout))
+
+    async def decrypt_batch(
+        self, tenant_id: str, items: Items, *, timeout: float | None = None
+    ) -> list[Plaintext | ItemRefusal]:
+        """Open 1 to 1,000 ciphertexts, each given with its context (or None); results are in order."""
+        request = messages.decrypt_batch_request(tenant_id, items)
+        return messages.plaintexts(await self._call(self._stub.DecryptBatch, request, timeout))
 
     async def re_encrypt(
         self,

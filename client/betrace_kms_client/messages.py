@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from betrace_kms_client.results import (
     Ciphertext,
     DataKey,
+    ItemRefusal,
     MessageKey,
     Plaintext,
     PublicKeys,
@@ -22,6 +23,8 @@ from betrace_kms_client.results import (
 )
 
 Context = Mapping[str, str]
+Items = Sequence[tuple[bytes, Context | None]]
+"""Payloads with their encryption contexts."""
 
 
 def data_key_request(
@@ -87,6 +90,38 @@ def open_key_request(tenant_id: str, header: bytes, context: Context | None) -> 
 def opened_key(response: pb.OpenMessageKeyResponse) -> KeyMaterial:
     """Read an OpenMessageKeyResponse."""
     return KeyMaterial(response.plaintext)
+
+
+def encrypt_batch_request(tenant_id: str, items: Items) -> pb.EncryptBatchRequest:
+    """Build an EncryptBatchRequest."""
+    return pb.EncryptBatchRequest(
+        tenant_id=tenant_id,
+        items=[pb.EncryptBatchItem(plaintext=payload, encryption_context=context) for payload, context in items],
+    )
+
+
+def ciphertexts(response: pb.EncryptBatchResponse) -> list[Ciphertext | ItemRefusal]:
+    """Read an EncryptBatchResponse."""
+    return [
+        _item_refusal(result.status) if result.status.code else Ciphertext(result.ciphertext_blob, result.key_id)
+        for result in response.results
+    ]
+
+
+def decrypt_batch_request(tenant_id: str, items: Items) -> pb.DecryptBatchRequest:
+    """Build a DecryptBatchRequest."""
+    return pb.DecryptBatchRequest(
+        tenant_id=tenant_id,
+        items=[pb.DecryptBatchItem(ciphertext_blob=payload, encryption_context=context) for payload, context in items],
+    )
+
+
+def plaintexts(response: pb.DecryptBatchResponse) -> list[Plaintext | ItemRefusal]:
+    """Read a DecryptBatchResponse."""
+    return [
+        _item_refusal(result.status) if result.status.code else Plaintext(result.plaintext, result.key_id)
+        for result in response.results
+    ]
 
 
 def re_encrypt_request(
@@ -196,8 +231,13 @@ def public_keys(response: pb.GetPublicKeysResponse) -> PublicKeys:
 _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
-def _refusal(status: pb.SpanStatus) -> SpanRefusal | None:
+def _refusal(status: pb.ItemStatus) -> SpanRefusal | None:
     return SpanRefusal(_CODES.get(status.code, "UNKNOWN"), status.message) if status.code else None
+
+
+def _item_refusal(status: pb.ItemStatus) -> ItemRefusal:
+    delay = status.retry_delay.ToMilliseconds() / 1000 if status.HasField("retry_delay") else None
+    return ItemRefusal(_CODES.get(status.code, "UNKNOWN"), status.message, status.reason, delay)
 
 
 def _time(time: Timestamp) -> str:

@@ -52,6 +52,19 @@ class MessageKey:
 
 
 @dataclass(frozen=True, slots=True)
+class ItemRefusal:
+    """Why one item of a batch was neither sealed nor opened, as the error of a call for it alone would say.
+
+    `status` is the name of a gRPC status; `retry_after` is in seconds, where another try is worth it.
+    """
+
+    status: str
+    message: str
+    reason: str
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SpanSignature:
     """A DSSE signature of a span.
 

@@ -13,10 +13,11 @@ from betrace_kms_client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, normalis
 from betrace_kms_client.credentials import File, Token, chosen, open_channel
 from betrace_kms_client.errors import from_rpc_error
 from betrace_kms_client.files import Name, Progress
-from betrace_kms_client.messages import Context
+from betrace_kms_client.messages import Context, Items
 from betrace_kms_client.results import (
     Ciphertext,
     DataKey,
+    ItemRefusal,
     MessageKey,
     Plaintext,
     PublicKeys,
@@ -181,6 +182,23 @@ class KmsClient:
     ) -> "KmsSealer":
         """Return what seals and opens small payloads here, under keys that it holds for at most `ttl` seconds."""
         return KmsSealer(self, tenant_id, context, ttl=ttl, max_messages=max_messages)
+
+    def encrypt_batch(
+        self, tenant_id: str, items: Items, *, timeout: float | None = None
+    ) -> list[Ciphertext | ItemRefusal]:
+        """Seal 1 to 1,000 payloads, each given with its context (or None); results are in order.
+
+        An item that cannot be sealed is refused alone.
+        """
+        request = messages.encrypt_batch_request(tenant_id, items)
+        return messages.ciphertexts(self._call(self._stub.EncryptBatch, request, timeout))
+
+    def decrypt_batch(
+        self, tenant_id: str, items: Items, *, timeout: float | None = None
+    ) -> list[Plaintext | ItemRefusal]:
+        """Open 1 to 1,000 ciphertexts, each given with its context (or None); results are in order."""
+        request = messages.decrypt_batch_request(tenant_id, items)
+        return messages.plaintexts(self._call(self._stub.DecryptBatch, request, timeout))
 
     def re_encrypt(
         self,

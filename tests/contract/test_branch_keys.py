@@ -14,10 +14,12 @@ from betrace_kms_server.core.errors import DoesNotOpen, KeyDamaged, MasterKeyUnu
 from betrace_kms_server.core.key_event import KeyEvent
 from betrace_kms_server.core.keys import DataKey, KeyMaterial
 from betrace_kms_server.core.tenancy import Context, encryption_context
+from betrace_kms_server.data_keys.batches import Item, SharedContext, Turns, open_batch, seal_batch
 from betrace_kms_server.data_keys.branch_keys import BranchKeys
 from betrace_kms_server.data_keys.branch_messages import BranchMessages
 from betrace_kms_server.data_keys.hierarchy import BranchKey, version_of
 from betrace_kms_server.data_keys.keyring import KeyRing
+from betrace_kms_server.data_keys.results import Opened, Sealed
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.stores.sqlite.branch_keys import SqliteBranchKeys
 from betrace_kms_server.stores.sqlite.store import DATABASE_FILE, SqliteStore, open_sqlite
@@ -133,6 +135,34 @@ async def test_daemons_that_create_at_once_agree(place: Place) -> None:
     for ring in rings:
         for message in sealed:
             assert b"secret" == (await ring.open("acme", message.ciphertext, CONTEXT)).plaintext
+
+
+async def test_batch_is_under_the_branch_key(place: Place, kms: Kms) -> None:
+    """Each item has a data key of its own, also where the context is the same; none of them asks KMS for it."""
+    ring, contexts = place.ring(), [SharedContext({"record": str(number)}) for number in range(10)]
+    items = [Item(b"%d" % number, contexts[number % 10]) for number in range(100)]
+    sealed = [each for each in await seal_batch(ring, "acme", items, Turns()) if isinstance(each, Sealed)]
+    assert 100 == len({Message.parse(each.ciphertext).fields for each in sealed})
+    ciphertexts = [Item(each.ciphertext, item.context) for each, item in zip(sealed, items, strict=True)]
+    opened = await open_batch(ring, "acme", ciphertexts, Turns())
+    assert [item.payload for item in items] == [each.plaintext for each in opened if isinstance(each, Opened)]
+    assert {"GenerateDataKey": 2, "Encrypt": 1, "Decrypt": 1} == kms.calls
+
+
+async def test_keys_of_messages_cost_kms_nothing(place: Place, kms: Kms) -> None:
+    """A caller seals under one, and opens what Encrypt sealed, because each message's key is for it alone."""
+    ring = place.ring()
+    key = await ring.message_key("acme", CONTEXT)
+    kms.calls.clear()
+    message = Sealer(key.encrypted, key.context).seal(b"secret", key.material.raw)
+    assert b"secret" == (await ring.open("acme", message, CONTEXT)).plaintext
+    sealed = Message.parse((await ring.seal("acme", b"secret", CONTEXT)).ciphertext)
+    opening = await ring.opening_key("acme", sealed, CONTEXT)
+    assert b"secret" == sealed.open(opening.material.raw)
+    for tenant_id, context in (("globex", CONTEXT), ("acme", {})):
+        with pytest.raises(DoesNotOpen):
+            await ring.opening_key(tenant_id, sealed, context)
+    assert {} == kms.calls
 
 
 async def test_context_in_the_header_is_that_of_every_message(place: Place) -> None:

@@ -23,7 +23,7 @@ _BOUNDS: Mapping[str, int] = {
     "attributes": wire.MAX_ATTRIBUTES_OF_SPAN,
     "encryption_context": MAX_CONTEXT_PAIRS,
     "destination_encryption_context": MAX_CONTEXT_PAIRS,
-    "spans": wire.MAX_SPANS,
+    "spans": wire.MAX_ITEMS,
     "values": wire.MAX_ATTRIBUTES_OF_CALL,
 }
 

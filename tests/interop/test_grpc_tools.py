@@ -1,6 +1,8 @@
 """grpcurl and grpc_health_probe against a real daemon."""
 
+import json
 import subprocess
+from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,3 +65,14 @@ def test_grpcurl_shows_the_details_of_an_error(daemon: Process) -> None:
     assert "InvalidArgument" in done.stderr
     assert '"reason": "INVALID_REQUEST"' in done.stderr
     assert '"domain": "kms.betrace.dev"' in done.stderr
+
+
+def test_the_batch_of_the_manual_runs(daemon: Process) -> None:
+    """The line in docs/clients.md, with this daemon's address, seals an item."""
+    text = Path("docs/clients.md").read_text()
+    line = text[text.index("grpcurl -plaintext") :].split("```", 1)[0]
+    line = line.replace("grpcurl", tool("grpcurl"), 1).replace("127.0.0.1:50051", daemon.address)
+    done = run("/bin/sh", "-c", line)
+    assert 0 == done.returncode, done.stderr
+    (result,) = json.loads(done.stdout)["results"]
+    assert b64decode(result["ciphertext_blob"]).startswith(b"\x02\x04\x78")

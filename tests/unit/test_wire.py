@@ -63,6 +63,10 @@ WITHIN: dict[str, tuple[str, Message]] = {
         "ReEncrypt",
         pb.ReEncryptRequest(encryption_context=pairs(256), destination_encryption_context=pairs(256)),
     ),
+    "items": (
+        "EncryptBatch",
+        pb.EncryptBatchRequest(items=[pb.EncryptBatchItem(plaintext=b"1234", encryption_context=pairs(40))] * 1_000),
+    ),
     "attributes of a span": ("SignSpan", pb.SignSpanRequest(span=a_span(1_024))),
     "a list": ("SignSpan", pb.SignSpanRequest(span=listed(16_000))),
     "a map": ("SignSpan", pb.SignSpanRequest(span=mapped(16_000))),
@@ -97,6 +101,16 @@ BEYOND: dict[str, tuple[str, Message, str]] = {
     "a list": ("SignSpan", pb.SignSpanRequest(span=listed(180_000)), "16,384 attributes"),
     "a map": ("SignSpan", pb.SignSpanRequest(span=mapped(17_000)), "16,384 attributes"),
     "spans": ("SignSpans", pb.SignSpansRequest(spans=[a_span(0)] * 1_001), "1,000 spans"),
+    "items": (
+        "EncryptBatch",
+        pb.EncryptBatchRequest(items=[pb.EncryptBatchItem(plaintext=b"1234")] * 1_001),
+        "1,000 items",
+    ),
+    "pairs of an item": (
+        "DecryptBatch",
+        pb.DecryptBatchRequest(items=[pb.DecryptBatchItem(encryption_context=pairs(300_000))]),
+        "256 pairs",
+    ),
     "attributes of all spans": ("SignSpans", pb.SignSpansRequest(spans=[a_span(1_024)] * 17), "16,384 attributes"),
     "one span of a batch": ("SignSpans", pb.SignSpansRequest(spans=[a_span(1), a_span(8_000)]), "1,024 attributes"),
     "depth": ("SignSpan", pb.SignSpanRequest(span=span_pb2.ComplianceSpan(attributes={"a": nested(20)})), "32 deep"),

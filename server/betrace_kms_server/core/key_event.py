@@ -38,7 +38,7 @@ class KeyEvent:
     trace_id: str = ""
     """W3C trace id (32 hexadecimal digits), if the caller sent one."""
     items: int = 1
-    """Number of spans, in a batch."""
+    """Number of spans or payloads, in a batch."""
     identity: str = ""
     """Who the caller is, if it was authenticated."""
     rule: str = ""

@@ -11,21 +11,20 @@ SOFT = 0.9
 class Budget:
     """Counts the uses of one key. `limit` None means that only time ends it."""
 
-    __slots__ = ("_limit", "_soft", "_spent")
+    __slots__ = ("_limit", "_soft", "_spent", "just_ran_low")
 
     def __init__(self, limit: int | None) -> None:
         self._limit = limit
         self._soft = None if limit is None else int(limit * SOFT)
         self._spent = 0
+        self.just_ran_low = False
+        """True after the uses that reached the soft limit."""
 
-    def spend(self) -> bool:
-        """Take one use. Returns False if there is none left."""
-        if self._limit is not None and self._spent >= self._limit:
-            return False
-        self._spent += 1
-        return True
-
-    @property
-    def just_ran_low(self) -> bool:
-        """True after the one use that reaches the soft limit."""
-        return self._spent == self._soft
+    def spend(self, uses: int = 1) -> int:
+        """Take so many uses, or what is left of them. Returns how many were taken."""
+        before, limit, soft = self._spent, self._limit, self._soft
+        if limit is not None:
+            uses = min(uses, limit - before)
+        self._spent = after = before + uses
+        self.just_ran_low = soft is not None and before < soft <= after
+        return uses

@@ -5,11 +5,9 @@ wrapped bytes differ in keyType, so those of a sealing key, cut out of a message
 that a tenant's data key is used for is bound to the tenant twice, by the cache key and by the KMS encryption context.
 """
 
-import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import islice
 from typing import Protocol, TypeVar
 
 import orjson
@@ -26,17 +24,15 @@ from betrace_kms_envelope import DoesNotOpen as MessageDoesNotOpen
 from betrace_kms_server.cache.key_cache import Key, KeyCache, Load
 from betrace_kms_server.core.errors import DoesNotOpen, InvalidRequest, KmsError
 from betrace_kms_server.core.key_event import KeyEvent, note_miss
-from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
+from betrace_kms_server.core.keys import DataKey, WrappedKey
 from betrace_kms_server.core.tenancy import Context, DataKeyType, belongs_to, encryption_context, fits_kms
 from betrace_kms_server.data_keys.branch_messages import BranchMessages
 from betrace_kms_server.data_keys.budget import Budget
-from betrace_kms_server.data_keys.results import MessageKey, Opened, OpeningKey, Sealed
+from betrace_kms_server.data_keys.results import MessageKey, Opened, OpeningKey, Sealed, SealingKey
 from betrace_kms_server.providers.protocol import KeyProvider
 
 _NO_PAIRS = bytes(32)
 _VERSION_1_MESSAGE = b"\x01\x80"
-_SLICE = 1_000
-"""Frames that are opened between two turns of the loop: 3 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +50,10 @@ class _SealingKey:
     data_key: DataKey
     sealer: Sealer
     budget: Budget
+
+    def seal(self, plaintext: bytes) -> Sealed:
+        """Seal a payload; its use of the budget has been taken."""
+        return Sealed(self.sealer.seal(plaintext, self.data_key.material.raw), self.data_key.wrapped.master_key_arn)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,21 +126,27 @@ class KeyRing:
             return _HandedOut(await self._provider.generate_data_key(number_of_bytes, context), Budget(self._max_uses))
 
         key = ("data key", self._provider.master_key_arn, tenant_id, number_of_bytes, digest(caller))
-        return (await self._spend(key, load, event)).data_key
+        return (await self._spend(key, load, event))[0].data_key
 
     async def message_key(self, tenant_id: str, caller: Context, event: KeyEvent | None = None) -> MessageKey:
         """Return a new data key under which the caller seals messages itself, and what their headers must hold."""
         context = encryption_context(tenant_id, caller)
         if self._branch_messages is not None and self._branch_messages.seals:
-            return await self._branch_messages.new_key(tenant_id, context, event)
+            return (await self._branch_messages.sealing_key(tenant_id, context, event)).message_key()
         data_key = await self.data_key(tenant_id, DATA_KEY_BYTES, caller, fresh=True, event=event)
         return MessageKey(data_key.material, self._encrypted(data_key), context, data_key.wrapped.master_key_arn)
 
     async def seal(self, tenant_id: str, plaintext: bytes, caller: Context, event: KeyEvent | None = None) -> Sealed:
         """Seal a payload into an AWS Encryption SDK message, under a data key for this context alone."""
+        return (await self.sealing_key(tenant_id, caller, event))[0].seal(plaintext)
+
+    async def sealing_key(
+        self, tenant_id: str, caller: Context, event: KeyEvent | None = None, *, uses: int = 1
+    ) -> tuple[SealingKey, int]:
+        """Return what seals for this tenant and context, and how many of `uses` were taken of its budget."""
         if self._branch_messages is not None and self._branch_messages.seals:
-            new = await self._branch_messages.new_key(tenant_id, encryption_context(tenant_id, caller), event)
-            return Sealed(Sealer(new.encrypted, new.context).seal(plaintext, new.material.raw), new.master_key_arn)
+            context = encryption_context(tenant_id, caller)
+            return await self._branch_messages.sealing_key(tenant_id, context, event), uses
         context = encryption_context(tenant_id, caller, self._sealing_key_type)
 
         async def load() -> _SealingKey:
@@ -154,9 +160,7 @@ class KeyRing:
             DATA_KEY_BYTES,
             digest(caller),
         )
-        found = await self._spend(key, load, event)
-        ciphertext = found.sealer.seal(plaintext, found.data_key.material.raw)
-        return Sealed(ciphertext, found.data_key.wrapped.master_key_arn)
+        return await self._spend(key, load, event, uses)
 
     async def open(self, tenant_id: str, ciphertext: bytes, caller: Context, event: KeyEvent | None = None) -> Opened:
         """Open a message, or unwrap a bare data key. Raises DoesNotOpen, whatever the cause.
@@ -164,12 +168,10 @@ class KeyRing:
         Its first bytes say what it was given. A bare key opens only if a caller may have it (keyType `encryption`).
         Version 1 messages commit to no key and are refused.
         """
-        if _is_message(ciphertext):
+        if is_message(ciphertext):
             message = self.parse(ciphertext)
-            found = await self._key_of(message, tenant_id, caller, event)
-            return Opened(await _opened(message, found.material), found.master_key_arn)
-        found = await self._unwrap_bare(tenant_id, ciphertext, caller, event)
-        return Opened(bytes(found.material.raw), found.master_key_arn)
+            return await (await self.key_of(tenant_id, message, caller, event)).open(message)
+        return (await self.bare_key(tenant_id, ciphertext, caller, event)).handed_out()
 
     async def opening_key(
         self, tenant_id: str, message: Message, caller: Context, event: KeyEvent | None = None
@@ -180,15 +182,15 @@ class KeyRing:
         """
         if message.context.get("keyType") == "sealing" and belongs_to(message.context, tenant_id, caller):
             raise InvalidRequest("the message was sealed by Encrypt: open it with Decrypt")
-        found = await self._key_of(message, tenant_id, caller, event)
+        found = await self.key_of(tenant_id, message, caller, event)
         if not message.is_under(found.material.raw):  # a key from the cache was checked for another message
             raise DoesNotOpen
         return found
 
-    def parse(self, message: bytes) -> Message:
-        """Read the header of a message. Raises DoesNotOpen."""
+    def parse(self, message: bytes, like: Message | None = None) -> Message:
+        """Read the header of a message. Raises DoesNotOpen; `like` as in `Message.parse`."""
         try:
-            return Message.parse(message, max_encrypted_data_keys=self._max_encrypted_data_keys)
+            return Message.parse(message, max_encrypted_data_keys=self._max_encrypted_data_keys, like=like)
         except MessageDoesNotOpen:
             raise DoesNotOpen from None
 
@@ -204,30 +206,32 @@ class KeyRing:
 
         A message becomes a message, and a bare data key is wrapped anew. Raises DoesNotOpen.
         """
-        if _is_message(ciphertext):
+        if is_message(ciphertext):
             opened = await self.open(tenant_id, ciphertext, caller, event)
             return await self.seal(tenant_id, opened.plaintext, destination, event)
-        found = await self._unwrap_bare(tenant_id, ciphertext, caller, event)
+        found = await self.bare_key(tenant_id, ciphertext, caller, event)
         note_miss(event)
         wrapped = await self._provider.wrap(found.material, encryption_context(tenant_id, destination))
         return Sealed(wrapped.blob, wrapped.master_key_arn)
 
-    async def _spend(self, key: Key, load: Load[B], event: KeyEvent | None) -> B:
-        """Return a key after taking one use of its budget; a key without any left makes way for its successor."""
+    async def _spend(self, key: Key, load: Load[B], event: KeyEvent | None, uses: int = 1) -> tuple[B, int]:
+        """Return a key and how many uses of its budget were taken; one without any left makes way for its successor."""
         while True:
             found = await self._cache.get_or_load(key, load, event=event)
-            if found.budget.spend():
+            if taken := found.budget.spend(uses):
                 if found.budget.just_ran_low:
                     self._cache.refresh_soon(key)
-                return found
+                return found, taken
             self._cache.discard(key, found)
 
     def _encrypted(self, data_key: DataKey) -> EncryptedDataKey:
         wrapped = data_key.wrapped
         return EncryptedDataKey(self._provider.message_provider_id, wrapped.master_key_arn, wrapped.blob)
 
-    async def _key_of(self, message: Message, tenant_id: str, caller: Context, event: KeyEvent | None) -> OpeningKey:
-        """Return the key of a message, which may turn out not to be: opening the message says so."""
+    async def key_of(
+        self, tenant_id: str, message: Message, caller: Context, event: KeyEvent | None = None
+    ) -> OpeningKey:
+        """Return the key of a message, and of all with the same `fields`. Whether it is, opening the message says."""
         if not belongs_to(message.context, tenant_id, caller):
             raise DoesNotOpen
         if self._branch_messages is not None:
@@ -256,7 +260,8 @@ class KeyRing:
                     candidates.append(WrappedKey(encrypted.ciphertext, arn))
         return candidates
 
-    async def _unwrap_bare(self, tenant_id: str, blob: bytes, caller: Context, event: KeyEvent | None) -> OpeningKey:
+    async def bare_key(self, tenant_id: str, blob: bytes, caller: Context, event: KeyEvent | None = None) -> OpeningKey:
+        """Unwrap a data key that is in no message. Raises DoesNotOpen."""
         if blob.startswith(_VERSION_1_MESSAGE) or not 1 <= len(blob) <= MAX_WRAPPED_KEY_BYTES:
             raise DoesNotOpen
 
@@ -291,19 +296,8 @@ class KeyRing:
         return await self._cache.get_or_load(key, load, wrapped.accept, event)
 
 
-async def _opened(message: Message, key: KeyMaterial) -> bytes:
-    """Open a message in slices, with a turn of the loop between them: each frame takes 3 us, whatever is in it."""
-    frames, chunks = message.frames(key.raw), list[bytes]()
-    try:
-        while len(part := list(islice(frames, _SLICE))) == _SLICE:
-            chunks += part
-            await asyncio.sleep(0)
-    except MessageDoesNotOpen:
-        raise DoesNotOpen from None
-    return b"".join(chunks + part)
-
-
-def _is_message(ciphertext: bytes) -> bool:
+def is_message(ciphertext: bytes) -> bool:
+    """Return whether this begins as a message does; else it can only be a bare key."""
     return ciphertext.startswith(KNOWN_MESSAGES)
 
 

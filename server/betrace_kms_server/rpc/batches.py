@@ -21,9 +21,10 @@ from betrace_kms_evidence import (
     sign_tree,
 )
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc import code_pb2
 
+from betrace_kms_server.core.errors import InvalidRequest
 from betrace_kms_server.core.keys import SigningKey
+from betrace_kms_server.rpc.status import item_status
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,5 +120,5 @@ def _verdict_of(verifier: SpanVerifier, signed: pb.SignedSpan) -> pb.VerifySpanR
     return pb.VerifySpanResult(valid=reason == "VALID", reason=pb.VerifyReason.Value(reason))
 
 
-def _refused(message: str) -> pb.SpanStatus:
-    return pb.SpanStatus(code=code_pb2.INVALID_ARGUMENT, message=message)
+def _refused(message: str) -> pb.ItemStatus:
+    return item_status(InvalidRequest(message))

@@ -12,6 +12,8 @@ from betrace_kms_server.core.errors import InvalidRequest
 from betrace_kms_server.core.key_event import KeyEvent
 from betrace_kms_server.core.tenancy import check_caller_context, check_tenant_id
 from betrace_kms_server.data_keys.keyring import KeyRing
+from betrace_kms_server.rpc.data_key_batches import DataKeyBatchCalls
+from betrace_kms_server.rpc.payloads import check_ciphertext, check_plaintext
 from betrace_kms_server.rpc.spans import SpanCalls
 from betrace_kms_server.signing_keys.signer import Signer
 from betrace_kms_server.telemetry.observers import MessageShape, observed_as
@@ -24,7 +26,7 @@ _OF_DATA_KEYS = MessageShape("encryption", response_key_id=True)
 _SPEC_BYTES: Mapping[int, int] = {pb.AES_256: 32, pb.AES_128: 16}
 
 
-class KeyManagementService(SpanCalls, key_management_pb2_grpc.KeyManagementServiceServicer):
+class KeyManagementService(DataKeyBatchCalls, SpanCalls, key_management_pb2_grpc.KeyManagementServiceServicer):
     """The service that callers use. `threads` runs two at a time, for large batches of spans."""
 
     def __init__(self, keyring: KeyRing, signer: Signer, *, threads: Executor, max_payload_bytes: int) -> None:
@@ -56,14 +58,8 @@ class KeyManagementService(SpanCalls, key_management_pb2_grpc.KeyManagementServi
     ) -> pb.EncryptResponse:
         """Seal a payload."""
         tenant_id = check_tenant_id(request.tenant_id)
-        if len(request.plaintext) > self._max_payload_bytes:
-            raise InvalidRequest(
-                f"plaintext has {len(request.plaintext)} bytes, the limit is {self._max_payload_bytes}: raise"
-                " kms.server.max-message-bytes, or seal it on your side under a key of GenerateMessageKey"
-            )
-        sealed = await self._keyring.seal(
-            tenant_id, request.plaintext, check_caller_context(request.encryption_context), event
-        )
+        plaintext = check_plaintext(request.plaintext, self._max_payload_bytes)
+        sealed = await self._keyring.seal(tenant_id, plaintext, check_caller_context(request.encryption_context), event)
         return pb.EncryptResponse(ciphertext_blob=sealed.ciphertext, key_id=sealed.master_key_arn)
 
     @observed_as(_OF_DATA_KEYS)
@@ -72,7 +68,7 @@ class KeyManagementService(SpanCalls, key_management_pb2_grpc.KeyManagementServi
     ) -> pb.DecryptResponse:
         """Open a ciphertext of Encrypt, or unwrap a key of GenerateDataKey."""
         tenant_id = check_tenant_id(request.tenant_id)
-        _check_ciphertext(request.ciphertext_blob)
+        check_ciphertext(request.ciphertext_blob)
         opened = await self._keyring.open(
             tenant_id, request.ciphertext_blob, check_caller_context(request.encryption_context), event
         )
@@ -84,7 +80,7 @@ class KeyManagementService(SpanCalls, key_management_pb2_grpc.KeyManagementServi
     ) -> pb.ReEncryptResponse:
         """Seal what a ciphertext holds again, under today's keys."""
         tenant_id = check_tenant_id(request.tenant_id)
-        _check_ciphertext(request.ciphertext_blob)
+        check_ciphertext(request.ciphertext_blob)
         sealed = await self._keyring.reseal(
             tenant_id,
             request.ciphertext_blob,
@@ -138,8 +134,3 @@ def _number_of_bytes(request: pb.GenerateDataKeyRequest) -> int:
     if size > MAX_DATA_KEY_BYTES:
         raise InvalidRequest(f"number_of_bytes must be 1 to {MAX_DATA_KEY_BYTES}, not {size}")
     return size or _SPEC_BYTES[spec]
-
-
-def _check_ciphertext(blob: bytes) -> None:
-    if not blob:
-        raise InvalidRequest("ciphertext_blob is empty: send what Encrypt or GenerateDataKey returned")

@@ -22,6 +22,7 @@ from betrace_kms_server.core.tenancy import check_key_id, check_tenant_id
 from betrace_kms_server.core.waiting import check_may_wait
 from betrace_kms_server.rpc import batches
 from betrace_kms_server.rpc.batches import Refusal
+from betrace_kms_server.rpc.wire import MAX_ITEMS
 from betrace_kms_server.signing_keys.signer import Signer, public_key_of
 from betrace_kms_server.telemetry.observers import MessageShape, observed_as
 
@@ -29,7 +30,6 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 T = TypeVar("T")
 R = TypeVar("R")
 
-MAX_SPANS = 1000
 _SLICE = 25
 """Spans that are worked on between two turns of the loop: about a millisecond."""
 _INLINE = 128
@@ -58,7 +58,7 @@ class SpanCalls:
             payload=signed.payload if request.return_payload else b"",
         )
 
-    @observed_as(MessageShape("signing", spans=True, results=True))
+    @observed_as(MessageShape("signing", batch="spans", results=True))
     async def SignSpans(
         self, request: pb.SignSpansRequest, context: _Context, event: KeyEvent | None = None
     ) -> pb.SignSpansResponse:
@@ -98,7 +98,7 @@ class SpanCalls:
             raise InvalidRequest(str(cause)) from cause
         return pb.VerifySpanResponse(valid=reason == "VALID", reason=pb.VerifyReason.Value(reason))
 
-    @observed_as(MessageShape("public", spans=True))
+    @observed_as(MessageShape("public", batch="spans"))
     async def VerifySpans(
         self, request: pb.VerifySpansRequest, context: _Context, event: KeyEvent | None = None
     ) -> pb.VerifySpansResponse:
@@ -186,6 +186,6 @@ def _check_span(request: pb.SignSpanRequest | pb.VerifySpanRequest) -> None:
 
 
 def _check_batch(spans: Sequence[Any]) -> None:
-    if not 1 <= len(spans) <= MAX_SPANS:
-        raise InvalidRequest(f"spans must be 1 to {MAX_SPANS}, not {len(spans)}")
+    if not 1 <= len(spans) <= MAX_ITEMS:
+        raise InvalidRequest(f"spans must be 1 to {MAX_ITEMS}, not {len(spans)}")
     check_may_wait()  # for other calls, between its slices

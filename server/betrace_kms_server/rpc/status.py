@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 
 import grpc
+from betrace.kms.v1 import key_management_pb2 as pb
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
@@ -53,6 +54,16 @@ def of_error(error: errors.KmsError, request_id: str) -> grpc.Status:
         retry.retry_delay.FromMilliseconds(math.ceil(error.retry_after * 1000))
         details.append(retry)
     return _status(STATUS[type(error)], error.message[:_MESSAGE_CHARACTERS], details)
+
+
+def item_status(error: errors.KmsError) -> pb.ItemStatus:
+    """Return the status of one item of a batch: what a call for it alone would answer."""
+    status = pb.ItemStatus(
+        code=STATUS[type(error)].value[0], message=error.message[:_MESSAGE_CHARACTERS], reason=error.reason
+    )
+    if error.retry_after is not None:
+        status.retry_delay.FromMilliseconds(int(error.retry_after * 1000))
+    return status
 
 
 def of_stop(request_id: str) -> grpc.Status:

@@ -17,7 +17,8 @@ from betrace_kms_server.core.errors import InvalidRequest
 from betrace_kms_server.core.tenancy import MAX_CONTEXT_PAIRS
 
 SMALL_BYTES = 4_096
-MAX_SPANS = 1_000
+MAX_ITEMS = 1_000
+"""Of a batch."""
 MAX_ATTRIBUTES_OF_SPAN = 1_024
 MAX_ATTRIBUTES_OF_CALL = 16_384
 """Of all that is walked, with what lists and maps hold."""
@@ -142,8 +143,8 @@ def _bound_of(each: FieldDescriptor) -> tuple[int, str]:
         return MAX_ATTRIBUTES_OF_SPAN, "attributes in one span"
     if each.name.endswith("encryption_context"):
         return MAX_CONTEXT_PAIRS, f"pairs in {each.name}"
-    if each.name == "spans":
-        return MAX_SPANS, "spans"
+    if each.name in ("spans", "items"):
+        return MAX_ITEMS, each.name
     return MAX_ATTRIBUTES_OF_CALL, f"entries in {each.name}"
 
 

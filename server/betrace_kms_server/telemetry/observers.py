@@ -34,14 +34,14 @@ class MessageShape:
     tenant: bool = True
     request_key_id: bool = False
     response_key_id: bool = False
-    spans: bool = False
-    """The request has `spans`."""
+    batch: str = ""
+    """The field of the request that holds the items of a batch, if it is one."""
     results: bool = False
     """The response has `results`, each with a key id."""
 
     def items(self, request: Any) -> int:
         """Return how many items a request has: 1, unless it is a batch."""
-        return len(request.spans) if self.spans else 1
+        return len(getattr(request, self.batch)) if self.batch else 1
 
 
 NO_SHAPE = MessageShape(tenant=False)

@@ -6,6 +6,7 @@ isort:skip_file
 from betrace.kms.v1 import span_pb2 as _span_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -376,6 +377,308 @@ class DecryptResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DecryptResponse: _TypeAlias = DecryptResponse  # noqa: Y015
+
+@_typing.final
+class ItemStatus(_message.Message):
+    """ItemStatus is the outcome of one item of a batch: what a call for this item alone would answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    RETRY_DELAY_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
+    """google.rpc.Code, with gRPC's code numbers (0 is OK)."""
+    message: _builtins.str
+    """What to do next, where the code is not OK."""
+    reason: _builtins.str
+    """Machine-readable reason, as in google.rpc.ErrorInfo, where the code is not OK."""
+    @_builtins.property
+    def retry_delay(self) -> _duration_pb2.Duration:
+        """After how long the item may succeed, where another try is worth it."""
+
+    def __init__(
+        self,
+        *,
+        code: _builtins.int = ...,
+        message: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        retry_delay: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_delay", b"retry_delay"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "reason", b"reason", "retry_delay", b"retry_delay"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ItemStatus: _TypeAlias = ItemStatus  # noqa: Y015
+
+@_typing.final
+class EncryptBatchItem(_message.Message):
+    """EncryptBatchItem is one payload to seal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class EncryptionContextEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PLAINTEXT_FIELD_NUMBER: _builtins.int
+    ENCRYPTION_CONTEXT_FIELD_NUMBER: _builtins.int
+    plaintext: _builtins.bytes
+    """What to seal: 0 bytes up to kms.server.max-message-bytes."""
+    @_builtins.property
+    def encryption_context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Pairs that the ciphertext is bound to. They are stored in it in the clear."""
+
+    def __init__(
+        self,
+        *,
+        plaintext: _builtins.bytes = ...,
+        encryption_context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encryption_context", b"encryption_context", "plaintext", b"plaintext"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EncryptBatchItem: _TypeAlias = EncryptBatchItem  # noqa: Y015
+
+@_typing.final
+class EncryptBatchRequest(_message.Message):
+    """EncryptBatchRequest asks to seal a batch. The items of one context share a data key, and so the call
+    to KMS, if there is one.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Whose payloads they are."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___EncryptBatchItem]:
+        """1 to 1,000 items."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        items: _abc.Iterable[Global___EncryptBatchItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EncryptBatchRequest: _TypeAlias = EncryptBatchRequest  # noqa: Y015
+
+@_typing.final
+class EncryptBatchResult(_message.Message):
+    """EncryptBatchResult is the outcome for one item of a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    CIPHERTEXT_BLOB_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    ciphertext_blob: _builtins.bytes
+    """AWS Encryption SDK message, version 2."""
+    key_id: _builtins.str
+    """ARN of the master key that wrapped its data key."""
+    @_builtins.property
+    def status(self) -> Global___ItemStatus:
+        """OK, or why this item was not sealed; then the other fields are empty."""
+
+    def __init__(
+        self,
+        *,
+        status: Global___ItemStatus | None = ...,
+        ciphertext_blob: _builtins.bytes = ...,
+        key_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ciphertext_blob", b"ciphertext_blob", "key_id", b"key_id", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EncryptBatchResult: _TypeAlias = EncryptBatchResult  # noqa: Y015
+
+@_typing.final
+class EncryptBatchResponse(_message.Message):
+    """EncryptBatchResponse holds the outcomes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___EncryptBatchResult]:
+        """One for each item, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___EncryptBatchResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EncryptBatchResponse: _TypeAlias = EncryptBatchResponse  # noqa: Y015
+
+@_typing.final
+class DecryptBatchItem(_message.Message):
+    """DecryptBatchItem is one ciphertext to open."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class EncryptionContextEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CIPHERTEXT_BLOB_FIELD_NUMBER: _builtins.int
+    ENCRYPTION_CONTEXT_FIELD_NUMBER: _builtins.int
+    ciphertext_blob: _builtins.bytes
+    """AWS Encryption SDK message, or a wrapped data key of at most 6,144 bytes."""
+    @_builtins.property
+    def encryption_context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The pairs given when it was sealed or wrapped, all of them."""
+
+    def __init__(
+        self,
+        *,
+        ciphertext_blob: _builtins.bytes = ...,
+        encryption_context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ciphertext_blob", b"ciphertext_blob", "encryption_context", b"encryption_context"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecryptBatchItem: _TypeAlias = DecryptBatchItem  # noqa: Y015
+
+@_typing.final
+class DecryptBatchRequest(_message.Message):
+    """DecryptBatchRequest asks to open a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Whose payloads they are; another tenant's do not open."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___DecryptBatchItem]:
+        """1 to 1,000 items."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        items: _abc.Iterable[Global___DecryptBatchItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecryptBatchRequest: _TypeAlias = DecryptBatchRequest  # noqa: Y015
+
+@_typing.final
+class DecryptBatchResult(_message.Message):
+    """DecryptBatchResult is the outcome for one item of a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    PLAINTEXT_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    plaintext: _builtins.bytes
+    """What was sealed, or the data key that was wrapped."""
+    key_id: _builtins.str
+    """ARN of the master key that unwrapped its data key."""
+    @_builtins.property
+    def status(self) -> Global___ItemStatus:
+        """OK, or why this item was not opened; then the other fields are empty."""
+
+    def __init__(
+        self,
+        *,
+        status: Global___ItemStatus | None = ...,
+        plaintext: _builtins.bytes = ...,
+        key_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "plaintext", b"plaintext", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecryptBatchResult: _TypeAlias = DecryptBatchResult  # noqa: Y015
+
+@_typing.final
+class DecryptBatchResponse(_message.Message):
+    """DecryptBatchResponse holds the outcomes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___DecryptBatchResult]:
+        """One for each item, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___DecryptBatchResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecryptBatchResponse: _TypeAlias = DecryptBatchResponse  # noqa: Y015
 
 @_typing.final
 class ReEncryptRequest(_message.Message):
@@ -828,32 +1131,6 @@ class SignSpansRequest(_message.Message):
 Global___SignSpansRequest: _TypeAlias = SignSpansRequest  # noqa: Y015
 
 @_typing.final
-class SpanStatus(_message.Message):
-    """SpanStatus is the outcome of one span of a batch, with gRPC's code numbers (0 is OK)."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    CODE_FIELD_NUMBER: _builtins.int
-    MESSAGE_FIELD_NUMBER: _builtins.int
-    code: _builtins.int
-    """google.rpc.Code."""
-    message: _builtins.str
-    """What to do next, where the code is not OK."""
-    def __init__(
-        self,
-        *,
-        code: _builtins.int = ...,
-        message: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___SpanStatus: _TypeAlias = SpanStatus  # noqa: Y015
-
-@_typing.final
 class SignSpanResult(_message.Message):
     """SignSpanResult is the outcome for one span of a batch."""
 
@@ -877,7 +1154,7 @@ class SignSpanResult(_message.Message):
     payload: _builtins.bytes
     """The canonical span, where return_payload asked for it."""
     @_builtins.property
-    def status(self) -> Global___SpanStatus:
+    def status(self) -> Global___ItemStatus:
         """OK, or why this span was not signed; then the other fields are empty."""
 
     @_builtins.property
@@ -887,7 +1164,7 @@ class SignSpanResult(_message.Message):
     def __init__(
         self,
         *,
-        status: Global___SpanStatus | None = ...,
+        status: Global___ItemStatus | None = ...,
         signature: _builtins.bytes = ...,
         key_id: _builtins.str = ...,
         algorithm: _builtins.str = ...,
@@ -1075,13 +1352,13 @@ class VerifySpanResult(_message.Message):
     reason: Global___VerifyReason.ValueType
     """Why."""
     @_builtins.property
-    def status(self) -> Global___SpanStatus:
+    def status(self) -> Global___ItemStatus:
         """OK, or why this span could not be judged."""
 
     def __init__(
         self,
         *,
-        status: Global___SpanStatus | None = ...,
+        status: Global___ItemStatus | None = ...,
         valid: _builtins.bool = ...,
         reason: Global___VerifyReason.ValueType = ...,
     ) -> None: ...

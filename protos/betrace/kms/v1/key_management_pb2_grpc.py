@@ -54,6 +54,16 @@ class KeyManagementServiceStub(object):
                 request_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.DecryptRequest.SerializeToString,
                 response_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.DecryptResponse.FromString,
                 _registered_method=True)
+        self.EncryptBatch = channel.unary_unary(
+                '/betrace.kms.v1.KeyManagementService/EncryptBatch',
+                request_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.EncryptBatchRequest.SerializeToString,
+                response_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.EncryptBatchResponse.FromString,
+                _registered_method=True)
+        self.DecryptBatch = channel.unary_unary(
+                '/betrace.kms.v1.KeyManagementService/DecryptBatch',
+                request_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.DecryptBatchRequest.SerializeToString,
+                response_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.DecryptBatchResponse.FromString,
+                _registered_method=True)
         self.ReEncrypt = channel.unary_unary(
                 '/betrace.kms.v1.KeyManagementService/ReEncrypt',
                 request_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.ReEncryptRequest.SerializeToString,
@@ -121,6 +131,21 @@ class KeyManagementServiceServicer(object):
 
     def Decrypt(self, request, context):
         """Decrypt opens an AWS Encryption SDK message, or unwraps the wrapped key of GenerateDataKey.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EncryptBatch(self, request, context):
+        """EncryptBatch seals up to 1,000 payloads of one tenant, each with a context of its own. A bad item
+        fails alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DecryptBatch(self, request, context):
+        """DecryptBatch opens up to 1,000 ciphertexts of one tenant. A bad item fails alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -201,6 +226,16 @@ def add_KeyManagementServiceServicer_to_server(servicer, server):
                     servicer.Decrypt,
                     request_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.DecryptRequest.FromString,
                     response_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.DecryptResponse.SerializeToString,
+            ),
+            'EncryptBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.EncryptBatch,
+                    request_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.EncryptBatchRequest.FromString,
+                    response_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.EncryptBatchResponse.SerializeToString,
+            ),
+            'DecryptBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.DecryptBatch,
+                    request_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.DecryptBatchRequest.FromString,
+                    response_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.DecryptBatchResponse.SerializeToString,
             ),
             'ReEncrypt': grpc.unary_unary_rpc_method_handler(
                     servicer.ReEncrypt,
@@ -329,6 +364,60 @@ class KeyManagementService(object):
             '/betrace.kms.v1.KeyManagementService/Decrypt',
             betrace_dot_kms_dot_v1_dot_key__management__pb2.DecryptRequest.SerializeToString,
             betrace_dot_kms_dot_v1_dot_key__management__pb2.DecryptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EncryptBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/betrace.kms.v1.KeyManagementService/EncryptBatch',
+            betrace_dot_kms_dot_v1_dot_key__management__pb2.EncryptBatchRequest.SerializeToString,
+            betrace_dot_kms_dot_v1_dot_key__management__pb2.EncryptBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DecryptBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/betrace.kms.v1.KeyManagementService/DecryptBatch',
+            betrace_dot_kms_dot_v1_dot_key__management__pb2.DecryptBatchRequest.SerializeToString,
+            betrace_dot_kms_dot_v1_dot_key__management__pb2.DecryptBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,12 @@ class KeyManagementServiceStub:
     """Encrypt seals a payload into an AWS Encryption SDK message (version 2, suite 0x0478)."""
     Decrypt: _grpc.UnaryUnaryMultiCallable[_key_management_pb2.DecryptRequest, _key_management_pb2.DecryptResponse]
     """Decrypt opens an AWS Encryption SDK message, or unwraps the wrapped key of GenerateDataKey."""
+    EncryptBatch: _grpc.UnaryUnaryMultiCallable[_key_management_pb2.EncryptBatchRequest, _key_management_pb2.EncryptBatchResponse]
+    """EncryptBatch seals up to 1,000 payloads of one tenant, each with a context of its own. A bad item
+    fails alone.
+    """
+    DecryptBatch: _grpc.UnaryUnaryMultiCallable[_key_management_pb2.DecryptBatchRequest, _key_management_pb2.DecryptBatchResponse]
+    """DecryptBatch opens up to 1,000 ciphertexts of one tenant. A bad item fails alone."""
     ReEncrypt: _grpc.UnaryUnaryMultiCallable[_key_management_pb2.ReEncryptRequest, _key_management_pb2.ReEncryptResponse]
     """ReEncrypt opens a ciphertext and seals it again under today's keys; the plaintext stays inside."""
     GenerateMessageKey: _grpc.UnaryUnaryMultiCallable[_key_management_pb2.GenerateMessageKeyRequest, _key_management_pb2.GenerateMessageKeyResponse]
@@ -85,6 +91,12 @@ class KeyManagementServiceAsyncStub(KeyManagementServiceStub):
     """Encrypt seals a payload into an AWS Encryption SDK message (version 2, suite 0x0478)."""
     Decrypt: _aio.UnaryUnaryMultiCallable[_key_management_pb2.DecryptRequest, _key_management_pb2.DecryptResponse]  # type: ignore[assignment]
     """Decrypt opens an AWS Encryption SDK message, or unwraps the wrapped key of GenerateDataKey."""
+    EncryptBatch: _aio.UnaryUnaryMultiCallable[_key_management_pb2.EncryptBatchRequest, _key_management_pb2.EncryptBatchResponse]  # type: ignore[assignment]
+    """EncryptBatch seals up to 1,000 payloads of one tenant, each with a context of its own. A bad item
+    fails alone.
+    """
+    DecryptBatch: _aio.UnaryUnaryMultiCallable[_key_management_pb2.DecryptBatchRequest, _key_management_pb2.DecryptBatchResponse]  # type: ignore[assignment]
+    """DecryptBatch opens up to 1,000 ciphertexts of one tenant. A bad item fails alone."""
     ReEncrypt: _aio.UnaryUnaryMultiCallable[_key_management_pb2.ReEncryptRequest, _key_management_pb2.ReEncryptResponse]  # type: ignore[assignment]
     """ReEncrypt opens a ciphertext and seals it again under today's keys; the plaintext stays inside."""
     GenerateMessageKey: _aio.UnaryUnaryMultiCallable[_key_management_pb2.GenerateMessageKeyRequest, _key_management_pb2.GenerateMessageKeyResponse]  # type: ignore[assignment]
@@ -139,6 +151,24 @@ class KeyManagementServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_key_management_pb2.DecryptResponse, _abc.Awaitable[_key_management_pb2.DecryptResponse]]:
         """Decrypt opens an AWS Encryption SDK message, or unwraps the wrapped key of GenerateDataKey."""
+
+    @_abc_1.abstractmethod
+    def EncryptBatch(
+        self,
+        request: _key_management_pb2.EncryptBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_key_management_pb2.EncryptBatchResponse, _abc.Awaitable[_key_management_pb2.EncryptBatchResponse]]:
+        """EncryptBatch seals up to 1,000 payloads of one tenant, each with a context of its own. A bad item
+        fails alone.
+        """
+
+    @_abc_1.abstractmethod
+    def DecryptBatch(
+        self,
+        request: _key_management_pb2.DecryptBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_key_management_pb2.DecryptBatchResponse, _abc.Awaitable[_key_management_pb2.DecryptBatchResponse]]:
+        """DecryptBatch opens up to 1,000 ciphertexts of one tenant. A bad item fails alone."""
 
     @_abc_1.abstractmethod
     def ReEncrypt(
