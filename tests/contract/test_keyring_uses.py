@@ -1,5 +1,6 @@
 """What each use of a data key notes in its event, and under what its key is cached."""
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable
 
@@ -10,7 +11,9 @@ from betrace_kms_server.core.errors import DoesNotOpen, KmsUnreachable
 from betrace_kms_server.core.key_event import KeyEvent
 from betrace_kms_server.core.keys import KeyMaterial, WrappedKey
 from betrace_kms_server.core.tenancy import encryption_context
+from betrace_kms_server.data_keys.batches import Item, SharedContext, Turns, open_batch, seal_batch
 from betrace_kms_server.data_keys.keyring import KeyRing, digest
+from betrace_kms_server.data_keys.results import Sealed
 
 from tests.contract.doubles import CountedLocalProvider
 
@@ -152,3 +155,24 @@ async def test_data_key_is_under_its_message_or_not(kms: CountedLocalProvider) -
         changed = message[:at] + bytes([message[at] ^ 1]) + message[at + 1 :]
         assert not Message.parse(changed).is_under(raw), at
     assert not Message.parse(message[: tag_at + 8]).is_under(raw)
+
+
+async def test_a_large_batch_gives_the_loop_turns(kms: CountedLocalProvider, new_cache: NewCache) -> None:
+    """Sealing and opening it, once its key is there: others are served between its milliseconds."""
+    ring, context, turns = KeyRing(kms, new_cache()), SharedContext({}), 0
+    await ring.seal("acme", b"x", {})
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    sealed = await seal_batch(ring, "acme", [Item(bytes(4096), context)] * 1000, Turns())
+    assert turns > 3
+    turns = 0
+    messages = [Item(each.ciphertext, context) for each in sealed if isinstance(each, Sealed)]
+    assert 1000 == len(await open_batch(ring, "acme", messages, Turns()))
+    assert turns > 3
+    counting.cancel()

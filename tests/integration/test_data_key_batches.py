@@ -16,6 +16,7 @@ from betrace_kms_client import (
     Plaintext,
 )
 from betrace_kms_client.messages import Context
+from betrace_kms_envelope import Message
 
 from tests.daemon import running
 from tests.moto_server import REGION, MotoServer
@@ -150,6 +151,20 @@ async def test_kms_is_asked_once_for_each_context(tmp_path: Path, moto: MotoServ
         assert 20 == moto.calls["Decrypt"]
 
 
+async def test_a_batch_spends_the_messages_of_a_data_key(tmp_path: Path) -> None:
+    """Ten items of one context are under four keys that seal three messages each, and open in one batch."""
+    items = items_of(10, contexts=1)
+    async with (
+        running(tmp_path, kms_cache_encryption_key_max_messages="3") as daemon,
+        AsyncKmsClient(daemon.addresses[0]) as client,
+    ):
+        batch = sealed(items, await client.encrypt_batch("acme", items))
+        plaintexts: list[bytes | ItemRefusal] = [payload for payload, _ in items]
+        assert plaintexts == opened(await client.decrypt_batch("acme", batch))
+    keys = {Message.parse(blob).encrypted_data_keys for blob, _ in batch}
+    assert 4 == len(keys)
+
+
 async def test_items_past_the_budget_are_refused_alone(tmp_path: Path, moto: MotoServer, kms_key: str) -> None:
     """Those that need no call of KMS, or got theirs, are sealed; each of the others says when to try again."""
     settings = on_aws(moto, kms_key) | {"kms_budget_tenant_per_second": "1", "kms_budget_tenant_burst": "5"}
@@ -162,22 +177,6 @@ async def test_items_past_the_budget_are_refused_alone(tmp_path: Path, moto: Mot
         isinstance(each, ItemRefusal) for each in results[20:]
     ]
     assert 10 <= len(results) - len(refusals) <= 16
-
-
-async def test_a_large_batch_does_not_starve_other_calls(client: AsyncKmsClient) -> None:
-    """While batches of a thousand are sealed, single calls are answered between them."""
-    await client.encrypt("acme", b"warm")
-    order: list[str] = []
-
-    async def noted(name: str, call: object) -> None:
-        await call  # type: ignore[misc]
-        order.append(name)
-
-    await asyncio.gather(
-        *(noted("batch", client.encrypt_batch("acme", items_of(1000))) for _ in range(4)),
-        *(noted("single", client.encrypt("acme", b"warm")) for _ in range(4)),
-    )
-    assert order.index("single") < len(order) - 1 - order[::-1].index("batch")
 
 
 async def test_line_of_a_batch_counts_its_items(tmp_path: Path) -> None:
