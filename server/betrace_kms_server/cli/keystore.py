@@ -23,7 +23,7 @@ from betrace_kms_server.config.sources import Settings
 from betrace_kms_server.core.errors import KeyDamaged
 from betrace_kms_server.core.keys import StoredKey
 from betrace_kms_server.host.atomic_file import atomic_create
-from betrace_kms_server.startup import open_data_dir, open_store
+from betrace_kms_server.startup import open_branch_keys, open_data_dir, open_store
 from betrace_kms_server.stores.export import key_of, line_of
 from betrace_kms_server.stores.protocol import KeyStore
 from betrace_kms_server.stores.sqlite.store import DATABASE_FILE
@@ -58,7 +58,7 @@ Examples:
   betrace-kms keystore export --data-dir /var/lib/betrace-kms --output keys.jsonl
   betrace-kms keystore export --config application.properties | gzip > keys.jsonl.gz
 
-Exit codes: 0 done, 2 the export is not whole.
+Exit codes: 0 done, 1 done, and there are branch keys that it does not hold, 2 the export is not whole.
 """
 )
 @click.option(
@@ -66,9 +66,10 @@ Exit codes: 0 done, 2 the export is not whole.
 )
 @settings_options
 def export(output: Path | None, options: SettingsOptions) -> None:
-    """Write every key of every tenant, one JSON object per line. A daemon that keeps them in SQLite must be stopped.
+    """Write every signing key of every tenant, one JSON object per line.
 
-    With --output the file is there whole, or not at all.
+    A daemon that keeps them in SQLite must be stopped. Branch keys are not written: back them up with their store. With
+    --output the file is there whole, or not at all.
     """
     with cli_errors():
         settings, _ = options.resolve()
@@ -76,13 +77,17 @@ def export(output: Path | None, options: SettingsOptions) -> None:
         if settings.store == "sqlite" and not (settings.data_dir / DATABASE_FILE).exists():
             raise Refusal(f"there is no key store in {settings.data_dir}: check --data-dir or kms.data-dir")
         if output is None:
-            asyncio.run(_export(settings, sys.stdout.buffer))
-            return
-        try:
-            count = _export_to_file(settings, output)
-        except OSError as cause:
-            raise Refusal(f"{output} cannot be written: {cause.strerror}") from cause
-        click.echo(f"keystore: {count:,} key{'' if count == 1 else 's'} written to {output}")
+            _, is_all = asyncio.run(_export(settings, sys.stdout.buffer))
+        else:
+            try:
+                count, is_all = _export_to_file(settings, output)
+            except OSError as cause:
+                raise Refusal(f"{output} cannot be written: {cause.strerror}") from cause
+            click.echo(f"keystore: {count:,} key{'' if count == 1 else 's'} written to {output}")
+        if not is_all:
+            place = settings.branch_keys_table or settings.data_dir / DATABASE_FILE
+            click.echo(f"keystore: the export holds no branch keys: back up {place} too", err=True)
+            raise SystemExit(NOT_ALL)
 
 
 @keystore.command(
@@ -118,27 +123,29 @@ async def _opened(settings: Settings, resources: AsyncExitStack) -> KeyStore:
     return await open_store(settings, resources)
 
 
-def _export_to_file(settings: Settings, output: Path) -> int:
+def _export_to_file(settings: Settings, output: Path) -> tuple[int, bool]:
     """Write an export whole or not at all, and never over a file that is there."""
     if os.path.lexists(output):
         raise Refusal(f"{output} exists, and an export replaces no file")
     with atomic_create(output) as new:
         with new.open("wb") as lines:
-            count = asyncio.run(_export(settings, lines))
+            found = asyncio.run(_export(settings, lines))
         made = new.stat()
     if not os.path.samestat(made, output.stat()):
         raise Refusal(f"{output} was made by somebody else meanwhile")
-    return count
+    return found
 
 
-async def _export(settings: Settings, lines: IO[bytes]) -> int:
+async def _export(settings: Settings, lines: IO[bytes]) -> tuple[int, bool]:
+    """Return how many keys were written, and whether there are no branch keys beside them."""
     count = 0
     async with AsyncExitStack() as resources:
         store = await _opened(settings, resources)
         async for key in store.rows():
             lines.write(line_of(key))
             count += 1
-    return count
+        branch_keys = await open_branch_keys(settings, store, resources)
+        return count, branch_keys is None or not await branch_keys.wrapped_by()
 
 
 def _lines(name: str) -> Iterator[bytes]:
