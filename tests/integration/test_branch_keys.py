@@ -60,11 +60,9 @@ async def test_an_export_says_that_it_holds_no_branch_keys(tmp_path: Path) -> No
         pass
     nothing = await asyncio.to_thread(export)
     assert (0, b"") == (nothing.returncode, nothing.stderr)
-    async with (
-        running(tmp_path, kms_encryption_mode="branch-key") as daemon,
-        AsyncKmsClient(daemon.addresses[0]) as kms,
-    ):
-        await kms.encrypt("acme", b"secret")
+    async with running(tmp_path, kms_encryption_mode="branch-key") as daemon:
+        async with AsyncKmsClient(daemon.addresses[0]) as client:
+            await client.encrypt("acme", b"secret")
     exported = await asyncio.to_thread(export)
     assert 1 == exported.returncode
     assert b"the export holds no branch keys" in exported.stderr
