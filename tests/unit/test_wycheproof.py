@@ -11,9 +11,9 @@ from importlib.resources import files
 from typing import Any
 
 import pytest
+from betrace_kms_envelope import DoesNotOpen
 from betrace_kms_envelope import message as envelope
 from betrace_kms_evidence import dsse, read_jwks
-from betrace_kms_server.core.errors import DoesNotOpen
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
