@@ -104,6 +104,27 @@ async def test_clock_that_is_set_back_rotates_nobody_twice(kms: NumberedKms, sto
     assert TENANTS == kms.calls
 
 
+async def test_rotation_of_all_covers_keys_that_were_made_while_another_ran(
+    kms: NumberedKms, store: SqliteStore
+) -> None:
+    """Whoever comes meanwhile shares the next run, which begins after they came."""
+    clock = [1e9]
+    lifecycle = Lifecycle(kms, store, unchanged, now=lambda: clock[0])
+    rotation = Rotation(lifecycle, batch_size=10, now=lambda: clock[0])
+    kms.asked.clear()
+    first = asyncio.create_task(rotation.run_for_all())
+    await kms.asked.wait()
+    clock[0] += 1
+    key, _ = await new_key(LocalProvider(bytes(32)), "newcomer", int(clock[0] * 1000))
+    await store.create(key)
+    clock[0] += 1
+    others = [asyncio.create_task(rotation.run_for_all()) for _ in range(3)]
+    assert Outcome(TENANTS, 0) == await asyncio.wait_for(first, 20)
+    assert [Outcome(TENANTS + 1, 0)] * 3 == await asyncio.wait_for(asyncio.gather(*others), 20)
+    assert ["rotated", "active"] == [each.status for each in await store.all("newcomer")]
+    await rotation.close()
+
+
 @pytest.mark.parametrize("change", ["rotate", "revoke", "invalidate"])
 async def test_change_goes_on_when_its_caller_leaves(kms: NumberedKms, store: SqliteStore, change: str) -> None:
     """A caller that is cancelled in the middle does not stop a change: caches and the audit trail learn of it."""

@@ -1,6 +1,7 @@
 """grpcurl and grpc_health_probe against a real daemon."""
 
 import json
+import shlex
 import subprocess
 from base64 import b64decode
 from collections.abc import Iterator
@@ -71,7 +72,7 @@ def test_the_batch_of_the_manual_runs(daemon: Process) -> None:
     """The line in docs/clients.md, with this daemon's address, seals an item."""
     text = Path("docs/clients.md").read_text()
     line = text[text.index("grpcurl -plaintext") :].split("```", 1)[0]
-    line = line.replace("grpcurl", tool("grpcurl"), 1).replace("127.0.0.1:50051", daemon.address)
+    line = line.replace("grpcurl", shlex.quote(tool("grpcurl")), 1).replace("127.0.0.1:50051", daemon.address)
     done = run("/bin/sh", "-c", line)
     assert 0 == done.returncode, done.stderr
     (result,) = json.loads(done.stdout)["results"]

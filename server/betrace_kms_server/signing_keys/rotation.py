@@ -64,6 +64,7 @@ class Rotation:
         self._jitter = jitter
         self._record = record
         self._for_all: asyncio.Task[Outcome] | None = None
+        self._next_for_all: asyncio.Task[Outcome] | None = None
 
     async def follow(self, schedule: Schedule, max_age: timedelta) -> None:
         """Catch up the latest run, then make every run of the schedule."""
@@ -86,16 +87,33 @@ class Rotation:
                     due = min(due, schedule.next_after(self._time()) or due)
 
     async def run_for_all(self, event: KeyEvent | None = None) -> Outcome:
-        """Rotate every tenant's key, however young. A caller that leaves does not end it; others who come join it."""
-        if self._for_all is None or self._for_all.done():
-            self._for_all = asyncio.create_task(self.run(int(self._now() * 1000) + 1, event), name="rotate all")
-        return await asyncio.shield(self._for_all)
+        """Rotate every tenant's key, however young. A caller that leaves does not end it.
+
+        Who comes while such a run is under way shares the next one with others who come: keys that were made since it
+        began are none of its.
+        """
+        if self._next_for_all is None:
+            if self._for_all is None or self._for_all.done():
+                self._for_all = asyncio.create_task(self.run(self._this_instant(), event), name="rotate all")
+                return await asyncio.shield(self._for_all)
+            self._next_for_all = asyncio.create_task(self._run_after(self._for_all, event), name="rotate all again")
+        return await asyncio.shield(self._next_for_all)
+
+    def _this_instant(self) -> int:
+        return int(self._now() * 1000) + 1
+
+    async def _run_after(self, former: asyncio.Task[Outcome], event: KeyEvent | None) -> Outcome:
+        await asyncio.wait([former])
+        self._for_all, self._next_for_all = self._next_for_all, None
+        return await self.run(self._this_instant(), event)
 
     async def close(self) -> None:
-        """End a rotation of all that runs; what it has rotated stays so."""
-        if self._for_all is not None:
-            self._for_all.cancel()
-            await asyncio.wait([self._for_all])
+        """End rotations of all that run or wait; what they have rotated stays so."""
+        tasks = [task for task in (self._for_all, self._next_for_all) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def run(self, before_ms: int, event: KeyEvent | None = None) -> Outcome:
         """Rotate every key that was made before a time. One tenant's failure is not another's."""
