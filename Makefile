@@ -59,10 +59,10 @@ protos: $(VENV)/dev.stamp ## regenerate the stubs from protos/
 	  betrace/kms/v1/admin.proto betrace/kms/v1/key_management.proto
 
 test-install: ## install the pins and the declared ranges into empty environments of each Python that is here, and run the daemon
-	$(PYTHON) -m tests.install pins
+	'$(PYTHON)' -m tests.install pins
 
 test-ranges: ## let pip choose what pyproject.toml allows today, and run the daemon
-	$(PYTHON) -m tests.install ranges 3.11
+	'$(PYTHON)' -m tests.install ranges 3.11
 
 protos-check: protos ## check that the stubs are what protos/ says
 	@test -z "$$(git status --porcelain -- protos)" || { git status --short -- protos; git diff --stat -- protos; echo 'protos/ differs from its stubs: commit what make protos wrote'; exit 1; }
@@ -179,8 +179,8 @@ clean: ## remove what the other targets made, but not ./data
 	rm -rf $(VENV) .tools .fuzz .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11'; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11'; exit 1; }
+	'$(PYTHON)' -m venv $(VENV)
 
 # A stamp stands for "what this requirements file pins, and the package itself, are installed". The pins are complete, so
 # --no-deps leaves pip nothing to resolve: what the registry published since does not matter.

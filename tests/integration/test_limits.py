@@ -17,7 +17,7 @@ from betrace.kms.v1 import admin_pb2
 from betrace.kms.v1 import key_management_pb2 as pb
 from betrace_kms_server.access.admission import Access
 from betrace_kms_server.access.identity import SameCaller
-from betrace_kms_server.core.waiting import check_may_wait
+from betrace_kms_server.core.shedding import check_may_wait
 from betrace_kms_server.rpc.gate import MAX_STREAMS, CallGate
 from betrace_kms_server.rpc.interceptors import ErrorInterceptor
 from betrace_kms_server.rpc.reception import MAX_SLOW

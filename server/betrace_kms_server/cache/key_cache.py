@@ -44,8 +44,8 @@ from betrace_kms_server.core.errors import (
     Stopping,
 )
 from betrace_kms_server.core.key_event import KeyEvent, Recorder, current_event, ignore, note_miss, note_shared
+from betrace_kms_server.core.shedding import check_may_wait
 from betrace_kms_server.core.waiters import Waiters, current_waiters
-from betrace_kms_server.core.waiting import check_may_wait
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from betrace_kms_server.core.errors import BudgetExceeded
 from betrace_kms_server.core.key_event import DAEMON, current_event
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
+from betrace_kms_server.core.shedding import check_may_wait
 from betrace_kms_server.core.tenancy import Context, tenant_of
 from betrace_kms_server.core.token_bucket import TenantBuckets, TokenBucket
-from betrace_kms_server.core.waiting import check_may_wait
 from betrace_kms_server.providers.breaker import State
 from betrace_kms_server.providers.protocol import KeyProvider
 

@@ -8,8 +8,8 @@ from betrace.kms.v1 import key_management_pb2 as pb
 
 from betrace_kms_server.core.errors import InvalidRequest, KmsError
 from betrace_kms_server.core.key_event import KeyEvent
+from betrace_kms_server.core.shedding import check_may_wait
 from betrace_kms_server.core.tenancy import Context, check_caller_context, check_tenant_id
-from betrace_kms_server.core.waiting import check_may_wait
 from betrace_kms_server.data_keys.batches import Item, SharedContext, Turns, open_batch, seal_batch
 from betrace_kms_server.data_keys.keyring import KeyRing
 from betrace_kms_server.rpc.payloads import check_ciphertext, check_plaintext

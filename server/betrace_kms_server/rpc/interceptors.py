@@ -22,7 +22,7 @@ import structlog
 from betrace_kms_server.access.admission import Access
 from betrace_kms_server.access.identity import Caller, Recognised
 from betrace_kms_server.core.errors import KmsError, Overloaded, cause_of
-from betrace_kms_server.core.waiting import forbid_waiting
+from betrace_kms_server.core.shedding import forbid_waiting
 from betrace_kms_server.rpc.deadlines import Deadline
 from betrace_kms_server.rpc.gate import MAX_STREAMS, CallGate
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT

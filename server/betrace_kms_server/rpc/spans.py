@@ -18,8 +18,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from betrace_kms_server.core.errors import InvalidRequest
 from betrace_kms_server.core.key_event import KeyEvent
 from betrace_kms_server.core.keys import StoredKey
+from betrace_kms_server.core.shedding import check_may_wait
 from betrace_kms_server.core.tenancy import check_key_id, check_tenant_id
-from betrace_kms_server.core.waiting import check_may_wait
 from betrace_kms_server.rpc import batches
 from betrace_kms_server.rpc.batches import Refusal
 from betrace_kms_server.rpc.wire import MAX_ITEMS

@@ -1,4 +1,4 @@
-"""Whether a call may wait: for KMS, for the key store, or for a thread.
+"""Load shedding: whether a call may wait for KMS, for the key store, or for a thread.
 
 A call whose keys are in the cache is answered without a wait, so however full the daemon is, such a call takes nothing
 from others. Only what would stay is refused.
@@ -20,6 +20,6 @@ def check_may_wait() -> None:
     """Raise Overloaded if the call that this task serves may not wait. To be asked before what makes it wait."""
     if not _may_wait.get():
         raise Overloaded(
-            "more calls wait in the daemon than kms.server.max-calls-in-flight, or their payloads, allow: call again a"
-            " little later"
+            "more calls are in flight than kms.server.max-calls-in-flight allows, and this one would have to wait: call"
+            " again a little later"
         )
