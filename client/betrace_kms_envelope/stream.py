@@ -1,6 +1,6 @@
 """Messages of any size, sealed and opened piece by piece: memory holds a frame and the piece that was given.
 
-`Sealing` and `Opening` do no I/O, so threads and event loops use the same ones. Format: see message.py.
+`Sealing` and `Opening` do no I/O, so threads and event loops use the same ones. See format.py.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
-from betrace_kms_envelope.message import (
+from betrace_kms_envelope.format import (
     COMMITTING_SIGNED,
     FINAL,
     FINAL_FRAME_AAD,
@@ -22,10 +22,10 @@ from betrace_kms_envelope.message import (
     SINGLE_BLOCK_AAD,
     TAG_BYTES,
     DoesNotOpen,
-    Message,
-    Sealer,
     body_aad,
 )
+from betrace_kms_envelope.message import Message
+from betrace_kms_envelope.sealer import Sealer
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 """Largest frame, or body without frames, that is opened: a frame is held until its tag has verified."""

@@ -10,8 +10,8 @@ from betrace_kms_envelope import (
     EncryptedDataKey,
     Message,
     Sealer,
+    sealer,
 )
-from betrace_kms_envelope import message as envelope
 from betrace_kms_server.cache.key_cache import KeyCache
 from betrace_kms_server.core.errors import DoesNotOpen
 from betrace_kms_server.core.tenancy import Context, DataKeyType, encryption_context, signing_context
@@ -328,7 +328,7 @@ async def test_failure_is_not_cached(ring: KeyRing, kms: Kms) -> None:
 
 async def test_a_message_of_many_frames_opens_in_slices(ring: KeyRing, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others get a turn of the loop after each thousand of its frames."""
-    monkeypatch.setattr(envelope, "FRAME_BYTES", 1)
+    monkeypatch.setattr(sealer, "FRAME_BYTES", 1)
     plaintext = bytes(4_500)
     message = (await ring.seal("acme", plaintext, {})).ciphertext
     assert b"warm" == (await ring.open("acme", (await ring.seal("acme", b"warm", {})).ciphertext, {})).plaintext

@@ -19,7 +19,8 @@ from unittest import mock
 from betrace.kms.v1 import key_management_pb2 as pb
 from betrace.kms.v1 import span_pb2
 from betrace_kms_client import KmsClient
-from betrace_kms_envelope import message as envelope
+from betrace_kms_envelope import MAX_FRAMES, EncryptedDataKey, Sealer
+from betrace_kms_envelope import sealer as sealing
 
 from tests.raw_grpc import (
     CONTINUATION,
@@ -335,7 +336,7 @@ def bombs(address: str) -> Mapping[str, tuple[str, bytes]]:
         "300,000 pairs": encrypt(encryption_context={str(number): "" for number in range(300_000)}),
         "4 MB name": sign(span_pb2.ComplianceSpan(trace_id=bytes(16), span_id=bytes(8), name="n" * 4_000_000)),
         "4 MiB seal": encrypt(plaintext=bytes(LARGEST)),
-        "65,536 frames": (f"{SERVICE}Decrypt", _frames_of_a_byte(address, envelope.MAX_FRAMES)),
+        "65,536 frames": (f"{SERVICE}Decrypt", _frames_of_a_byte(address, MAX_FRAMES)),
         "127,089 frames": (f"{SERVICE}Decrypt", _frames_of_a_byte(address, 127_089)),
     }
 
@@ -345,9 +346,9 @@ def _frames_of_a_byte(address: str, count: int) -> bytes:
     with KmsClient(address) as client:
         key = client.generate_data_key("warm")
     context = {"tenantId": "warm", "keyType": "encryption"}
-    wrapped = envelope.EncryptedDataKey("betrace-local", key.key_id, key.ciphertext_blob)
-    with mock.patch.object(envelope, "FRAME_BYTES", 1):
-        message = envelope.Sealer(wrapped, context).seal(bytes(count), key.plaintext)
+    wrapped = EncryptedDataKey("betrace-local", key.key_id, key.ciphertext_blob)
+    with mock.patch.object(sealing, "FRAME_BYTES", 1):
+        message = Sealer(wrapped, context).seal(bytes(count), key.plaintext)
     return pb.DecryptRequest(tenant_id="warm", ciphertext_blob=message).SerializeToString()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from betrace_kms_envelope import DoesNotOpen
+from betrace_kms_envelope import format as message_format
 from betrace_kms_envelope import message as envelope
 from betrace_kms_evidence import dsse, read_jwks
 from cryptography.exceptions import InvalidTag
@@ -134,9 +135,9 @@ def test_hkdf_of_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
         if "invalid" == test["result"]:  # asks for more than HKDF has; ours asks for 32 bytes
             continue
         data_key, message_id, info, expected = octets(test, "ikm", "salt", "info", "okm")
-        monkeypatch.setattr(envelope, "_COMMIT_INFO", info)
-        monkeypatch.setattr(envelope, "_DERIVE_INFO", {0x0478: info})
-        for derived in envelope._derive(data_key, 0x0478, message_id):
+        monkeypatch.setattr(message_format, "_COMMIT_INFO", info)
+        monkeypatch.setattr(message_format, "_DERIVE_INFO", {0x0478: info})
+        for derived in message_format.derive(data_key, 0x0478, message_id):
             assert expected[:32] == derived[: len(expected)]
         count += 1
     assert 80 == count
