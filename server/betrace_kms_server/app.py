@@ -1,4 +1,4 @@
-"""The composition root: builds everything, and owns start, drain and stop.
+"""The composition root: builds everything on assembly.py, and owns start, drain and stop.
 
 Start: settings, data folder, key store, provider, server; then the master key is checked, and only when it is usable
 does the service say SERVING. KMS failing is no reason to exit: the daemon stays NOT_SERVING and tries again.
@@ -8,7 +8,6 @@ Stop: NOT_SERVING, streams end, calls are answered (rpc/drain.py), then caches, 
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -20,15 +19,12 @@ import structlog
 from betrace_kms_server.access.admission import Access
 from betrace_kms_server.access.listeners import Listeners, open_listeners
 from betrace_kms_server.access.quotas import CallQuota
-from betrace_kms_server.audit.trail import AuditTrail
+from betrace_kms_server.assembly import Core, build_core
 from betrace_kms_server.cache.key_caches import KeyCaches
 from betrace_kms_server.config.reload import Reread, SettingsReload
 from betrace_kms_server.config.settings import Settings
 from betrace_kms_server.config.sources import described
-from betrace_kms_server.core.key_event import KeyEvent, Recorder, recorded
-from betrace_kms_server.data_keys.branch_keys import BranchKeys
-from betrace_kms_server.data_keys.branch_messages import BranchMessages
-from betrace_kms_server.data_keys.keyring import KeyRing
+from betrace_kms_server.core.key_event import KeyEvent, recorded
 from betrace_kms_server.host.connection_bounds import ConnectionBounds
 from betrace_kms_server.host.connections import Callers
 from betrace_kms_server.host.process import ROOT, runs_as_root
@@ -38,71 +34,34 @@ from betrace_kms_server.jobs import (
     background,
     keep_bounds,
     leave_former_keys,
-    on_kms_state,
     rotate_on_schedule,
     sweep,
     while_permitted,
 )
-from betrace_kms_server.operations.emergency_stop import EmergencyStop
 from betrace_kms_server.operations.http import build_app, serving_ops
-from betrace_kms_server.operations.monitor import KmsMonitor, KmsState
-from betrace_kms_server.operations.validation import Validation, Validator
-from betrace_kms_server.providers.protocol import KeyProvider
+from betrace_kms_server.operations.monitor import KmsState
+from betrace_kms_server.operations.validation import Validation
 from betrace_kms_server.rpc.admin import AdminService
 from betrace_kms_server.rpc.drain import drain
 from betrace_kms_server.rpc.emergency_stop import EmergencyStopInterceptor
 from betrace_kms_server.rpc.gate import CallGate
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT, HealthService
 from betrace_kms_server.rpc.key_management import KeyManagementService
-from betrace_kms_server.rpc.large_messages import LargeMessages
 from betrace_kms_server.rpc.reception import end_slow_requests
 from betrace_kms_server.rpc.server import bind, build_admin_server, build_server
-from betrace_kms_server.signing_keys.lifecycle import Lifecycle
-from betrace_kms_server.signing_keys.rotation import Rotation
-from betrace_kms_server.signing_keys.signer import Signer
 from betrace_kms_server.startup import (
     ephemeral_volume,
-    open_audit,
-    open_branch_keys,
     open_data_dir,
-    open_provider,
-    open_store,
 )
-from betrace_kms_server.stores.protocol import KeyStore
 from betrace_kms_server.telemetry import export
-from betrace_kms_server.telemetry.figures import CallStats, Figures
 from betrace_kms_server.telemetry.logs import set_level
 from betrace_kms_server.telemetry.metrics import Metrics
-from betrace_kms_server.telemetry.observers import CallObserver, KmsCallObserver, recorder
-from betrace_kms_server.telemetry.tracing import Tracing
+from betrace_kms_server.telemetry.observers import CallObserver
 
 log = structlog.get_logger()
 
 READY_SECONDS = 0.5
 """How old the answer of /q/health/ready may be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Core:
-    """What makes, keeps and uses keys, and what counts that. No caller reaches it yet."""
-
-    provider: KeyProvider
-    store: KeyStore
-    caches: KeyCaches
-    keyring: KeyRing
-    signer: Signer
-    lifecycle: Lifecycle
-    rotation: Rotation
-    monitor: KmsMonitor
-    validator: Validator
-    stop: EmergencyStop
-    health: HealthService
-    audit: AuditTrail | None
-    tracing: Tracing | None
-    rpcs: CallStats
-    figures: Figures
-    gate: CallGate
-    record: Recorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,102 +144,6 @@ async def running(settings: Settings, hurry: asyncio.Event | None = None) -> Asy
         ):
             log.info("Listening", addresses=daemon.addresses, operations=daemon.ops_address)
             yield daemon
-
-
-async def build_core(
-    settings: Settings, ephemeral: str | None, listeners: Listeners, resources: AsyncExitStack
-) -> Core:
-    """Open the key store and the provider, and build what stands on them. Raises StartRefused."""
-    store = await open_store(settings, resources)
-    audit = await open_audit(settings, resources)
-    record = recorder(audit)
-    tracing = export.open_tracing(os.environ)
-    rpcs, kms_calls = CallStats(), CallStats()
-    branch_store = await open_branch_keys(settings, store, resources)
-    provider = await open_provider(settings, store, branch_store, KmsCallObserver(kms_calls, tracing), resources)
-    caches = KeyCaches(
-        store,
-        encryption_ttl=settings.encryption_key_ttl_minutes * 60.0,
-        signing_ttl=settings.private_key_ttl_minutes * 60.0,
-        public_ttl=settings.public_key_ttl_hours * 3600.0,
-        max_size=settings.cache_max_size,
-        branch_max_size=settings.branch_keys_cache_size,
-        version_check_seconds=settings.version_check_seconds,
-        record=record,
-        request_check=lambda: monitor.request_check(),
-    )
-    resources.push_async_callback(caches.close)
-    health = HealthService()
-    stop = EmergencyStop(store, caches, lambda refusing: health.withhold(*([KEY_MANAGEMENT] if refusing else [])))
-    await stop.check()  # before there is anybody to serve
-    monitor = KmsMonitor(provider, on_kms_state(health, provider, caches))
-    signer = Signer(
-        provider,
-        store,
-        signing_keys=caches.signing,
-        public_keys=caches.public,
-        auto_create=settings.auto_create,
-        now=time.time,
-        record=record,
-    )
-    branch_keys = None
-    if branch_store is not None:
-        branch_keys = BranchKeys(
-            provider,
-            branch_store,
-            caches.branch,
-            logical_name=settings.logical_name,
-            changed=lambda tenant_id: lifecycle.invalidate(tenant_id),
-            record=record,
-        )
-    keyring = KeyRing(
-        provider,
-        caches.encryption,
-        max_messages=settings.encryption_key_max_messages,
-        max_uses=settings.data_key_max_uses,
-        max_encrypted_data_keys=settings.max_encrypted_data_keys,
-        sealing_key_type=settings.sealing_key_type or await store.sealing_key_type(),
-        branch_messages=BranchMessages(branch_keys, seals=settings.encryption_mode == "branch-key")
-        if branch_keys
-        else None,
-    )
-    gate = CallGate(settings.max_calls_in_flight, LargeMessages.of_payloads(settings.max_message_bytes))
-    lifecycle = Lifecycle(provider, store, caches.changed, now=time.time, record=record, others=branch_keys)
-    rotation = Rotation(lifecycle, batch_size=settings.rotation_batch_size, record=record)
-    unfit = [problem for problem in (listeners.problem, ROOT if runs_as_root() else None) if problem]
-    validator = Validator(provider, store, endpoint=settings.endpoint, ephemeral=ephemeral, unfit=unfit)
-    for part in (lifecycle, rotation, validator):
-        resources.push_async_callback(part.close)
-    return Core(
-        provider=provider,
-        store=store,
-        caches=caches,
-        keyring=keyring,
-        signer=signer,
-        lifecycle=lifecycle,
-        rotation=rotation,
-        monitor=monitor,
-        validator=validator,
-        stop=stop,
-        health=health,
-        audit=audit,
-        tracing=tracing,
-        rpcs=rpcs,
-        figures=Figures(
-            monitor,
-            caches,
-            signer.retrievals,
-            rpcs,
-            kms_calls,
-            audit,
-            rotation,
-            provider,
-            stop,
-            in_flight=lambda: gate.in_flight,
-        ),
-        gate=gate,
-        record=record,
-    )
 
 
 async def build_edges(

@@ -1,0 +1,151 @@
+"""Assembles the core of a daemon on its key store and provider. No caller reaches it yet: app.py lets them."""
+
+import os
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from betrace_kms_server.access.listeners import Listeners
+from betrace_kms_server.audit.trail import AuditTrail
+from betrace_kms_server.cache.key_caches import KeyCaches
+from betrace_kms_server.config.settings import Settings
+from betrace_kms_server.core.key_event import Recorder
+from betrace_kms_server.data_keys.branch_keys import BranchKeys
+from betrace_kms_server.data_keys.branch_messages import BranchMessages
+from betrace_kms_server.data_keys.keyring import KeyRing
+from betrace_kms_server.host.process import ROOT, runs_as_root
+from betrace_kms_server.jobs import on_kms_state
+from betrace_kms_server.operations.emergency_stop import EmergencyStop
+from betrace_kms_server.operations.monitor import KmsMonitor
+from betrace_kms_server.operations.validation import Validator
+from betrace_kms_server.providers.protocol import KeyProvider
+from betrace_kms_server.rpc.gate import CallGate
+from betrace_kms_server.rpc.health import KEY_MANAGEMENT, HealthService
+from betrace_kms_server.rpc.large_messages import LargeMessages
+from betrace_kms_server.signing_keys.lifecycle import Lifecycle
+from betrace_kms_server.signing_keys.rotation import Rotation
+from betrace_kms_server.signing_keys.signer import Signer
+from betrace_kms_server.startup import open_audit, open_branch_keys, open_provider, open_store
+from betrace_kms_server.stores.protocol import KeyStore
+from betrace_kms_server.telemetry import export
+from betrace_kms_server.telemetry.figures import CallStats, Figures
+from betrace_kms_server.telemetry.observers import KmsCallObserver, recorder
+from betrace_kms_server.telemetry.tracing import Tracing
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """What makes, keeps and uses keys, and what counts that."""
+
+    provider: KeyProvider
+    store: KeyStore
+    caches: KeyCaches
+    keyring: KeyRing
+    signer: Signer
+    lifecycle: Lifecycle
+    rotation: Rotation
+    monitor: KmsMonitor
+    validator: Validator
+    stop: EmergencyStop
+    health: HealthService
+    audit: AuditTrail | None
+    tracing: Tracing | None
+    rpcs: CallStats
+    figures: Figures
+    gate: CallGate
+    record: Recorder
+
+
+async def build_core(
+    settings: Settings, ephemeral: str | None, listeners: Listeners, resources: AsyncExitStack
+) -> Core:
+    """Open the key store and the provider, and build what stands on them. Raises StartRefused."""
+    store = await open_store(settings, resources)
+    audit = await open_audit(settings, resources)
+    record = recorder(audit)
+    tracing = export.open_tracing(os.environ)
+    rpcs, kms_calls = CallStats(), CallStats()
+    branch_store = await open_branch_keys(settings, store, resources)
+    provider = await open_provider(settings, store, branch_store, KmsCallObserver(kms_calls, tracing), resources)
+    caches = KeyCaches(
+        store,
+        encryption_ttl=settings.encryption_key_ttl_minutes * 60.0,
+        signing_ttl=settings.private_key_ttl_minutes * 60.0,
+        public_ttl=settings.public_key_ttl_hours * 3600.0,
+        max_size=settings.cache_max_size,
+        branch_max_size=settings.branch_keys_cache_size,
+        version_check_seconds=settings.version_check_seconds,
+        record=record,
+        request_check=lambda: monitor.request_check(),
+    )
+    resources.push_async_callback(caches.close)
+    health = HealthService()
+    stop = EmergencyStop(store, caches, lambda refusing: health.withhold(*([KEY_MANAGEMENT] if refusing else [])))
+    await stop.check()  # before there is anybody to serve
+    monitor = KmsMonitor(provider, on_kms_state(health, provider, caches))
+    signer = Signer(
+        provider,
+        store,
+        signing_keys=caches.signing,
+        public_keys=caches.public,
+        auto_create=settings.auto_create,
+        now=time.time,
+        record=record,
+    )
+    branch_keys = branch_messages = None
+    if branch_store is not None:
+        branch_keys = BranchKeys(
+            provider,
+            branch_store,
+            caches.branch,
+            logical_name=settings.logical_name,
+            changed=lambda tenant_id: lifecycle.invalidate(tenant_id),
+            record=record,
+        )
+        branch_messages = BranchMessages(branch_keys, seals=settings.encryption_mode == "branch-key")
+    keyring = KeyRing(
+        provider,
+        caches.encryption,
+        max_messages=settings.encryption_key_max_messages,
+        max_uses=settings.data_key_max_uses,
+        max_encrypted_data_keys=settings.max_encrypted_data_keys,
+        sealing_key_type=settings.sealing_key_type or await store.sealing_key_type(),
+        branch_messages=branch_messages,
+    )
+    gate = CallGate(settings.max_calls_in_flight, LargeMessages.of_payloads(settings.max_message_bytes))
+    lifecycle = Lifecycle(provider, store, caches.changed, now=time.time, record=record, others=branch_keys)
+    rotation = Rotation(lifecycle, batch_size=settings.rotation_batch_size, record=record)
+    unfit = [problem for problem in (listeners.problem, ROOT if runs_as_root() else None) if problem]
+    validator = Validator(provider, store, endpoint=settings.endpoint, ephemeral=ephemeral, unfit=unfit)
+    for part in (lifecycle, rotation, validator):
+        resources.push_async_callback(part.close)
+    return Core(
+        provider=provider,
+        store=store,
+        caches=caches,
+        keyring=keyring,
+        signer=signer,
+        lifecycle=lifecycle,
+        rotation=rotation,
+        monitor=monitor,
+        validator=validator,
+        stop=stop,
+        health=health,
+        audit=audit,
+        tracing=tracing,
+        rpcs=rpcs,
+        figures=Figures(
+            monitor,
+            caches,
+            signer.retrievals,
+            rpcs,
+            kms_calls,
+            audit,
+            rotation,
+            provider,
+            stop,
+            in_flight=lambda: gate.in_flight,
+        ),
+        gate=gate,
+        record=record,
+    )
