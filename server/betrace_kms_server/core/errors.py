@@ -21,6 +21,8 @@
     ├── Stopping                  the daemon stops before the key came that a call waits for
     ├── StoreUnavailable          the key store is unreachable, full or read-only
     ├── Locked                    an operator's emergency stop is in force
+    ├── TenantPendingShred        the tenant's keys are to be destroyed, which can still be cancelled
+    ├── TenantShredded            the tenant's keys were destroyed, or are being destroyed
     └── AuditUnavailable          the audit trail cannot be written, and kms.audit.required is set
     StartRefused                  the daemon cannot start safely; exit code 2
 
@@ -38,6 +40,14 @@ LOCKED = (
     " on the admin socket with `betrace-kms unlock`"
 )
 """Text of Locked."""
+PENDING_SHRED = (
+    "the tenant's keys are about to be destroyed, and nothing is encrypted or decrypted for it: ask the operators of"
+    " this daemon, who can cancel that with `betrace-kms shred --cancel` until it is due"
+)
+SHREDDED = (
+    "the tenant was shredded, and what was encrypted for it is lost: to encrypt for it anew, ask the operators of this"
+    " daemon for `betrace-kms shred --recreate`"
+)
 
 Place = Literal["volume", "table", "process"]
 
@@ -238,6 +248,24 @@ class Locked(KmsError):
     """An emergency stop is in force: another try helps only after an operator has ended it."""
 
     reason = "LOCKED"
+
+
+class TenantPendingShred(KmsError):
+    """An operator asked to shred the tenant. Another try helps only after an operator has cancelled that."""
+
+    reason = "TENANT_PENDING_SHRED"
+
+    def __init__(self, message: str = PENDING_SHRED, *, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(message, metadata=metadata)
+
+
+class TenantShredded(KmsError):
+    """The tenant's keys were destroyed, or are being destroyed. What they sealed is lost for ever."""
+
+    reason = "TENANT_SHREDDED"
+
+    def __init__(self, message: str = SHREDDED, *, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(message, metadata=metadata)
 
 
 class AuditUnavailable(KmsError):

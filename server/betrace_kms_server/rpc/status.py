@@ -28,6 +28,8 @@ STATUS: Mapping[type[errors.KmsError], grpc.StatusCode] = {
     errors.NoSigningKey: grpc.StatusCode.NOT_FOUND,
     errors.MasterKeyUnusable: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Locked: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.TenantPendingShred: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.TenantShredded: grpc.StatusCode.FAILED_PRECONDITION,
     errors.BadAnswer: grpc.StatusCode.INTERNAL,
     errors.KeyDamaged: grpc.StatusCode.DATA_LOSS,
     errors.AccessDenied: grpc.StatusCode.PERMISSION_DENIED,

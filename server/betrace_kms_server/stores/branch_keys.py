@@ -3,7 +3,7 @@
 A store keeps every version of a branch key. It knows nothing of KMS: what it returns is authenticated by unwrapping it.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 from uuid import UUID
@@ -35,6 +35,13 @@ class BranchKeyStore(Protocol):
         """Put a new version beside the others and in place of the active row, both at once or neither.
 
         False if the active row is not `former` any more. A try that is repeated after it had landed is True.
+        """
+
+    async def destroy(self, branch_key_id: str, still: Callable[[], Awaitable[bool]]) -> int:
+        """Delete every row of a branch key, damaged ones too. Returns how many this call deleted.
+
+        `still` is asked after rows were read and before they are deleted, and False ends it. A row that is not what was
+        read any more is read again. So only rows are deleted that were there when `still` said that they are to go.
         """
 
     def created_before(self, time: str) -> AsyncIterator[str]:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from betrace_kms_server.core.keys import StoredKey
 from betrace_kms_server.core.lock_state import LockState
+from betrace_kms_server.core.shredding import Shredding, TenantHead
 from betrace_kms_server.core.tenancy import DataKeyType
 
 
@@ -57,6 +58,19 @@ class KeyStore(Protocol):
 
     async def generation(self, tenant_id: str) -> int:
         """Return the tenant's generation: 0 at first, and higher after each rotation, revocation and invalidation."""
+
+    async def head(self, tenant_id: str) -> TenantHead:
+        """Return the tenant's generation and its shredding, in one read. The record of the shredding is not checked."""
+
+    async def set_shredding(self, tenant_id: str, former: Shredding | None, state: Shredding | None) -> bool:
+        """Put a shredding in place of another one (None: the tenant is open), and raise the tenant's generation.
+
+        Both become durable at once, or nothing does: False if the present one is not `former`. True also if it is
+        `state` by now.
+        """
+
+    def shreddings(self) -> AsyncIterator[TenantHead]:
+        """Yield every tenant that has a shredding, in any order; of the head the generation may be missing."""
 
     async def raise_generation(self, tenant_id: str) -> None:
         """Raise the tenant's generation, so that other daemons drop what they cached for the tenant."""

@@ -2,14 +2,16 @@
 
 AWS Encryption SDK specification, framework/branch-key-store.md. Writes are the transactions of its CreateKey and
 VersionKey, with their conditions. The daemon's role needs what the key store's table needs, on this table too, but for
-dynamodb:UpdateItem.
+dynamodb:UpdateItem; and dynamodb:DeleteItem, if tenants are to be shredded.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
+
+from botocore.exceptions import ClientError
 
 from betrace_kms_server.core.branch_rows import (
     ACTIVE,
@@ -30,6 +32,7 @@ from betrace_kms_server.stores.dynamodb.client import (
     dynamodb_client,
     without_contention,
 )
+from betrace_kms_server.stores.dynamodb.errors import is_refusal
 from betrace_kms_server.stores.dynamodb.table import BRANCH_KEYS, inspect_table
 
 if TYPE_CHECKING:
@@ -76,6 +79,48 @@ class DynamoBranchKeys:
             }
         }
         return await self._commit([self._put(rows.version), replace], rows)
+
+    async def destroy(self, branch_key_id: str, still: Callable[[], Awaitable[bool]]) -> int:
+        """See BranchKeyStore."""
+        deleted = 0
+        while items := await self._page(branch_key_id):
+            if not await still():
+                break
+            for item in items:
+                deleted += await self._delete(item)
+        return deleted
+
+    async def _page(self, branch_key_id: str) -> Sequence[Mapping[str, Any]]:
+        """Return the primary key and the wrapped key of some rows; nothing only if there is no row."""
+        async with asking(self._client, "Query", self._arn):
+            page = await self._client.query(
+                TableName=self._table,
+                ConsistentRead=True,
+                KeyConditionExpression="#id = :id",
+                ProjectionExpression="#id, #type, #enc",
+                ExpressionAttributeNames={"#id": ID, "#type": TYPE, "#enc": _ENC},
+                ExpressionAttributeValues={":id": {"S": branch_key_id}},
+            )
+        return page["Items"]
+
+    async def _delete(self, item: Mapping[str, Any]) -> bool:
+        """Delete a row if it holds what was read. Returns whether this call did: a retry of the SDK may have."""
+        delete: dict[str, Any] = {
+            "TableName": self._table,
+            "Key": {ID: item[ID], TYPE: item[TYPE]},
+            "ConditionExpression": "#enc = :enc" if _ENC in item else "attribute_not_exists(#enc)",
+            "ExpressionAttributeNames": {"#enc": _ENC},
+        }
+        if _ENC in item:
+            delete["ExpressionAttributeValues"] = {":enc": item[_ENC]}
+        async with asking(self._client, "DeleteItem", self._arn):
+            try:
+                await without_contention(lambda: self._client.delete_item(**delete))
+            except ClientError as cause:
+                if not is_refusal(cause):
+                    raise
+                return False
+        return True
 
     async def created_before(self, time: str) -> AsyncIterator[str]:
         """See BranchKeyStore. Not consistent, for half the price: a rotation checks the row again."""

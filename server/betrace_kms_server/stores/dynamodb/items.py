@@ -4,11 +4,13 @@ A tenant is one partition, so that its items are read and written together:
 
 | tenant_id (S) | item (S)       | other attributes                                                                 |
 |---------------|----------------|----------------------------------------------------------------------------------|
-| the tenant    | `tenant`       | the head: active_key_id (S), if it has one; generation (N), once it was raised    |
+| the tenant    | `tenant`       | the head: active_key_id (S), if it has one; generation (N), once it was raised;   |
+|               |                | shredding (S), the record of core/shredding.py, unless the tenant is open         |
 | the tenant    | `key#<key id>` | a key: provider, master_key_arn, status (S), wrapped_seed, public_key, checksum   |
 |               |                | (B), create_time_ms, rotate_time_ms, revoke_time_ms (N), import_id (S),           |
 |               |                | state_checksum (B; not in items of earlier versions)                         |
 | `#lock`       | `lock`         | the emergency stop: locked (BOOL), and if it is in force reason (S), time_ms (N)  |
+| `#shredding`  | the tenant     | the same shredding (S), to list them by; written with the head                    |
 | `#store`      | `origin`       | what the version that made the table could do: sealing_key_type (S). Missing in   |
 |               |                | tables of earlier versions, and in those that `keystore init` did not make        |
 
@@ -67,6 +69,15 @@ def lock_state(item: Mapping[str, Any] | None) -> LockState | None:
 
 ORIGIN = {PARTITION_KEY: {"S": "#store"}, SORT_KEY: {"S": "origin"}}
 """Primary key of what is known of the table. No tenant can have this partition: no tenant id holds a `#`."""
+
+
+SHREDDINGS = "#shredding"
+"""Partition of the list of shreddings. No tenant can have it: no tenant id holds a `#`."""
+
+
+def shredding_record(item: Mapping[str, Any]) -> str | None:
+    """Return the record of a shredding in an item, if it has one: "", which is a damaged one, if it is no text."""
+    return item["shredding"].get("S", "") if "shredding" in item else None
 
 
 def can_exist(primary_key: Mapping[str, Any]) -> bool:

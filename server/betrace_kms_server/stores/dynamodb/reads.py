@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from betrace_kms_server.stores.dynamodb.client import asking, without_contention
-from betrace_kms_server.stores.dynamodb.items import KEY_PREFIX, PARTITION_KEY, SORT_KEY, can_exist
+from betrace_kms_server.stores.dynamodb.items import KEY_PREFIX, PARTITION_KEY, SHREDDINGS, SORT_KEY, can_exist
 
 if TYPE_CHECKING:
     from types_aiobotocore_dynamodb import DynamoDBClient
@@ -65,6 +65,25 @@ class Reads:
             **({"Limit": page_items} if page_items else {}),
         }
         while tenant_id:
+            async with asking(self._client, "Query", self._arn):
+                page = await self._client.query(**query)
+            for item in page["Items"]:
+                yield item
+            if "LastEvaluatedKey" not in page:
+                return
+            query["ExclusiveStartKey"] = page["LastEvaluatedKey"]
+
+    async def shreddings(self) -> AsyncIterator[Found]:
+        """Yield every item of the list of shreddings that says that there is one."""
+        query: dict[str, Any] = {
+            "TableName": self._table,
+            "ConsistentRead": True,
+            "KeyConditionExpression": "#tenant = :list",
+            "FilterExpression": "attribute_exists(shredding)",
+            "ExpressionAttributeNames": {"#tenant": PARTITION_KEY},
+            "ExpressionAttributeValues": {":list": {"S": SHREDDINGS}},
+        }
+        while True:
             async with asking(self._client, "Query", self._arn):
                 page = await self._client.query(**query)
             for item in page["Items"]:

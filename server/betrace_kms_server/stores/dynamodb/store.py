@@ -23,6 +23,7 @@ from botocore.exceptions import ClientError
 from betrace_kms_server.core.errors import StoreUnavailable
 from betrace_kms_server.core.keys import StoredKey
 from betrace_kms_server.core.lock_state import LockState
+from betrace_kms_server.core.shredding import Shredding, TenantHead
 from betrace_kms_server.core.tenancy import DataKeyType
 from betrace_kms_server.stores.damage import damaged_generation, damaged_key, no_active_key
 from betrace_kms_server.stores.dynamodb.client import ClientFactory, asking, commit, dynamodb_client, without_contention
@@ -31,11 +32,13 @@ from betrace_kms_server.stores.dynamodb.items import (
     LOCK,
     ORIGIN,
     PARTITION_KEY,
+    SORT_KEY,
     head_of,
     key_id_of,
     lock_item,
     lock_state,
     row_of,
+    shredding_record,
     stored_key,
 )
 from betrace_kms_server.stores.dynamodb.reads import TRANSACTION_ITEMS, Reads
@@ -165,11 +168,33 @@ class DynamoStore:
 
     async def generation(self, tenant_id: str) -> int:
         """See KeyStore."""
-        head = await self._reads.item(head_of(tenant_id), "generation")
+        return (await self.head(tenant_id)).generation
+
+    async def head(self, tenant_id: str) -> TenantHead:
+        """See KeyStore."""
+        head = await self._reads.item(head_of(tenant_id), "generation, shredding") or {}
         try:
-            return int(head["generation"]["N"]) if head and "generation" in head else 0
+            return TenantHead(
+                tenant_id, int(head["generation"]["N"]) if "generation" in head else 0, shredding_record(head)
+            )
         except (KeyError, TypeError, ValueError) as cause:
             raise damaged_generation(tenant_id) from cause
+
+    async def set_shredding(self, tenant_id: str, former: Shredding | None, state: Shredding | None) -> bool:
+        """See KeyStore."""
+        before, after = (None if each is None else each.record(tenant_id) for each in (former, state))
+
+        async def landed() -> bool:
+            return (await self.head(tenant_id)).record == after
+
+        if before == after:
+            return await landed()
+        return await self._commit(self._writes.shredding(tenant_id, before, after), landed)
+
+    async def shreddings(self) -> AsyncIterator[TenantHead]:
+        """See KeyStore. Reads the list of them, which is written with the heads, and not each head."""
+        async for item in self._reads.shreddings():
+            yield TenantHead(item[SORT_KEY]["S"], 0, shredding_record(item))
 
     async def raise_generation(self, tenant_id: str) -> None:
         """See KeyStore. A retry that raises it twice does no harm."""

@@ -4,10 +4,10 @@ Names are given by placeholders where DynamoDB reserves the word (`status`).
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from betrace_kms_server.core.keys import StoredKey
-from betrace_kms_server.stores.dynamodb.items import PARTITION_KEY, head_of, item_of, row_of
+from betrace_kms_server.stores.dynamodb.items import PARTITION_KEY, SHREDDINGS, SORT_KEY, head_of, item_of, row_of
 
 if TYPE_CHECKING:
     from types_aiobotocore_dynamodb.type_defs import TransactWriteItemTypeDef, UpdateTypeDef
@@ -73,6 +73,38 @@ class Writes:
                 "ExpressionAttributeValues": {":one": {"N": "1"}},
             }
         }
+
+    def shredding(self, tenant_id: str, before: str | None, after: str | None) -> "list[TransactWriteItemTypeDef]":
+        """Put one record of a shredding in place of another, and raise the generation. None is no record.
+
+        Refused if the present record is not `before`.
+        """
+        values: dict[str, Any] = {":one": {"N": "1"}}
+        if before is not None:
+            values[":before"] = {"S": before}
+        if after is not None:
+            values[":after"] = {"S": after}
+        change = "REMOVE shredding" if after is None else "SET shredding = :after"
+        listed: dict[str, Any] = {} if after is None else {"shredding": {"S": after}}
+        return [
+            {
+                "Update": {
+                    "TableName": self._table,
+                    "Key": head_of(tenant_id),
+                    "UpdateExpression": f"{change} ADD generation :one",
+                    "ConditionExpression": "attribute_not_exists(shredding)"
+                    if before is None
+                    else "shredding = :before",
+                    "ExpressionAttributeValues": values,
+                }
+            },
+            {
+                "Put": {
+                    "TableName": self._table,
+                    "Item": {PARTITION_KEY: {"S": SHREDDINGS}, SORT_KEY: {"S": tenant_id}, **listed},
+                }
+            },
+        ]
 
     def rotated(self, key: StoredKey, time_ms: int) -> "TransactWriteItemTypeDef":
         """Mark a key as rotated. Refused if its status is not what `key` says."""

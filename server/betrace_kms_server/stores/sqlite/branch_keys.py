@@ -3,7 +3,7 @@
 As in store.py every change is one statement: it is durable when it returns, or nothing of it is.
 """
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from collections.abc import Set as AbstractSet
 from uuid import UUID
 
@@ -35,6 +35,8 @@ _ADD_VERSION = (
     " WHERE excluded.type = 'branch:ACTIVE'"
 )
 
+_DELETE = "DELETE FROM branch_keys WHERE branch_key_id = ? AND (type, enc) IN (VALUES {}) RETURNING 1"
+
 
 class SqliteBranchKeys:
     """A BranchKeyStore in the file of a SqliteStore."""
@@ -62,6 +64,19 @@ class SqliteBranchKeys:
     async def add_version(self, former: BranchKeyRow, rows: VersionRows) -> bool:
         """See BranchKeyStore."""
         return await self._write(_ADD_VERSION, rows, each_row(rows), former.branch_key_id, former.enc)
+
+    async def destroy(self, branch_key_id: str, still: Callable[[], Awaitable[bool]]) -> int:
+        """See BranchKeyStore. What is deleted is overwritten with zeros: see schema.py."""
+        deleted = 0
+        while page := await self._fetch(
+            "SELECT type, enc FROM branch_keys WHERE branch_key_id = ? LIMIT ?", branch_key_id, _PAGE_ROWS
+        ):
+            if not await still():
+                break
+            places = ", ".join(["(?, ?)"] * len(page))
+            row = [column for each in page for column in each]
+            deleted += len(await self._fetch(_DELETE.format(places), branch_key_id, *row))
+        return deleted
 
     async def created_before(self, time: str) -> AsyncIterator[str]:
         """See BranchKeyStore."""

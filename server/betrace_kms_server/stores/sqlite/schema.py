@@ -23,7 +23,7 @@ log = structlog.get_logger()
 SCHEMA_VERSION = 2
 """1 had no generations. An earlier betrace-kms opens files of schema version 2 alone and names the columns that it
 uses, so columns and tables that it can do without are added without a new version number: `_ADDED`, `_LOCK`,
-`_BRANCH_KEYS`."""
+`_BRANCH_KEYS`, `_SHREDDING`."""
 _APPLICATION_ID = 0x42544B53  # "BTKS"
 _KEYS = """
 CREATE TABLE signing_keys (
@@ -78,12 +78,15 @@ ALTER TABLE signing_keys ADD COLUMN state_checksum BLOB;
 ALTER TABLE tenants ADD COLUMN had_key INTEGER;
 """
 """NULL where a row was last written by an earlier version. `had_key` is 1 once the tenant had an active key."""
+_SHREDDING = "ALTER TABLE tenants ADD COLUMN shredding TEXT;"
+"""The record of core/shredding.py; NULL for a tenant that is open. An earlier version passes over it."""
 _MARKER = """
 INSERT INTO tenants (tenant_id, generation, had_key) SELECT DISTINCT tenant_id, 0, 1 FROM signing_keys WHERE TRUE
     ON CONFLICT (tenant_id) DO UPDATE SET had_key = 1;
 """
 _CONNECTION = """
 PRAGMA temp_store = MEMORY;
+PRAGMA secure_delete = ON;
 CREATE TEMP VIEW succession (
     tenant_id, former_key_id, former_status, new_status, rotate_time_ms, revoke_time_ms,
     key_id, provider, master_key_arn, wrapped_seed, public_key, create_time_ms, checksum, state_checksum,
@@ -121,6 +124,7 @@ END;
 """
 """INSERT INTO succession retires a key, makes its successor active if there is one, and raises the generation. Nothing
 happens if the former key is not there in the status that it had, or if a key of the successor's id is there already.
+`secure_delete` overwrites what is deleted with zeros (https://www.sqlite.org/pragma.html#pragma_secure_delete).
 """
 
 
@@ -132,8 +136,8 @@ def create_file(path: Path) -> None:
     """Make an empty store, whole or not at all: so a file without a schema is always a damaged one."""
     with atomic_create(path) as new, closing(sqlite3.connect(new, isolation_level=None)) as database:
         database.executescript(
-            f"PRAGMA synchronous=EXTRA; BEGIN; {_KEYS} {_TENANTS} {_ADDED} {_LOCK} {_BRANCH_KEYS} {_ORIGIN}"
-            f" PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
+            f"PRAGMA synchronous=EXTRA; BEGIN; {_KEYS} {_TENANTS} {_ADDED} {_SHREDDING} {_LOCK} {_BRANCH_KEYS}"
+            f" {_ORIGIN} PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
         )
 
 
@@ -158,7 +162,11 @@ async def prepare(database: aiosqlite.Connection, path: Path) -> None:
         raise _damaged(path)
     await pragma("journal_mode=DELETE")
     await pragma("synchronous=EXTRA")
-    if version == 1 or not (await _has_added(database) and await _has_tables(database)):
+    if version == 1 or not (
+        await _has_column(database, "signing_keys", "state_checksum")
+        and await _has_column(database, "tenants", "shredding")
+        and await _has_tables(database)
+    ):
         await _migrate(database, path)
     await database.executescript(_CONNECTION)
 
@@ -193,9 +201,9 @@ async def _has_our_origin(database: aiosqlite.Connection) -> bool:
     ]
 
 
-async def _has_added(database: aiosqlite.Connection) -> bool:
-    columns = "SELECT 1 FROM pragma_table_info('signing_keys') WHERE name = 'state_checksum'"
-    return bool(list(await database.execute_fetchall(columns)))
+async def _has_column(database: aiosqlite.Connection, table: str, name: str) -> bool:
+    columns = "SELECT 1 FROM pragma_table_info(?) WHERE name = ?"
+    return bool(list(await database.execute_fetchall(columns, (table, name))))
 
 
 async def _has_tables(database: aiosqlite.Connection) -> bool:
@@ -208,10 +216,12 @@ async def _migrate(database: aiosqlite.Connection, path: Path) -> None:
     try:
         await database.execute("BEGIN IMMEDIATE")
         try:
-            if not await _has_added(database):
+            if not await _has_column(database, "signing_keys", "state_checksum"):
                 for statement in (_TENANTS, *_ADDED.strip().splitlines(), _MARKER):
                     await database.execute(statement)
                 await database.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            if not await _has_column(database, "tenants", "shredding"):
+                await database.execute(_SHREDDING)
             await database.execute(_LOCK)
             await database.execute(_BRANCH_KEYS)
         except BaseException:

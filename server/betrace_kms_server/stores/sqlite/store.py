@@ -20,6 +20,7 @@ import aiosqlite
 from betrace_kms_server.core.errors import StartRefused, StoreUnavailable
 from betrace_kms_server.core.keys import KeyStatus, StoredKey, WrappedKey
 from betrace_kms_server.core.lock_state import LockState
+from betrace_kms_server.core.shredding import Shredding, TenantHead
 from betrace_kms_server.core.tenancy import DataKeyType
 from betrace_kms_server.host.process import descriptor_shortage
 from betrace_kms_server.stores.damage import damaged_key, no_active_key
@@ -48,6 +49,11 @@ _LOST_ITS_KEY = (
     "SELECT 1 WHERE (EXISTS (SELECT 1 FROM signing_keys WHERE tenant_id = ?1)"
     " OR EXISTS (SELECT 1 FROM tenants WHERE tenant_id = ?1 AND had_key = 1))"
     " AND NOT EXISTS (SELECT 1 FROM signing_keys WHERE tenant_id = ?1 AND status = 'active')"
+)
+_SET_SHREDDING = (
+    "INSERT INTO tenants (tenant_id, generation, shredding) SELECT ?1, 1, ?3"
+    " WHERE ?2 IS (SELECT shredding FROM tenants WHERE tenant_id = ?1)"
+    " ON CONFLICT (tenant_id) DO UPDATE SET shredding = excluded.shredding, generation = generation + 1"
 )
 _OUTCOME, _UNKNOWN = "outcome", "unknown"
 """Metadata of the error for a write that still runs: reading finds out whether it is done."""
@@ -128,8 +134,34 @@ class SqliteStore:
 
     async def generation(self, tenant_id: str) -> int:
         """See KeyStore."""
-        rows = await self.fetch("SELECT generation FROM tenants WHERE tenant_id = ?", tenant_id)
-        return int(rows[0][0]) if rows else 0
+        return (await self.head(tenant_id)).generation
+
+    async def head(self, tenant_id: str) -> TenantHead:
+        """See KeyStore."""
+        rows = await self.fetch("SELECT generation, shredding FROM tenants WHERE tenant_id = ?", tenant_id)
+        return TenantHead(tenant_id, int(rows[0][0]), rows[0][1]) if rows else TenantHead(tenant_id, 0)
+
+    async def set_shredding(self, tenant_id: str, former: Shredding | None, state: Shredding | None) -> bool:
+        """See KeyStore."""
+        before, after = (None if each is None else each.record(tenant_id) for each in (former, state))
+        unknown = await unless_known(self.fetch(_SET_SHREDDING, tenant_id, before, after))
+        landed = (await self.head(tenant_id)).record == after
+        if unknown and not landed:
+            raise unknown
+        return landed
+
+    async def shreddings(self) -> AsyncIterator[TenantHead]:
+        """See KeyStore."""
+        after = 0
+        while page := await self.fetch(
+            "SELECT rowid, tenant_id, generation, shredding FROM tenants WHERE shredding IS NOT NULL AND rowid > ?"
+            " ORDER BY rowid LIMIT ?",
+            after,
+            _PAGE_ROWS,
+        ):
+            for _, tenant_id, generation, record in page:
+                yield TenantHead(tenant_id, int(generation), record)
+            after = page[-1][0]
 
     async def raise_generation(self, tenant_id: str) -> None:
         """See KeyStore."""
