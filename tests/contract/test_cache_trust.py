@@ -12,6 +12,7 @@ from betrace_kms_envelope import MAX_HEADER_BYTES, Message
 from betrace_kms_server.cache.generations import Generations
 from betrace_kms_server.cache.key_cache import KeyCache
 from betrace_kms_server.core.errors import AccessDenied, DoesNotOpen, KeyDamaged, StoreUnavailable
+from betrace_kms_server.core.shredding import TenantHead
 from betrace_kms_server.data_keys.keyring import KeyRing, digest
 from structlog.testing import capture_logs
 
@@ -163,19 +164,21 @@ class Store:
         self.reads = 0
         self.answer: asyncio.Event | None = None
 
-    async def generation(self, tenant_id: str) -> int:
+    async def head(self, tenant_id: str) -> TenantHead:
         """Read it."""
         self.reads += 1
         if self.answer is not None:
             await self.answer.wait()
         if isinstance(self.value, Exception):
             raise self.value
-        return int(self.value)
+        return TenantHead(tenant_id, int(self.value))
 
 
 def gated(store: Any, clock: FakeClock, limit: int = 100) -> tuple[Generations, KeyCache]:
     """Return a gate and a cache behind it."""
-    gate = Generations(store, lambda tenant: cache.invalidate(tenant), max_age=60.0, limit=limit, clock=clock)
+    gate = Generations(
+        store, lambda tenant: cache.invalidate(tenant), max_age=60.0, max_stale=3600.0, limit=limit, clock=clock
+    )
     cache = KeyCache("signing", ttl=3600.0, max_size=10, clock=clock, gate=gate)
     return gate, cache
 

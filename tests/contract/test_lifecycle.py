@@ -21,6 +21,7 @@ from betrace_kms_server.core.errors import (
 )
 from betrace_kms_server.core.key_event import KeyEvent
 from betrace_kms_server.core.schedule import Schedule
+from betrace_kms_server.core.shredding import TenantHead
 from betrace_kms_server.data_keys.keyring import KeyRing
 from betrace_kms_server.signing_keys.lifecycle import Lifecycle
 from betrace_kms_server.signing_keys.rotation import Rotation
@@ -49,13 +50,13 @@ class Shared:
         self.reads = 0
         self.broken = False
 
-    async def generation(self, tenant_id: str) -> int:
+    async def head(self, tenant_id: str) -> TenantHead:
         """Read, unless broken."""
         self.reads += 1
         await asyncio.sleep(0)
         if self.broken:
             raise StoreUnavailable("the key store does not answer")
-        return await self._store.generation(tenant_id)
+        return await self._store.head(tenant_id)
 
     def __getattr__(self, name: str) -> Any:
         return _unreachable if self.broken else getattr(self._store, name)

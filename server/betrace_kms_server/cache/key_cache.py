@@ -157,7 +157,7 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
     ) -> V:
         """Return the cached value, or load it once for all who ask.
 
-        Raises what `load` raises, Stopping, and Overloaded if there is a wait that this call may not have.
+        Raises what `load` and the gate raise, Stopping, and Overloaded if there is a wait that this call may not have.
 
         With `accept`, which is quick, the value is cached only if `accept` returns True, for this caller or another one
         that waits for the same load; it is returned to each of them all the same, to be checked. A miss is noted in
@@ -187,6 +187,12 @@ class KeyCache(BaseCache):  # type: ignore[misc]  # aiocache ships no types
             finally:
                 flight.waiters.leave()
                 del task  # see _Flight
+
+    async def admit(self, tenant: str) -> None:
+        """Return if keys of a tenant may be used, for what no cache is asked for. Raises why they may not."""
+        if not self._gate.is_open(tenant):
+            check_may_wait()
+            await self._gate.revalidate(tenant)
 
     def refresh_soon(self, key: Key) -> None:
         """Let the next hit of an entry refresh it in the background."""

@@ -1,17 +1,19 @@
 """KeyCaches: the four caches of keys that a daemon has, and the gate before them, as one thing.
 
 Data keys, signing keys, public keys and branch keys are bounded and expire separately. Where other daemons write to the
-key store, one gate decides for all of them whether what is cached of a tenant may be used.
+key store, one gate decides for all of them whether what is cached of a tenant may be used. Every cache but those of
+signing keys and public keys is also behind the gate that refuses tenants that are shredded: evidence outlives the data.
 """
 
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from betrace_kms_server.cache.gate import OPEN, Gate
+from betrace_kms_server.cache.gate import OPEN, Gate, OwnShreddings
 from betrace_kms_server.cache.generations import Generations
 from betrace_kms_server.cache.key_cache import KeyCache
 from betrace_kms_server.core.key_event import Recorder, ignore
+from betrace_kms_server.core.shredding import TenantHead
 from betrace_kms_server.stores.protocol import KeyStore
 
 TENANTS_PER_ENTRY = 10
@@ -31,6 +33,7 @@ class KeyCaches:
         max_size: int,
         branch_max_size: int = 10_000,
         version_check_seconds: float,
+        max_stale_seconds: float = 3600.0,
         record: Recorder = ignore,
         request_check: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
@@ -40,12 +43,17 @@ class KeyCaches:
             store,
             self.drop,
             max_age=version_check_seconds,
+            max_stale=max_stale_seconds,
             limit=TENANTS_PER_ENTRY * max(max_size, branch_max_size),
             clock=clock,
         )
+        self._store = store
+        self._clock = clock
+        self._own = OwnShreddings()
         gate: Gate = self.generations if store.shared else OPEN
+        sealing: Gate = self.generations.sealing if store.shared else self._own
 
-        def cache(kind: str, ttl: float, max_size: int = max_size) -> KeyCache:
+        def cache(kind: str, ttl: float, max_size: int = max_size, gate: Gate = sealing) -> KeyCache:
             return KeyCache(
                 kind,
                 ttl=ttl,
@@ -58,8 +66,8 @@ class KeyCaches:
             )
 
         self.encryption = cache("encryption", encryption_ttl)
-        self.signing = cache("signing", signing_ttl)
-        self.public = cache("public", public_ttl)
+        self.signing = cache("signing", signing_ttl, gate=gate)
+        self.public = cache("public", public_ttl, gate=gate)
         self.branch = cache("branch", encryption_ttl, branch_max_size)
 
     def __iter__(self) -> Iterator[KeyCache]:
@@ -71,6 +79,24 @@ class KeyCaches:
 
     async def changed(self, tenant: str) -> int:
         """Drop what is cached for a tenant whose keys this daemon has just changed. Returns the number of entries."""
+        return await self.generations.changed(tenant)
+
+    async def list_shreddings(self) -> Mapping[str, TenantHead]:
+        """Read all shreddings from the key store, so that tenants that were not read yet are known too."""
+        began = self._clock()
+        found = {head.tenant_id: head async for head in self._store.shreddings()}
+        self.generations.listed(found, began)
+        self._own.listed(found)
+        return found
+
+    async def shredding_changed(self, tenant: str, head: TenantHead | None) -> int:
+        """Take what this daemon made of a tenant, if that landed, and drop what is cached for it.
+
+        Returns the number of entries.
+        """
+        if head is not None:
+            self.generations.shredding_changed(head)
+            self._own.changed(head)
         return await self.generations.changed(tenant)
 
     def drop(self, tenant: str) -> int:

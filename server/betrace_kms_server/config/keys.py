@@ -10,7 +10,7 @@ from betrace_kms_server.core.tenancy import DataKeyType
 
 
 class KeySettings(BaseModel):
-    """`kms.cache.*`, `kms.encryption.*`, `kms.branch-keys.*`, `kms.rotation.*` and `kms.signing.*`."""
+    """`kms.cache.*`, `kms.shred.*`, `kms.encryption.*`, `kms.branch-keys.*`, `kms.rotation.*` and `kms.signing.*`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
@@ -62,6 +62,21 @@ class KeySettings(BaseModel):
         ge=1,
         le=3_600,
         description="how soon other pods see a rotation or a revocation",
+    )
+    max_stale_seconds: WholeNumber | None = Field(
+        None,
+        alias="kms.cache.max-stale-seconds",
+        ge=1,
+        le=86_400,
+        description="how long a tenant is encrypted for while the key store cannot be read;"
+        " as long as a data key stays in memory by default, at most a day",
+    )
+    shred_wait_days: WholeNumber = Field(
+        7,
+        alias="kms.shred.wait-days",
+        ge=1,
+        le=365,
+        description="how long the shredding of a tenant can be cancelled",
     )
 
     encryption_mode: Literal["data-key", "branch-key"] = Field(

@@ -59,6 +59,11 @@ class Settings(ServerSettings, KeySettings, ProviderSettings):
         return self.branch_keys_logical_name or self.branch_keys_table or "betrace-kms"
 
     @property
+    def max_stale(self) -> float:
+        """Seconds for which a tenant's shredding may be overlooked; always less than the wait before keys go."""
+        return float(self.max_stale_seconds or min(self.encryption_key_ttl_minutes * 60, 86_400))
+
+    @property
     def dynamodb_region(self) -> str:
         """Region of the DynamoDB client."""
         return self.store_region or self.kms_region

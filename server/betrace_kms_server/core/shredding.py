@@ -24,7 +24,7 @@ class Shredding:
     since_ms: int
     """When it was asked for."""
     due_ms: int
-    """From when the keys are destroyed."""
+    """From when the keys are destroyed; of a tenant that was shredded, when they had been."""
 
     def record(self, tenant_id: str) -> str:
         """Return the line that a key store keeps."""

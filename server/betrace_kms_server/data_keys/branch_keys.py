@@ -27,7 +27,13 @@ from betrace_kms_server.core.branch_rows import (
     timestamp,
     type_of,
 )
-from betrace_kms_server.core.errors import DoesNotOpen, KeyDamaged, MasterKeyUnusable
+from betrace_kms_server.core.errors import (
+    DoesNotOpen,
+    KeyDamaged,
+    MasterKeyUnusable,
+    TenantPendingShred,
+    TenantShredded,
+)
 from betrace_kms_server.core.key_event import KeyEvent, Recorder, ignore, part_of
 from betrace_kms_server.core.keys import WrappedKey
 from betrace_kms_server.data_keys.hierarchy import BRANCH_KEY_BYTES, BranchKey
@@ -83,6 +89,7 @@ class BranchKeys:
     async def version(self, tenant_id: str, version: UUID, event: KeyEvent | None = None) -> BranchKey:
         """Return one version of a tenant's branch key. Raises DoesNotOpen if there is none."""
         if self._unknown.get((tenant_id, version), 0.0) > self._clock():
+            await self._cache.admit(tenant_id)
             raise DoesNotOpen
 
         async def load() -> BranchKey:
@@ -100,8 +107,13 @@ class BranchKeys:
     ) -> bool | None:
         """Make a new version, unless the newest one is young enough. Returns whether this call made one.
 
-        None if the tenant has no branch key. If another daemon is faster, its version is the tenant's.
+        None if the tenant has no branch key. If another daemon is faster, its version is the tenant's. A tenant that
+        is to be shredded, or was, gets no new version.
         """
+        try:
+            await self._cache.admit(tenant_id)
+        except (TenantPendingShred, TenantShredded):
+            return False
         former = await self._store.active(tenant_id)
         if former is None:
             return None

@@ -119,6 +119,7 @@ class KeyRing:
         """Return a data key of 1 to 1,024 bytes: the cached one, or one that no one else gets if `fresh`."""
         context = encryption_context(tenant_id, caller)
         if fresh or self._max_uses == 1:
+            await self._cache.admit(tenant_id)
             note_miss(event)
             return await self._provider.generate_data_key(number_of_bytes, context)
 
