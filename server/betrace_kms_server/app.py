@@ -135,6 +135,7 @@ async def running(settings: Settings, hurry: asyncio.Event | None = None) -> Asy
                 core.stop, lambda: leave_former_keys(core.provider, core.store, core.monitor.usable, core.record)
             ),
             lambda: sweep(core.caches),
+            lambda: while_permitted(core.stop, core.shredder.follow),
             lambda: while_permitted(
                 core.stop, lambda: rotate_on_schedule(settings, core.rotation, core.monitor.usable)
             ),
@@ -204,6 +205,7 @@ async def build_edges(
             lifecycle=core.lifecycle,
             rotation=core.rotation,
             stop=core.stop,
+            shredder=core.shredder,
         ),
         core.health,
         observer,

@@ -5,14 +5,18 @@ import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+import structlog
+
 from betrace_kms_server.access.listeners import Listeners
 from betrace_kms_server.audit.trail import AuditTrail
 from betrace_kms_server.cache.key_caches import KeyCaches
 from betrace_kms_server.config.settings import Settings
+from betrace_kms_server.core.errors import StartRefused, StoreUnavailable
 from betrace_kms_server.core.key_event import Recorder
 from betrace_kms_server.data_keys.branch_keys import BranchKeys
 from betrace_kms_server.data_keys.branch_messages import BranchMessages
 from betrace_kms_server.data_keys.keyring import KeyRing
+from betrace_kms_server.data_keys.shredding import Shredder
 from betrace_kms_server.host.process import ROOT, runs_as_root
 from betrace_kms_server.jobs import on_kms_state
 from betrace_kms_server.operations.emergency_stop import EmergencyStop
@@ -32,6 +36,8 @@ from betrace_kms_server.telemetry.figures import CallStats, Figures
 from betrace_kms_server.telemetry.observers import KmsCallObserver, recorder
 from betrace_kms_server.telemetry.tracing import Tracing
 
+log = structlog.get_logger()
+
 
 @dataclass(frozen=True, slots=True)
 class Core:
@@ -44,6 +50,7 @@ class Core:
     signer: Signer
     lifecycle: Lifecycle
     rotation: Rotation
+    shredder: Shredder
     monitor: KmsMonitor
     validator: Validator
     stop: EmergencyStop
@@ -75,10 +82,12 @@ async def build_core(
         max_size=settings.cache_max_size,
         branch_max_size=settings.branch_keys_cache_size,
         version_check_seconds=settings.version_check_seconds,
+        max_stale_seconds=settings.max_stale,
         record=record,
         request_check=lambda: monitor.request_check(),
     )
     resources.push_async_callback(caches.close)
+    await _list_shreddings(caches, store)
     health = HealthService()
     stop = EmergencyStop(store, caches, lambda refusing: health.withhold(*([KEY_MANAGEMENT] if refusing else [])))
     await stop.check()  # before there is anybody to serve
@@ -115,6 +124,15 @@ async def build_core(
     gate = CallGate(settings.max_calls_in_flight, LargeMessages.of_payloads(settings.max_message_bytes))
     lifecycle = Lifecycle(provider, store, caches.changed, now=time.time, record=record, others=branch_keys)
     rotation = Rotation(lifecycle, batch_size=settings.rotation_batch_size, record=record)
+    shredder = Shredder(
+        store,
+        branch_store,
+        caches,
+        wait_days=settings.shred_wait_days,
+        seals=settings.encryption_mode == "branch-key",
+        now=lambda: time.time() - max(0.0, provider.clock_skew_seconds or 0.0),  # a clock that is ahead is not obeyed
+        record=record,
+    )
     unfit = [problem for problem in (listeners.problem, ROOT if runs_as_root() else None) if problem]
     validator = Validator(provider, store, endpoint=settings.endpoint, ephemeral=ephemeral, unfit=unfit)
     for part in (lifecycle, rotation, validator):
@@ -127,6 +145,7 @@ async def build_core(
         signer=signer,
         lifecycle=lifecycle,
         rotation=rotation,
+        shredder=shredder,
         monitor=monitor,
         validator=validator,
         stop=stop,
@@ -145,7 +164,21 @@ async def build_core(
             provider,
             stop,
             in_flight=lambda: gate.in_flight,
+            pending_shreds=lambda: shredder.pending,
         ),
         gate=gate,
         record=record,
     )
+
+
+async def _list_shreddings(caches: KeyCaches, store: KeyStore) -> None:
+    """Learn which tenants are refused, before there is anybody to serve. Raises StartRefused if that must be known.
+
+    Where other daemons write, a tenant is read before its keys are used, and refused if it cannot be.
+    """
+    try:
+        await caches.list_shreddings()
+    except StoreUnavailable as cause:
+        if not store.shared:
+            raise StartRefused(f"which tenants were shredded cannot be read: {cause.message}") from cause
+        log.error("Which tenants were shredded cannot be read", problem=cause.message)

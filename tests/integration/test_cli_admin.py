@@ -154,6 +154,10 @@ class FakeAdmin(admin_pb2_grpc.KmsAdminServiceServicer):
         """Is for test_emergency_stop.py, with a real daemon."""
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "not here")
 
+    def ShredTenant(self, request: pb.ShredTenantRequest, context: grpc.ServicerContext) -> pb.ShredTenantResponse:
+        """Is for test_shredding.py, with a real daemon."""
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "not here")
+
     def fail(self) -> None:
         """Let the second test of the validation fail."""
         self.validation.passed = self.validation.tests[1].passed = False

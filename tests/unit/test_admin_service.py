@@ -52,8 +52,15 @@ async def admin(dropped: list[str], outcomes: list[validation.Validation]) -> As
     lifecycle: Any = SimpleNamespace(invalidate=invalidate)
     rotation: Any = None
     stop: Any = None
+    shredder: Any = None
     service = AdminService(
-        "aws", validate=validate, status=lambda: status, lifecycle=lifecycle, rotation=rotation, stop=stop
+        "aws",
+        validate=validate,
+        status=lambda: status,
+        lifecycle=lifecycle,
+        rotation=rotation,
+        stop=stop,
+        shredder=shredder,
     )
     admin_pb2_grpc.add_KmsAdminServiceServicer_to_server(service, server)
     with tempfile.TemporaryDirectory(prefix="kms") as folder:

@@ -70,7 +70,16 @@ async def served(observer: Any, **methods: Any) -> AsyncIterator[grpc.aio.Channe
     rotation: Any = None
     stop: Any = None
     status: Any = dict
-    service = AdminService("local", validate=defect, status=status, lifecycle=lifecycle, rotation=rotation, stop=stop)
+    shredder: Any = None
+    service = AdminService(
+        "local",
+        validate=defect,
+        status=status,
+        lifecycle=lifecycle,
+        rotation=rotation,
+        stop=stop,
+        shredder=shredder,
+    )
     server = grpc.aio.server(interceptors=[ErrorInterceptor(observer)])
     admin_pb2_grpc.add_KmsAdminServiceServicer_to_server(service, server)
     health_pb2_grpc.add_HealthServicer_to_server(HealthService(), server)

@@ -16,6 +16,7 @@ from betrace_kms_client.cli.health import health
 from betrace_kms_client.cli.keys import keys
 from betrace_kms_client.cli.lifecycle import revoke, rotate
 from betrace_kms_client.cli.payloads import data_key, decrypt, encrypt, reencrypt
+from betrace_kms_client.cli.shredding import shred
 from betrace_kms_client.cli.spans import sign, verify
 from betrace_kms_client.cli.streams import STREAM_FAILED, discard_output, open_missing_streams, stream_errors
 
@@ -100,6 +101,7 @@ for verb in (
     reencrypt,
     revoke,
     rotate,
+    shred,
     sign,
     status,
     unlock,

@@ -153,6 +153,7 @@ def _head(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "serving", click.style("yes", fg="green") if found.get("serving") else click.style("NO", fg="red", bold=True)
     yield "callers", _callers(found.get("access") or {})
     yield "lock", _lock(found.get("lock") or {})
+    yield "shredding", _shredding(found.get("shredding") or {})
     yield "process", _process(found.get("process") or {})
     yield "master key", kms.get("master_key") or ""
     yield "region", kms.get("region") or ""
@@ -187,6 +188,11 @@ def _lock(lock: Mapping[str, Any]) -> str:
         return ""
     since = datetime.fromtimestamp(lock.get("since") or 0, UTC)
     return click.style(f"LOCKED since {since:%Y-%m-%d %H:%M:%S} UTC: {lock.get('reason') or ''}", fg="red", bold=True)
+
+
+def _shredding(shredding: Mapping[str, Any]) -> str:
+    pending = shredding.get("pending")
+    return click.style(f"{_count(pending)} pending", fg="red", bold=True) if pending else ""
 
 
 def _kms(kms: Mapping[str, Any]) -> str:

@@ -2,24 +2,25 @@
 
 A line is one compact JSON object (UTF-8, no spaces, members in this order) and a newline:
 
-=================  ==================================================================================
-``seq``            integer: 1 for the first line of a chain, then one more for each
-``time``           string: when the operation was over, RFC 3339 in UTC with milliseconds
-``operation``      string
-``tenant``         string
-``keyId``          string
-``caller``         string
-``identity``       string
-``rule``           string
-``result``         string
-``cacheHit``       true, false, or null where no cache was asked
-``kmsRequestIds``  strings, in the order of KMS's answers
-``requestId``      string
-``traceId``        string
-``items``          integer
-``prev``           string: ``hash`` of the line before, 64 zeros in the first line of a chain
-``hash``           string: SHA-256 of this line without ``hash``, 64 lower-case hexadecimal digits
-=================  ==================================================================================
+======================  ================================================================================
+``seq``                 integer: 1 for the first line of a chain, then one more for each
+``time``                string: when the operation was over, RFC 3339 in UTC with milliseconds
+``operation``           string
+``tenant``              string
+``keyId``               string
+``caller``              string
+``identity``            string
+``rule``                string
+``result``              string
+``cacheHit``            true, false, or null where no cache was asked
+``kmsRequestIds``       strings, in the order of KMS's answers
+``requestId``           string
+``traceId``             string
+``items``               integer
+``unrecoverableAfter``  string, RFC 3339; only in lines about a shredding, and if it is known
+``prev``                string: ``hash`` of the line before, 64 zeros in the first line of a chain
+``hash``                string: SHA-256 of this line without ``hash``, 64 lower-case hexadecimal digits
+======================  ================================================================================
 
 What is hashed are the bytes of the line up to the comma before ``"hash"``, and a closing brace: the object as it was
 before ``hash`` was added. No JSON is parsed to check a line, so no two spellings pass as one.
@@ -97,6 +98,7 @@ def format_line(event: KeyEvent, time_ns: int, before: Head) -> tuple[bytes, Hea
         "requestId": event.request_id[:TEXT_CHARACTERS],
         "traceId": event.trace_id[:TEXT_CHARACTERS],
         "items": event.items,
+        **({"unrecoverableAfter": event.unrecoverable_after} if event.unrecoverable_after else {}),
         "prev": before.hash,
     }
     try:

@@ -43,6 +43,8 @@ class KeyEvent:
     """Who the caller is, if it was authenticated."""
     rule: str = ""
     """The rule of the policy that allowed the call, if there is a policy. Not for callers."""
+    unrecoverable_after: str = ""
+    """Of a shredding: from when no copy of the key that is known of is left (RFC 3339), if that is known."""
     span: Any = field(default=None, repr=False)
     """The trace span, if this operation is traced."""
 

@@ -1,6 +1,6 @@
 """KmsAdminService: what an operator asks the daemon for, on a socket that only its own user opens."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import grpc
@@ -10,13 +10,16 @@ from betrace.kms.v1 import admin_pb2_grpc
 
 from betrace_kms_server.core.errors import InvalidRequest
 from betrace_kms_server.core.key_event import KeyEvent
+from betrace_kms_server.core.shredding import Status
 from betrace_kms_server.core.tenancy import check_key_id, check_tenant_id
+from betrace_kms_server.data_keys.shredding import Outcome, Shredder
 from betrace_kms_server.operations.emergency_stop import EmergencyStop, checked_reason
 from betrace_kms_server.operations.validation import Validation
 from betrace_kms_server.signing_keys.lifecycle import Lifecycle
 from betrace_kms_server.signing_keys.rotation import Rotation
 from betrace_kms_server.telemetry.observers import MessageShape, observed_as
 
+_STATES: Mapping[Status, str] = {"pending": "PENDING_SHRED", "destroying": "DESTROYING", "shredded": "SHREDDED"}
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -32,6 +35,7 @@ class AdminService(admin_pb2_grpc.KmsAdminServiceServicer):
         lifecycle: Lifecycle,
         rotation: Rotation,
         stop: EmergencyStop,
+        shredder: Shredder,
     ) -> None:
         self._provider = provider
         self._validate = validate
@@ -39,6 +43,7 @@ class AdminService(admin_pb2_grpc.KmsAdminServiceServicer):
         self._lifecycle = lifecycle
         self._rotation = rotation
         self._stop = stop
+        self._shredder = shredder
 
     async def Validate(self, request: pb.ValidateRequest, context: _Context) -> pb.ValidateResponse:
         """Return the outcome of all tests."""
@@ -100,3 +105,32 @@ class AdminService(admin_pb2_grpc.KmsAdminServiceServicer):
     async def Unlock(self, request: pb.UnlockRequest, context: _Context) -> pb.UnlockResponse:
         """End the emergency stop."""
         return pb.UnlockResponse(was_locked=await self._stop.unlock())
+
+    @observed_as(MessageShape())
+    async def ShredTenant(
+        self, request: pb.ShredTenantRequest, context: _Context, event: KeyEvent | None = None
+    ) -> pb.ShredTenantResponse:
+        """Shred a tenant, cancel that, or open a tenant that was shredded."""
+        tenant_id = check_tenant_id(request.tenant_id)
+        if request.cancel and request.recreate:
+            raise InvalidRequest("give cancel or recreate, not both")
+        if request.cancel:
+            return _shred_response(await self._shredder.cancel(tenant_id, event))
+        if request.recreate:
+            return _shred_response(await self._shredder.recreate(tenant_id, event))
+        return _shred_response(await self._shredder.request(tenant_id, event))
+
+
+def _shred_response(outcome: Outcome) -> pb.ShredTenantResponse:
+    state = outcome.state
+    answer = pb.ShredTenantResponse(
+        state="OPEN" if state is None else _STATES[state.status],
+        entries=outcome.entries,
+        not_destroyed=outcome.not_destroyed,
+    )
+    if state is not None:
+        answer.request_time.FromMilliseconds(state.since_ms)
+        answer.due_time.FromMilliseconds(state.due_ms)
+    if outcome.unrecoverable_after_ms is not None:
+        answer.unrecoverable_after.FromMilliseconds(outcome.unrecoverable_after_ms)
+    return answer

@@ -44,6 +44,9 @@ class BranchKeyStore(Protocol):
         read any more is read again. So only rows are deleted that were there when `still` said that they are to go.
         """
 
+    async def recovery_days(self) -> int:
+        """Return for how many days the store can bring back what was deleted; the most, if it cannot be asked."""
+
     def created_before(self, time: str) -> AsyncIterator[str]:
         """Yield the branch keys whose newest version is older than a `create-time`, in any order."""
 

@@ -62,6 +62,8 @@ class Figures:
     stop: EmergencyStop
     in_flight: Callable[[], int]
     """How many calls have no answer yet."""
+    pending_shreds: Callable[[], int] = lambda: 0
+    """How many tenants wait for their shredding."""
     clock: Callable[[], float] = time.monotonic
     started_at: float = field(default_factory=time.monotonic)
 
@@ -117,6 +119,7 @@ class Figures:
             },
             "store": {"kind": store},
             "lock": None if self.stop.state is None else _lock(self.stop.state),
+            "shredding": {"pending": self.pending_shreds()},
             "rotation": {"last_run": self.rotation.last_run, "failures": self.rotation.failures},
             "audit": None if self.audit is None else _audit(self.audit),
         }

@@ -62,7 +62,7 @@ REQUEST_ID = "x-request-id"
 """Metadata by which a caller names its call."""
 _UNAUDITED = frozenset({"GetStatus"})
 _ALWAYS_ADMITTED = frozenset({"GetStatus", "Validate", "Lock"})
-_CHANGES = frozenset({"RotateKeys", "RevokeKey", "InvalidateTenant", "Lock", "Unlock"})
+_CHANGES = frozenset({"RotateKeys", "RevokeKey", "InvalidateTenant", "Lock", "Unlock", "ShredTenant"})
 """Calls whose work stays done when their answer is dropped, and which a caller must not repeat blindly."""
 _WITHOUT_AN_ANSWER = frozenset({"CANCELLED", "DEADLINE_EXCEEDED", AuditUnavailable.reason})
 """How calls end that no line must precede: no one waits for the answer, or `admit` refused them."""

@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x65trace/kms/v1/admin.proto\x12\x0e\x62\x65trace.kms.v1\"%\n\x0fValidateRequest\x12\x12\n\nproduction\x18\x01 \x01(\x08\"|\n\x10ValidateResponse\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12-\n\x05tests\x18\x03 \x03(\x0b\x32\x1e.betrace.kms.v1.ValidationTest\x12\x17\n\x0frecommendations\x18\x04 \x03(\t\"S\n\x0eValidationTest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x12\n\nlatency_ms\x18\x03 \x01(\x01\x12\x0f\n\x07message\x18\x04 \x01(\t\"\x12\n\x10GetStatusRequest\"3\n\x11GetStatusResponse\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\x0c\n\x04json\x18\x02 \x01(\t\"@\n\x11RotateKeysRequest\x12\x13\n\ttenant_id\x18\x01 \x01(\tH\x00\x12\r\n\x03\x61ll\x18\x02 \x01(\x08H\x00\x42\x07\n\x05scope\"5\n\x12RotateKeysResponse\x12\x0f\n\x07rotated\x18\x01 \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\x02 \x01(\r\"5\n\x10RevokeKeyRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\"*\n\x11RevokeKeyResponse\x12\x15\n\ractive_key_id\x18\x01 \x01(\t\",\n\x17InvalidateTenantRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\"+\n\x18InvalidateTenantResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\r\"\x1d\n\x0bLockRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"D\n\x0cLockResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\r\x12\x0e\n\x06stored\x18\x02 \x01(\x08\x12\x13\n\x0bstore_error\x18\x03 \x01(\t\"\x0f\n\rUnlockRequest\"$\n\x0eUnlockResponse\x12\x12\n\nwas_locked\x18\x01 \x01(\x08\x32\xcc\x04\n\x0fKmsAdminService\x12M\n\x08Validate\x12\x1f.betrace.kms.v1.ValidateRequest\x1a .betrace.kms.v1.ValidateResponse\x12P\n\tGetStatus\x12 .betrace.kms.v1.GetStatusRequest\x1a!.betrace.kms.v1.GetStatusResponse\x12S\n\nRotateKeys\x12!.betrace.kms.v1.RotateKeysRequest\x1a\".betrace.kms.v1.RotateKeysResponse\x12P\n\tRevokeKey\x12 .betrace.kms.v1.RevokeKeyRequest\x1a!.betrace.kms.v1.RevokeKeyResponse\x12\x65\n\x10InvalidateTenant\x12\'.betrace.kms.v1.InvalidateTenantRequest\x1a(.betrace.kms.v1.InvalidateTenantResponse\x12\x41\n\x04Lock\x12\x1b.betrace.kms.v1.LockRequest\x1a\x1c.betrace.kms.v1.LockResponse\x12G\n\x06Unlock\x12\x1d.betrace.kms.v1.UnlockRequest\x1a\x1e.betrace.kms.v1.UnlockResponseB0\n\x12\x64\x65v.betrace.kms.v1P\x01Z\x18\x62\x65trace.dev/kms/v1;kmsv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x65trace/kms/v1/admin.proto\x12\x0e\x62\x65trace.kms.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"%\n\x0fValidateRequest\x12\x12\n\nproduction\x18\x01 \x01(\x08\"|\n\x10ValidateResponse\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12-\n\x05tests\x18\x03 \x03(\x0b\x32\x1e.betrace.kms.v1.ValidationTest\x12\x17\n\x0frecommendations\x18\x04 \x03(\t\"S\n\x0eValidationTest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06passed\x18\x02 \x01(\x08\x12\x12\n\nlatency_ms\x18\x03 \x01(\x01\x12\x0f\n\x07message\x18\x04 \x01(\t\"\x12\n\x10GetStatusRequest\"3\n\x11GetStatusResponse\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\x0c\n\x04json\x18\x02 \x01(\t\"@\n\x11RotateKeysRequest\x12\x13\n\ttenant_id\x18\x01 \x01(\tH\x00\x12\r\n\x03\x61ll\x18\x02 \x01(\x08H\x00\x42\x07\n\x05scope\"5\n\x12RotateKeysResponse\x12\x0f\n\x07rotated\x18\x01 \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\x02 \x01(\r\"5\n\x10RevokeKeyRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\"*\n\x11RevokeKeyResponse\x12\x15\n\ractive_key_id\x18\x01 \x01(\t\",\n\x17InvalidateTenantRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\"+\n\x18InvalidateTenantResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\r\"\x1d\n\x0bLockRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\"D\n\x0cLockResponse\x12\x0f\n\x07\x65ntries\x18\x01 \x01(\r\x12\x0e\n\x06stored\x18\x02 \x01(\x08\x12\x13\n\x0bstore_error\x18\x03 \x01(\t\"\x0f\n\rUnlockRequest\"$\n\x0eUnlockResponse\x12\x12\n\nwas_locked\x18\x01 \x01(\x08\"I\n\x12ShredTenantRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61ncel\x18\x02 \x01(\x08\x12\x10\n\x08recreate\x18\x03 \x01(\x08\"\xe5\x01\n\x13ShredTenantResponse\x12\r\n\x05state\x18\x01 \x01(\t\x12\x30\n\x0crequest_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64ue_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x13unrecoverable_after\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rnot_destroyed\x18\x05 \x03(\t\x12\x0f\n\x07\x65ntries\x18\x06 \x01(\r2\xa4\x05\n\x0fKmsAdminService\x12M\n\x08Validate\x12\x1f.betrace.kms.v1.ValidateRequest\x1a .betrace.kms.v1.ValidateResponse\x12P\n\tGetStatus\x12 .betrace.kms.v1.GetStatusRequest\x1a!.betrace.kms.v1.GetStatusResponse\x12S\n\nRotateKeys\x12!.betrace.kms.v1.RotateKeysRequest\x1a\".betrace.kms.v1.RotateKeysResponse\x12P\n\tRevokeKey\x12 .betrace.kms.v1.RevokeKeyRequest\x1a!.betrace.kms.v1.RevokeKeyResponse\x12\x65\n\x10InvalidateTenant\x12\'.betrace.kms.v1.InvalidateTenantRequest\x1a(.betrace.kms.v1.InvalidateTenantResponse\x12\x41\n\x04Lock\x12\x1b.betrace.kms.v1.LockRequest\x1a\x1c.betrace.kms.v1.LockResponse\x12G\n\x06Unlock\x12\x1d.betrace.kms.v1.UnlockRequest\x1a\x1e.betrace.kms.v1.UnlockResponse\x12V\n\x0bShredTenant\x12\".betrace.kms.v1.ShredTenantRequest\x1a#.betrace.kms.v1.ShredTenantResponseB0\n\x12\x64\x65v.betrace.kms.v1P\x01Z\x18\x62\x65trace.dev/kms/v1;kmsv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,36 +33,40 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'betrace.kms.v1.admin_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\022dev.betrace.kms.v1P\001Z\030betrace.dev/kms/v1;kmsv1'
-  _globals['_VALIDATEREQUEST']._serialized_start=46
-  _globals['_VALIDATEREQUEST']._serialized_end=83
-  _globals['_VALIDATERESPONSE']._serialized_start=85
-  _globals['_VALIDATERESPONSE']._serialized_end=209
-  _globals['_VALIDATIONTEST']._serialized_start=211
-  _globals['_VALIDATIONTEST']._serialized_end=294
-  _globals['_GETSTATUSREQUEST']._serialized_start=296
-  _globals['_GETSTATUSREQUEST']._serialized_end=314
-  _globals['_GETSTATUSRESPONSE']._serialized_start=316
-  _globals['_GETSTATUSRESPONSE']._serialized_end=367
-  _globals['_ROTATEKEYSREQUEST']._serialized_start=369
-  _globals['_ROTATEKEYSREQUEST']._serialized_end=433
-  _globals['_ROTATEKEYSRESPONSE']._serialized_start=435
-  _globals['_ROTATEKEYSRESPONSE']._serialized_end=488
-  _globals['_REVOKEKEYREQUEST']._serialized_start=490
-  _globals['_REVOKEKEYREQUEST']._serialized_end=543
-  _globals['_REVOKEKEYRESPONSE']._serialized_start=545
-  _globals['_REVOKEKEYRESPONSE']._serialized_end=587
-  _globals['_INVALIDATETENANTREQUEST']._serialized_start=589
-  _globals['_INVALIDATETENANTREQUEST']._serialized_end=633
-  _globals['_INVALIDATETENANTRESPONSE']._serialized_start=635
-  _globals['_INVALIDATETENANTRESPONSE']._serialized_end=678
-  _globals['_LOCKREQUEST']._serialized_start=680
-  _globals['_LOCKREQUEST']._serialized_end=709
-  _globals['_LOCKRESPONSE']._serialized_start=711
-  _globals['_LOCKRESPONSE']._serialized_end=779
-  _globals['_UNLOCKREQUEST']._serialized_start=781
-  _globals['_UNLOCKREQUEST']._serialized_end=796
-  _globals['_UNLOCKRESPONSE']._serialized_start=798
-  _globals['_UNLOCKRESPONSE']._serialized_end=834
-  _globals['_KMSADMINSERVICE']._serialized_start=837
-  _globals['_KMSADMINSERVICE']._serialized_end=1425
+  _globals['_VALIDATEREQUEST']._serialized_start=79
+  _globals['_VALIDATEREQUEST']._serialized_end=116
+  _globals['_VALIDATERESPONSE']._serialized_start=118
+  _globals['_VALIDATERESPONSE']._serialized_end=242
+  _globals['_VALIDATIONTEST']._serialized_start=244
+  _globals['_VALIDATIONTEST']._serialized_end=327
+  _globals['_GETSTATUSREQUEST']._serialized_start=329
+  _globals['_GETSTATUSREQUEST']._serialized_end=347
+  _globals['_GETSTATUSRESPONSE']._serialized_start=349
+  _globals['_GETSTATUSRESPONSE']._serialized_end=400
+  _globals['_ROTATEKEYSREQUEST']._serialized_start=402
+  _globals['_ROTATEKEYSREQUEST']._serialized_end=466
+  _globals['_ROTATEKEYSRESPONSE']._serialized_start=468
+  _globals['_ROTATEKEYSRESPONSE']._serialized_end=521
+  _globals['_REVOKEKEYREQUEST']._serialized_start=523
+  _globals['_REVOKEKEYREQUEST']._serialized_end=576
+  _globals['_REVOKEKEYRESPONSE']._serialized_start=578
+  _globals['_REVOKEKEYRESPONSE']._serialized_end=620
+  _globals['_INVALIDATETENANTREQUEST']._serialized_start=622
+  _globals['_INVALIDATETENANTREQUEST']._serialized_end=666
+  _globals['_INVALIDATETENANTRESPONSE']._serialized_start=668
+  _globals['_INVALIDATETENANTRESPONSE']._serialized_end=711
+  _globals['_LOCKREQUEST']._serialized_start=713
+  _globals['_LOCKREQUEST']._serialized_end=742
+  _globals['_LOCKRESPONSE']._serialized_start=744
+  _globals['_LOCKRESPONSE']._serialized_end=812
+  _globals['_UNLOCKREQUEST']._serialized_start=814
+  _globals['_UNLOCKREQUEST']._serialized_end=829
+  _globals['_UNLOCKRESPONSE']._serialized_start=831
+  _globals['_UNLOCKRESPONSE']._serialized_end=867
+  _globals['_SHREDTENANTREQUEST']._serialized_start=869
+  _globals['_SHREDTENANTREQUEST']._serialized_end=942
+  _globals['_SHREDTENANTRESPONSE']._serialized_start=945
+  _globals['_SHREDTENANTRESPONSE']._serialized_end=1174
+  _globals['_KMSADMINSERVICE']._serialized_start=1177
+  _globals['_KMSADMINSERVICE']._serialized_end=1853
 # @@protoc_insertion_point(module_scope)

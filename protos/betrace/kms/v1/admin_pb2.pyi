@@ -6,6 +6,7 @@ isort:skip_file
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -395,3 +396,85 @@ class UnlockResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnlockResponse: _TypeAlias = UnlockResponse  # noqa: Y015
+
+@_typing.final
+class ShredTenantRequest(_message.Message):
+    """ShredTenantRequest names whom to shred."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    CANCEL_FIELD_NUMBER: _builtins.int
+    RECREATE_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """The tenant."""
+    cancel: _builtins.bool
+    """End a shredding that is pending: the tenant is encrypted for again."""
+    recreate: _builtins.bool
+    """Let a tenant that was shredded have a new branch key. What was encrypted before stays lost."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        cancel: _builtins.bool = ...,
+        recreate: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "recreate", b"recreate", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShredTenantRequest: _TypeAlias = ShredTenantRequest  # noqa: Y015
+
+@_typing.final
+class ShredTenantResponse(_message.Message):
+    """ShredTenantResponse says what has become of the tenant. Asking again changes nothing and shows it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    REQUEST_TIME_FIELD_NUMBER: _builtins.int
+    DUE_TIME_FIELD_NUMBER: _builtins.int
+    UNRECOVERABLE_AFTER_FIELD_NUMBER: _builtins.int
+    NOT_DESTROYED_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    state: _builtins.str
+    """OPEN, PENDING_SHRED (it can be cancelled), DESTROYING or SHREDDED."""
+    entries: _builtins.int
+    """Number of cache entries dropped."""
+    @_builtins.property
+    def request_time(self) -> _timestamp_pb2.Timestamp:
+        """When the shredding was asked for, unless the tenant is open."""
+
+    @_builtins.property
+    def due_time(self) -> _timestamp_pb2.Timestamp:
+        """From when the branch key is destroyed, unless the tenant is open."""
+
+    @_builtins.property
+    def unrecoverable_after(self) -> _timestamp_pb2.Timestamp:
+        """From when no copy of the branch key that is known of is left. Unset in data-key mode, where the
+        tenant's messages are refused but not destroyed.
+        """
+
+    @_builtins.property
+    def not_destroyed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the shredding does not destroy, one sentence each."""
+
+    def __init__(
+        self,
+        *,
+        state: _builtins.str = ...,
+        request_time: _timestamp_pb2.Timestamp | None = ...,
+        due_time: _timestamp_pb2.Timestamp | None = ...,
+        unrecoverable_after: _timestamp_pb2.Timestamp | None = ...,
+        not_destroyed: _abc.Iterable[_builtins.str] | None = ...,
+        entries: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["due_time", b"due_time", "request_time", b"request_time", "unrecoverable_after", b"unrecoverable_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["due_time", b"due_time", "entries", b"entries", "not_destroyed", b"not_destroyed", "request_time", b"request_time", "state", b"state", "unrecoverable_after", b"unrecoverable_after"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShredTenantResponse: _TypeAlias = ShredTenantResponse  # noqa: Y015

@@ -71,6 +71,11 @@ class KmsAdminServiceStub(object):
                 request_serializer=betrace_dot_kms_dot_v1_dot_admin__pb2.UnlockRequest.SerializeToString,
                 response_deserializer=betrace_dot_kms_dot_v1_dot_admin__pb2.UnlockResponse.FromString,
                 _registered_method=True)
+        self.ShredTenant = channel.unary_unary(
+                '/betrace.kms.v1.KmsAdminService/ShredTenant',
+                request_serializer=betrace_dot_kms_dot_v1_dot_admin__pb2.ShredTenantRequest.SerializeToString,
+                response_deserializer=betrace_dot_kms_dot_v1_dot_admin__pb2.ShredTenantResponse.FromString,
+                _registered_method=True)
 
 
 class KmsAdminServiceServicer(object):
@@ -129,6 +134,14 @@ class KmsAdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ShredTenant(self, request, context):
+        """ShredTenant refuses to encrypt and decrypt for a tenant, and destroys its branch key when
+        kms.shred.wait-days are over. Signing keys and public keys stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KmsAdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -166,6 +179,11 @@ def add_KmsAdminServiceServicer_to_server(servicer, server):
                     servicer.Unlock,
                     request_deserializer=betrace_dot_kms_dot_v1_dot_admin__pb2.UnlockRequest.FromString,
                     response_serializer=betrace_dot_kms_dot_v1_dot_admin__pb2.UnlockResponse.SerializeToString,
+            ),
+            'ShredTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShredTenant,
+                    request_deserializer=betrace_dot_kms_dot_v1_dot_admin__pb2.ShredTenantRequest.FromString,
+                    response_serializer=betrace_dot_kms_dot_v1_dot_admin__pb2.ShredTenantResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -359,6 +377,33 @@ class KmsAdminService(object):
             '/betrace.kms.v1.KmsAdminService/Unlock',
             betrace_dot_kms_dot_v1_dot_admin__pb2.UnlockRequest.SerializeToString,
             betrace_dot_kms_dot_v1_dot_admin__pb2.UnlockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShredTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/betrace.kms.v1.KmsAdminService/ShredTenant',
+            betrace_dot_kms_dot_v1_dot_admin__pb2.ShredTenantRequest.SerializeToString,
+            betrace_dot_kms_dot_v1_dot_admin__pb2.ShredTenantResponse.FromString,
             options,
             channel_credentials,
             insecure,

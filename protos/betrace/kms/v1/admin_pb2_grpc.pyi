@@ -52,6 +52,10 @@ class KmsAdminServiceStub:
     """
     Unlock: _grpc.UnaryUnaryMultiCallable[_admin_pb2.UnlockRequest, _admin_pb2.UnlockResponse]
     """Unlock ends the emergency stop, for all daemons on the key store."""
+    ShredTenant: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ShredTenantRequest, _admin_pb2.ShredTenantResponse]
+    """ShredTenant refuses to encrypt and decrypt for a tenant, and destroys its branch key when
+    kms.shred.wait-days are over. Signing keys and public keys stay.
+    """
 
 @_typing.type_check_only
 class KmsAdminServiceAsyncStub(KmsAdminServiceStub):
@@ -77,6 +81,10 @@ class KmsAdminServiceAsyncStub(KmsAdminServiceStub):
     """
     Unlock: _aio.UnaryUnaryMultiCallable[_admin_pb2.UnlockRequest, _admin_pb2.UnlockResponse]  # type: ignore[assignment]
     """Unlock ends the emergency stop, for all daemons on the key store."""
+    ShredTenant: _aio.UnaryUnaryMultiCallable[_admin_pb2.ShredTenantRequest, _admin_pb2.ShredTenantResponse]  # type: ignore[assignment]
+    """ShredTenant refuses to encrypt and decrypt for a tenant, and destroys its branch key when
+    kms.shred.wait-days are over. Signing keys and public keys stay.
+    """
 
 class KmsAdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """KmsAdminService is for the operator. It is served only on `<data-dir>/admin.sock` (0600), because
@@ -141,5 +149,15 @@ class KmsAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.UnlockResponse, _abc.Awaitable[_admin_pb2.UnlockResponse]]:
         """Unlock ends the emergency stop, for all daemons on the key store."""
+
+    @_abc_1.abstractmethod
+    def ShredTenant(
+        self,
+        request: _admin_pb2.ShredTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ShredTenantResponse, _abc.Awaitable[_admin_pb2.ShredTenantResponse]]:
+        """ShredTenant refuses to encrypt and decrypt for a tenant, and destroys its branch key when
+        kms.shred.wait-days are over. Signing keys and public keys stay.
+        """
 
 def add_KmsAdminServiceServicer_to_server(servicer: KmsAdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

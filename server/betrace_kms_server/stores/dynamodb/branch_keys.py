@@ -24,6 +24,7 @@ from betrace_kms_server.core.branch_rows import (
     VersionRows,
     type_of,
 )
+from betrace_kms_server.core.errors import StoreUnavailable
 from betrace_kms_server.stores.branch_keys import damaged_row, each_row, no_active_row, row_of
 from betrace_kms_server.stores.dynamodb.client import (
     ClientFactory,
@@ -33,7 +34,12 @@ from betrace_kms_server.stores.dynamodb.client import (
     without_contention,
 )
 from betrace_kms_server.stores.dynamodb.errors import is_refusal
-from betrace_kms_server.stores.dynamodb.table import BRANCH_KEYS, inspect_table
+from betrace_kms_server.stores.dynamodb.table import (
+    BRANCH_KEYS,
+    LONGEST_RECOVERY_DAYS,
+    inspect_table,
+    recovery_days,
+)
 
 if TYPE_CHECKING:
     from types_aiobotocore_dynamodb import DynamoDBClient
@@ -89,6 +95,14 @@ class DynamoBranchKeys:
             for item in items:
                 deleted += await self._delete(item)
         return deleted
+
+    async def recovery_days(self) -> int:
+        """See BranchKeyStore. That of point-in-time recovery."""
+        try:
+            async with asking(self._client, "DescribeContinuousBackups", self._arn):
+                return await recovery_days(self._client, self._table)
+        except StoreUnavailable:
+            return LONGEST_RECOVERY_DAYS
 
     async def _page(self, branch_key_id: str) -> Sequence[Mapping[str, Any]]:
         """Return the primary key and the wrapped key of some rows; nothing only if there is no row."""

@@ -36,6 +36,8 @@ BRANCH_KEYS = TableKind("kms.branch-keys.table", ((ID, "HASH", "S"), (TYPE, "RAN
 """AWS Encryption SDK specification, framework/branch-key-store.md, "KeySchema"."""
 
 _USABLE = ("ACTIVE", "UPDATING")  # a table that is being updated is read and written as ever
+LONGEST_RECOVERY_DAYS = 35
+"""Amazon DynamoDB developer guide, "Point-in-time recovery": also what it is if no other period was set."""
 _LEGACY = "2017.11.29"
 
 
@@ -103,9 +105,16 @@ def refuse_unfit(described: "TableDescriptionTypeDef", table: str, kind: TableKi
 
 async def has_recovery(client: "DynamoDBClient", table: str) -> bool:
     """Return whether point-in-time recovery is on."""
+    return await recovery_days(client, table) > 0
+
+
+async def recovery_days(client: "DynamoDBClient", table: str) -> int:
+    """Return for how many days point-in-time recovery brings back what was deleted: 0 if it is off."""
     answer = await client.describe_continuous_backups(TableName=table)
     recovery = answer["ContinuousBackupsDescription"].get("PointInTimeRecoveryDescription", {})
-    return recovery.get("PointInTimeRecoveryStatus") == "ENABLED"
+    if recovery.get("PointInTimeRecoveryStatus") != "ENABLED":
+        return 0
+    return recovery.get("RecoveryPeriodInDays", LONGEST_RECOVERY_DAYS)
 
 
 async def _warn_without_recovery(client: "DynamoDBClient", table: str, arn: str) -> None:
