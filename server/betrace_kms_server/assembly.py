@@ -134,7 +134,9 @@ async def build_core(
         record=record,
     )
     unfit = [problem for problem in (listeners.problem, ROOT if runs_as_root() else None) if problem]
-    validator = Validator(provider, store, endpoint=settings.endpoint, ephemeral=ephemeral, unfit=unfit)
+    validator = Validator(
+        provider, store, endpoint=settings.endpoint, ephemeral=ephemeral, unfit=unfit, branch_keys=branch_store
+    )
     for part in (lifecycle, rotation, validator):
         resources.push_async_callback(part.close)
     return Core(

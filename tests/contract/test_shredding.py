@@ -25,6 +25,7 @@ from betrace_kms_server.data_keys.branch_keys import BranchKeys
 from betrace_kms_server.data_keys.branch_messages import BranchMessages
 from betrace_kms_server.data_keys.keyring import KeyRing
 from betrace_kms_server.data_keys.shredding import Shredder
+from betrace_kms_server.operations.validation import Validator
 from betrace_kms_server.signing_keys.signer import Signer
 from betrace_kms_server.stores.branch_keys import BranchKeyStore
 from betrace_kms_server.stores.dynamodb.branch_keys import open_branch_keys
@@ -35,6 +36,7 @@ from betrace_kms_server.stores.protocol import KeyStore
 from betrace_kms_server.stores.sqlite.branch_keys import SqliteBranchKeys
 from betrace_kms_server.stores.sqlite.store import DATABASE_FILE, open_sqlite
 
+from tests.aws_proxy import aws_proxy
 from tests.contract.doubles import CountedLocalProvider, FakeClock
 from tests.contract.samples import span
 from tests.contract.test_shredding_state import overwrite
@@ -56,16 +58,30 @@ async def _sqlite(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
 @asynccontextmanager
 async def _dynamodb(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
     moto: MotoServer = request.getfixturevalue("moto")
-    names = [f"{kind}-{secrets.token_hex(8)}" for kind in ("keys", "branch-keys")]
-    async for _ in create_table(names[0], region=REGION, endpoint=moto.url):
-        pass
-    async for _ in create_table(names[1], region=REGION, endpoint=moto.url, kind=BRANCH_KEYS):
-        pass
+    names = await _tables(moto.url)
     async with (
         open_dynamodb(names[0], region=REGION, endpoint=moto.url) as store,
         open_branch_keys(names[1], region=REGION, endpoint=moto.url) as branch_keys,
     ):
+        for table, client in ((names[0], store._client), (names[1], branch_keys._client)):
+            for item in (await client.scan(TableName=table))["Items"]:
+                parts = ("tenant_id", "item") if table == names[0] else ("branch-key-id", "type")
+                await client.delete_item(TableName=table, Key={part: item[part] for part in parts})
         yield store, branch_keys
+
+
+async def _tables(url: str) -> tuple[str, str]:
+    """Make two tables, once for all tests: that takes longer than what is tested."""
+    if url not in _MADE:
+        _MADE[url] = (f"keys-{secrets.token_hex(8)}", f"branch-keys-{secrets.token_hex(8)}")
+        async for _ in create_table(_MADE[url][0], region=REGION, endpoint=url):
+            pass
+        async for _ in create_table(_MADE[url][1], region=REGION, endpoint=url, kind=BRANCH_KEYS):
+            pass
+    return _MADE[url]
+
+
+_MADE: dict[str, tuple[str, str]] = {}
 
 
 STORES: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Stores]]] = {
@@ -451,3 +467,30 @@ async def test_due_earlier_than_the_bound_does_not_exist() -> None:
     longest = max(limit.le for limit in fields["max_stale_seconds"].metadata if hasattr(limit, "le"))
     shortest = min(limit.ge for limit in fields["shred_wait_days"].metadata if hasattr(limit, "ge"))
     assert longest <= shortest * DAY
+
+
+async def test_deletion_that_is_denied_is_said_before_it_is_due(moto: MotoServer, clock: FakeClock) -> None:
+    """In the answer, which then has no time, and by `validate`; granted, neither says so, and nothing is deleted."""
+    keys, branch_keys = await _tables(moto.url)
+    with aws_proxy(moto.url) as proxy:
+        async with (
+            open_dynamodb(keys, region=REGION, endpoint=moto.url) as store,
+            open_branch_keys(branch_keys, region=REGION, endpoint=proxy.url) as branch_store,
+        ):
+            place = Place((store, branch_store), clock)
+            shredder = Pod(place).shredder
+
+            async def said() -> tuple[bool, bool, bool]:
+                outcome = await shredder.request("denied")
+                validator = Validator(place.provider, store, endpoint=None, ephemeral=None, branch_keys=branch_store)
+                notes = (await validator.run()).recommendations
+                return (
+                    any("dynamodb:DeleteItem" in each for each in outcome.not_destroyed),
+                    outcome.unrecoverable_after_ms is None,
+                    any("dynamodb:DeleteItem" in each for each in notes),
+                )
+
+            proxy.always("deny", "DeleteItem")
+            assert (True, True, True) == await said()
+            proxy.always("pass")
+            assert (False, False, False) == await said()

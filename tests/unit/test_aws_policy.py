@@ -19,6 +19,8 @@ OPERATORS = "creation.py"
 """The module that makes tables; the daemon never imports it."""
 CLIENTS = ("client", "kms", "_client")
 """What a client of AWS is called where it is called."""
+SHREDDING = {"dynamodb:DeleteItem"}
+"""What only shredding needs, on the branch key table only."""
 
 
 def modules(service: str) -> Sequence[Path]:
@@ -52,9 +54,10 @@ def transaction_parts() -> set[str]:
         writes.rotated(key, 0),
         writes.revoked(key, 0),
         *writes.impossible("acme", "0"),
+        *writes.shredding("acme", None, "record"),
     ]
     untried = {name for name in vars(Writes) if not name.startswith("_")} - {
-        *("put", "first_active", "next_active", "next_generation", "rotated", "revoked", "impossible"),
+        *("put", "first_active", "next_active", "next_generation", "rotated", "revoked", "impossible", "shredding"),
         "wrapped_anew",  # of UpdateItem, not of a transaction
     }
     assert set() == untried
@@ -87,23 +90,30 @@ def terraform() -> str:
 def test_policy_allows_what_the_daemon_calls(service: str, statement: int) -> None:
     """Each action of the policy is one that the code calls, and the other way round, on one resource."""
     allowed = plain_policy()["Statement"][statement]
-    assert needed(service) == set(allowed["Action"])
+    assert needed(service) - SHREDDING == set(allowed["Action"])
     assert ("Allow", True) == (allowed["Effect"], allowed["Resource"].startswith(f"arn:aws:{service}:"))
     assert "*" not in allowed["Resource"]
 
 
+def test_policy_lets_shredding_delete_branch_keys_alone() -> None:
+    """It is a statement of its own, which those who shred no tenant leave out."""
+    statement = plain_policy()["Statement"][2]
+    assert needed("dynamodb") & SHREDDING == set(statement["Action"])
+    assert statement["Resource"].endswith(":table/betrace-kms-branch-keys")
+
+
 def test_policy_allows_nothing_else() -> None:
-    """There are two statements, and no wildcard in any."""
+    """There are three statements, and no wildcard in any."""
     policy = plain_policy()
-    assert (2, False) == (len(policy["Statement"]), "*" in json.dumps(policy))
+    assert (3, False) == (len(policy["Statement"]), "*" in json.dumps(policy))
 
 
 def test_terraform_allows_the_same() -> None:
-    """The module's two statements are those of the plain policy, each on the one resource that the module makes."""
+    """The module's two statements are the first of the plain policy, each on the one resource that the module makes."""
     document = terraform().partition('data "aws_iam_policy_document" "daemon" {')[2]
     found = re.findall(r"statement \{(.*?)\n  \}", document, flags=re.DOTALL)
     for ours, plain, resource in zip(
-        found, plain_policy()["Statement"], ("aws_kms_key.master.arn", "aws_dynamodb_table.keys.arn"), strict=True
+        found, plain_policy()["Statement"][:2], ("aws_kms_key.master.arn", "aws_dynamodb_table.keys.arn"), strict=True
     ):
         assert plain["Action"] == re.findall(r'"((?:kms|dynamodb):\w+)"', ours)
         assert [plain["Sid"]] == re.findall(r'sid\s+= "(\w+)"', ours)
@@ -139,4 +149,4 @@ def test_documents_name_the_same_actions() -> None:
 def test_store_says_which_permissions_it_needs() -> None:
     """So does the docstring of the store."""
     docstring = ast.get_docstring(ast.parse((SERVER / "stores/dynamodb/store.py").read_text("utf-8"))) or ""
-    assert needed("dynamodb") == set(re.findall(r"dynamodb:\w+", docstring))
+    assert needed("dynamodb") - SHREDDING == set(re.findall(r"dynamodb:\w+", docstring))

@@ -217,12 +217,24 @@ class Shredder:
                     " destruction"
                 )
             after = state.due_ms + days * _DAY_MS
+            if state.status != "shredded" and (problem := await self._deletion_problem()):
+                left.insert(0, f"the branch key, as things are, because it cannot be deleted: {problem}")
+                after = None
         if not self._seals:
             left.insert(0, _DATA_KEY_MODE)
             after = None
         if event is not None:
             event.unrecoverable_after = _timestamp(after)
         return Outcome(state, entries, after, left)
+
+    async def _deletion_problem(self) -> str:
+        """Return why rows cannot be deleted now; "" if they can."""
+        try:
+            if self._branch_keys is not None:
+                await self._branch_keys.check_destroy()
+        except KmsError as error:
+            return error.message
+        return ""
 
     def _report(self, tenant_id: str, error: Exception, problems: dict[str, str]) -> None:
         """Log what went wrong, once as long as it stays so."""

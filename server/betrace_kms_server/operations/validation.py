@@ -20,6 +20,7 @@ from betrace_kms_server.core.keys import DataKey, KeyMaterial
 from betrace_kms_server.core.tenancy import encryption_context
 from betrace_kms_server.operations.remedies import endpoint_service, operator_message, region_of, remedy
 from betrace_kms_server.providers.protocol import KeyProvider
+from betrace_kms_server.stores.branch_keys import BranchKeyStore
 from betrace_kms_server.stores.protocol import KeyStore
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ class _ContractBroken(Exception):
 class Validator:
     """Validates one daemon. `endpoint` is aws.kms.endpoint, `ephemeral` what makes the data folder's volume ephemeral.
 
-    `unfit` is what must not be so in production, each with what to do. `clock` is monotonic; `now` returns seconds
+    `unfit` is what must not be so in production, each with what to do; `branch_keys` is the branch key store, if there
+    is one, in which shredding deletes. `clock` is monotonic; `now` returns seconds
     since the Unix epoch.
     """
 
@@ -97,11 +99,13 @@ class Validator:
         endpoint: str | None,
         ephemeral: str | None,
         unfit: Sequence[str] = (),
+        branch_keys: BranchKeyStore | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._provider = provider
         self._store = store
+        self._branch_keys = branch_keys
         self._endpoint = endpoint if provider.name == "aws" else None
         self._ephemeral = ephemeral
         local = ["provider local is NOT FOR PRODUCTION: set betrace.kms.provider=aws there"]
@@ -135,12 +139,21 @@ class Validator:
             await run.try_kms()
             await run.attempt("key_store", self._store.check)
             run.judge_clock()
-            run.note("configuration", self._notes())
+            run.note("configuration", [*self._notes(), *await self._shredding_notes()])
             return Validation(
                 self._provider.name, run.tests, list(run.steps.values()) or [READY], self._now(), self._unfit
             )
         finally:
             self._ended = self._clock()
+
+    async def _shredding_notes(self) -> Sequence[str]:
+        if self._branch_keys is None:
+            return []
+        try:
+            await self._branch_keys.check_destroy()
+        except KmsError as error:
+            return [f"tenants cannot be shredded: {error.message}; if none is to be, that is as it should be"]
+        return []
 
     def _notes(self) -> Sequence[str]:
         notes = list(self._unfit)

@@ -44,6 +44,9 @@ class BranchKeyStore(Protocol):
         read any more is read again. So only rows are deleted that were there when `still` said that they are to go.
         """
 
+    async def check_destroy(self) -> None:
+        """Return if rows could be deleted now. Deletes none."""
+
     async def recovery_days(self) -> int:
         """Return for how many days the store can bring back what was deleted; the most, if it cannot be asked."""
 

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from types_aiobotocore_dynamodb.type_defs import TransactWriteItemTypeDef
 
 _ENC = "enc"
+_PROBE = "#probe"
+"""A branch key id that none of ours can be, because no tenant id may hold a `#`."""
 
 
 class DynamoBranchKeys:
@@ -95,6 +97,10 @@ class DynamoBranchKeys:
             for item in items:
                 deleted += await self._delete(item)
         return deleted
+
+    async def check_destroy(self) -> None:
+        """See BranchKeyStore. Asks for a deletion on a condition that cannot hold: AWS checks permissions before it."""
+        await self._delete({ID: {"S": _PROBE}, TYPE: {"S": _PROBE}, _ENC: {"B": b"probe"}})
 
     async def recovery_days(self) -> int:
         """See BranchKeyStore. That of point-in-time recovery."""

@@ -6,7 +6,7 @@ dynamodb:Scan to read; dynamodb:PutItem and dynamodb:UpdateItem to write, most o
 
 - What changes a tenant's keys is one transaction over the key items and the tenant's head, which names the active key.
   So there is one active key at any time, and two daemons that write at once agree on one winner.
-- Nothing deletes an item, and the generation in the head is only ever added to.
+- Nothing in this table deletes an item, and the generation in the head is only ever added to.
 - Reads are consistent, but for the list of tenants whose keys are old.
 - A write whose answer is lost may have been done; a retry of the SDK is then refused by our own write. Before we say
   that a write was not done, we read: a key id (128 random bits, drawn for each try) that is there is ours.

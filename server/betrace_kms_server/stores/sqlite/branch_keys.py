@@ -78,6 +78,9 @@ class SqliteBranchKeys:
             deleted += len(await self._fetch(_DELETE.format(places), branch_key_id, *row))
         return deleted
 
+    async def check_destroy(self) -> None:
+        """See BranchKeyStore. The key store's own check shows whether its file can be written."""
+
     async def recovery_days(self) -> int:
         """See BranchKeyStore. What is deleted is overwritten."""
         return 0
