@@ -470,6 +470,8 @@ def test_every_error_of_a_provider_or_a_store_has_its_step() -> None:
         errors.Stopping,
         errors.Unauthenticated,
         errors.CallerNotAllowed,
+        errors.TenantPendingShred,
+        errors.TenantShredded,
     }
     assert set(leaves()) - others == set(REMEDIES)
 

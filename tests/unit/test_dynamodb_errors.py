@@ -154,6 +154,7 @@ ACTIONS = (
     "TransactGetItems",
     "TransactWriteItems",
     "UpdateItem",
+    "DeleteItem",
     "DescribeTable",
     "CreateTable",
     "UpdateTable",
