@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -243,8 +244,11 @@ def blocks(language: str) -> list[str]:
 
 def test_documented_fields() -> None:
     """The document lists the members of a line, in their order."""
-    line, _ = format_line(EVENT, TIME, START)
-    assert list(json.loads(line)) == re.findall(r"^\| `(\w+)` \|", DOCUMENT, re.MULTILINE)
+    line, _ = format_line(replace(EVENT, unrecoverable_after="2024-02-03T04:05:06Z"), TIME, START)
+    documented = re.findall(r"^\| `(\w+)` \|", DOCUMENT, re.MULTILINE)
+    assert list(json.loads(line)) == documented
+    ordinary, _ = format_line(EVENT, TIME, START)
+    assert {"unrecoverableAfter"} == set(documented) - set(json.loads(ordinary))
 
 
 def test_the_documented_example() -> None:
