@@ -179,7 +179,7 @@ def test_help_lists_every_verb_with_examples(run: Run) -> None:
     listed = run("--help").stdout.decode()
     verbs = (
         "audit cost data-key decrypt encrypt health invalidate keys keystore lock policy reencrypt revoke rotate serve"
-        " sign status unlock validate verify version"
+        " shred sign status unlock validate verify version"
     ).split()
     assert [line.split()[0] for line in listed.partition("Commands:\n")[2].splitlines()] == verbs
     for verb in set(verbs) - {"audit", "keystore", "policy", "version"}:
