@@ -137,7 +137,7 @@ async def build_core(
     validator = Validator(
         provider, store, endpoint=settings.endpoint, ephemeral=ephemeral, unfit=unfit, branch_keys=branch_store
     )
-    for part in (lifecycle, rotation, validator):
+    for part in (lifecycle, rotation, shredder, validator):
         resources.push_async_callback(part.close)
     return Core(
         provider=provider,

@@ -295,6 +295,39 @@ async def test_answer_says_what_is_left(place: Place) -> None:
     assert (None, True) == (there.unrecoverable_after_ms, "data-key" in there.not_destroyed[0])
 
 
+async def test_without_a_branch_key_store_the_tenant_is_refused_alone(place: Place) -> None:
+    """As in data-key mode on DynamoDB: the states are the same, and nothing is there to destroy."""
+    shredder = Shredder(place.store, None, Pod(place).caches, wait_days=WAIT_DAYS, seals=False, now=place.clock)
+    assert (await shredder.request("acme")).unrecoverable_after_ms is None
+    place.clock.now += WAIT_DAYS * DAY
+    await shredder.run()
+    with pytest.raises(TenantShredded):
+        (await place.store.head("acme")).check_open()
+
+
+async def test_request_whose_caller_leaves_is_made_to_its_end(place: Place) -> None:
+    """What the store has, the caches know."""
+    pod = Pod(place)
+    message = await pod.seal()
+    set_shredding, began, go_on = place.store.set_shredding, asyncio.Event(), asyncio.Event()
+
+    async def slow(*change: Any) -> bool:
+        began.set()
+        await go_on.wait()
+        return await set_shredding(*change)
+
+    pod.store.set_shredding = slow
+    call = asyncio.create_task(pod.shredder.request("acme"))
+    await began.wait()
+    call.cancel()
+    await asyncio.wait([call])
+    go_on.set()
+    await pod.shredder.close()
+    with pytest.raises(TenantPendingShred):
+        await pod.open(message)
+    assert ["RequestShredding"] == [event.operation for event in pod.events]
+
+
 async def test_wrong_order_is_refused_by_name(place: Place) -> None:
     """A tenant that is pending is not made anew, and one that is open is neither cancelled nor made anew for real."""
     shredder = Pod(place).shredder

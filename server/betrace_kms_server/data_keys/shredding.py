@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 import structlog
 
 from betrace_kms_server.cache.key_caches import KeyCaches
+from betrace_kms_server.core.changes import Changes
 from betrace_kms_server.core.errors import KmsError, StoreUnavailable, TenantPendingShred, TenantShredded, cause_of
 from betrace_kms_server.core.key_event import KeyEvent, Recorder, ignore, part_of
 from betrace_kms_server.core.shredding import Shredding, TenantHead
@@ -80,6 +81,7 @@ class Shredder:
         self._now = now
         self._record = record
         self._problems: dict[str, str] = {}
+        self._changes = Changes()
 
     async def request(self, tenant_id: str, event: KeyEvent | None = None) -> Outcome:
         """Refuse the tenant's calls from now on, and destroy its branch key when the wait is over.
@@ -91,7 +93,7 @@ class Shredder:
             now_ms = int(self._now() * 1000)
             return former or Shredding("pending", now_ms, now_ms + self._wait_ms)
 
-        return await self._change(tenant_id, pending, "RequestShredding", event)
+        return await self._changed(tenant_id, pending, "RequestShredding", event)
 
     async def cancel(self, tenant_id: str, event: KeyEvent | None = None) -> Outcome:
         """Open a tenant that is pending. Raises TenantShredded if it is too late."""
@@ -102,7 +104,7 @@ class Shredder:
                     "it is too late to cancel: the tenant's keys were destroyed, or are being destroyed"
                 )
 
-        return await self._change(tenant_id, cancelled, "CancelShredding", event)
+        return await self._changed(tenant_id, cancelled, "CancelShredding", event)
 
     async def recreate(self, tenant_id: str, event: KeyEvent | None = None) -> Outcome:
         """Open a tenant that was shredded. What was sealed before stays lost.
@@ -118,7 +120,11 @@ class Shredder:
             if former is not None and former.status == "destroying":
                 raise TenantShredded("the tenant's keys are being destroyed: try again when `shred` shows SHREDDED")
 
-        return await self._change(tenant_id, opened, "RecreateTenant", event)
+        return await self._changed(tenant_id, opened, "RecreateTenant", event)
+
+    async def close(self) -> None:
+        """Let what has begun come to its end."""
+        await self._changes.close()
 
     async def follow(self) -> None:
         """Destroy what is due, again and again."""
@@ -171,6 +177,15 @@ class Shredder:
             self._record(event)
             log.warning("A tenant was shredded: its branch key is destroyed", rows=rows)
         return True
+
+    async def _changed(
+        self,
+        tenant_id: str,
+        following: Callable[[Shredding | None], Shredding | None],
+        operation: str,
+        event: KeyEvent | None,
+    ) -> Outcome:
+        return await self._changes.whole(self._change(tenant_id, following, operation, event), event)
 
     async def _change(
         self,

@@ -5,18 +5,16 @@ compares first: daemons that rotate a tenant at once make exactly one new key. W
 and by the other daemons when they see the tenant's new generation.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
 
+from betrace_kms_server.core.changes import Changes
 from betrace_kms_server.core.errors import NoSigningKey, StoreUnavailable
-from betrace_kms_server.core.key_event import KeyEvent, Recorder, current_event, ignore, part_of
+from betrace_kms_server.core.key_event import KeyEvent, Recorder, ignore, part_of
 from betrace_kms_server.core.keys import StoredKey
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.signing_keys.seeds import new_key
 from betrace_kms_server.stores.protocol import KeyStore
-
-R = TypeVar("R")
 
 _ATTEMPTS = 5
 """How often a revocation is tried that other daemons' changes get in the way of."""
@@ -56,7 +54,7 @@ class Lifecycle:
         self._changed = changed
         self._now = now
         self._record = record
-        self._running: set[asyncio.Task[Any]] = set()
+        self._changes = Changes()
 
     async def rotate(
         self, tenant_id: str, *, if_older_than_ms: int | None = None, event: KeyEvent | None = None
@@ -65,7 +63,7 @@ class Lifecycle:
 
         Raises NoSigningKey if the tenant never had a key. If another daemon is faster, its key is the tenant's.
         """
-        return await self._whole(self._rotate(tenant_id, if_older_than_ms, event), event)
+        return await self._changes.whole(self._rotate(tenant_id, if_older_than_ms, event), event)
 
     async def due(self, time_ms: int) -> AsyncIterator[str]:
         """Yield the tenants that have a key older than a time; one that has two such keys comes twice."""
@@ -80,27 +78,15 @@ class Lifecycle:
 
         A key that is revoked already stays as it is. Raises NoSigningKey for a key that the tenant never had.
         """
-        return await self._whole(self._revoke(tenant_id, key_id, event), event)
+        return await self._changes.whole(self._revoke(tenant_id, key_id, event), event)
 
     async def invalidate(self, tenant_id: str) -> int:
         """Drop what is cached for a tenant, here and in other daemons. Returns the number of entries dropped here."""
-        return await self._whole(self._invalidate(tenant_id), None)
+        return await self._changes.whole(self._invalidate(tenant_id), None)
 
     async def close(self) -> None:
         """Let what has begun come to its end."""
-        await asyncio.gather(*self._running, return_exceptions=True)
-
-    async def _whole(self, change: Coroutine[Any, Any, R], event: KeyEvent | None) -> R:
-        """Make a change to its end, even if the caller leaves: caches and audit trail must learn of what was stored."""
-
-        async def run() -> R:
-            current_event.set(event)
-            return await change
-
-        task = asyncio.create_task(run())
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return await asyncio.shield(task)
+        await self._changes.close()
 
     async def _rotate(self, tenant_id: str, if_older_than_ms: int | None, event: KeyEvent | None) -> bool:
         outcomes = [await self._rotate_signing_key(tenant_id, if_older_than_ms, event)]
