@@ -1,6 +1,9 @@
 """What every store must do for shredding: keep its state beside the generation, and delete a branch key's rows."""
 
 import asyncio
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 
 import aioboto3
 import pytest
@@ -8,7 +11,7 @@ from betrace_kms_server.core.branch_rows import BEACON
 from betrace_kms_server.core.errors import KeyDamaged, TenantPendingShred, TenantShredded
 from betrace_kms_server.core.shredding import Shredding, TenantHead, shredding_of
 from betrace_kms_server.stores.protocol import KeyStore
-from betrace_kms_server.stores.sqlite.store import SqliteStore
+from betrace_kms_server.stores.sqlite.store import DATABASE_FILE, SqliteStore, open_sqlite
 
 from tests.contract.doubles import Open
 from tests.contract.samples import stored_key
@@ -188,3 +191,16 @@ async def test_nothing_is_destroyed_if_it_is_not_to_be(stored: Stored) -> None:
     await store.create(made, row("acme", BEACON))
     assert 0 == await store.destroy("acme", no)
     assert made.active == await store.active("acme")
+
+
+async def test_store_from_before_shredding_gets_the_column(tmp_path: Path) -> None:
+    """Its tenants are open and keep their generation, and can be shredded."""
+    path = tmp_path / DATABASE_FILE
+    async with open_sqlite(path) as before:
+        await before.raise_generation("acme")
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("ALTER TABLE tenants DROP COLUMN shredding")
+    async with open_sqlite(path) as after:
+        assert TenantHead("acme", 1) == await after.head("acme")
+        assert await after.set_shredding("acme", None, PENDING)
+        assert TenantHead("acme", 2, PENDING.record("acme")) == await after.head("acme")

@@ -343,6 +343,8 @@ audit         a.jsonl, lost 3: disk full
         ({"rotation": {"last_run": None, "failures": 0}}, "rotation      no good run yet, failures 0\n"),
         ({"uptime_seconds": 59.9}, "uptime        59 s\n"),
         ({"seconds_until_degraded": 0.0}, "degraded in   0 s\n"),
+        ({"shredding": {"pending": 0}}, ""),
+        ({"shredding": {"pending": 1200}}, "shredding     1,200 pending\n"),
         ({"uptime_seconds": 200000}, "uptime        2 d 7 h\n"),
     ],
 )

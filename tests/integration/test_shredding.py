@@ -274,6 +274,7 @@ async def test_command_asks_for_the_tenant_and_shows_what_becomes_of_it(tmp_path
         assert "OPEN" == (await on.shred(cancel=True)).state
         right = await asyncio.to_thread(typed, on.data_dir, "acme")
         assert "acme is PENDING SHRED" in right
+        assert "shredding     1 pending\n" in (await on.command("status"))[1]
         code, text = await on.command("shred", "acme", "--yes")
         assert (0, True, True) == (code, "unrecoverable after  20" in text, "not destroyed:" in text)
         with pytest.raises(grpc.aio.AioRpcError, match="not shredded yet"):

@@ -72,7 +72,7 @@ class Shredder:
         record: Recorder = ignore,
     ) -> None:
         self.pending = 0
-        """How many tenants wait for their shredding, or are being shredded, by the last look."""
+        """How many tenants wait for their shredding, or are being shredded: as read a minute ago at most."""
         self._store = store
         self._branch_keys = branch_keys
         self._caches = caches
@@ -201,6 +201,8 @@ class Shredder:
                 return await self._outcome(state, event=event)
             entries = await self._set(tenant_id, former, state)
             if entries is not None:
+                before = former is not None and former.status != "shredded"
+                self.pending = max(0, self.pending + (state is not None) - before)
                 outcome = await self._outcome(state, entries, event)
                 self._record(part_of(event, operation, tenant_id, ""))
                 return outcome
