@@ -93,7 +93,7 @@ class Shredder:
             now_ms = int(self._now() * 1000)
             return former or Shredding("pending", now_ms, now_ms + self._wait_ms)
 
-        return await self._changed(tenant_id, pending, "RequestShredding", event)
+        return await self._changes.whole(self._change(tenant_id, pending, "RequestShredding", event), event)
 
     async def cancel(self, tenant_id: str, event: KeyEvent | None = None) -> Outcome:
         """Open a tenant that is pending. Raises TenantShredded if it is too late."""
@@ -104,7 +104,7 @@ class Shredder:
                     "it is too late to cancel: the tenant's keys were destroyed, or are being destroyed"
                 )
 
-        return await self._changed(tenant_id, cancelled, "CancelShredding", event)
+        return await self._changes.whole(self._change(tenant_id, cancelled, "CancelShredding", event), event)
 
     async def recreate(self, tenant_id: str, event: KeyEvent | None = None) -> Outcome:
         """Open a tenant that was shredded. What was sealed before stays lost.
@@ -120,7 +120,7 @@ class Shredder:
             if former is not None and former.status == "destroying":
                 raise TenantShredded("the tenant's keys are being destroyed: try again when `shred` shows SHREDDED")
 
-        return await self._changed(tenant_id, opened, "RecreateTenant", event)
+        return await self._changes.whole(self._change(tenant_id, opened, "RecreateTenant", event), event)
 
     async def close(self) -> None:
         """Let what has begun come to its end."""
@@ -177,15 +177,6 @@ class Shredder:
             self._record(event)
             log.warning("A tenant was shredded: its branch key is destroyed", rows=rows)
         return True
-
-    async def _changed(
-        self,
-        tenant_id: str,
-        following: Callable[[Shredding | None], Shredding | None],
-        operation: str,
-        event: KeyEvent | None,
-    ) -> Outcome:
-        return await self._changes.whole(self._change(tenant_id, following, operation, event), event)
 
     async def _change(
         self,

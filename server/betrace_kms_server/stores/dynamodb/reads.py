@@ -64,14 +64,9 @@ class Reads:
             **({"ProjectionExpression": attribute} if attribute else {}),
             **({"Limit": page_items} if page_items else {}),
         }
-        while tenant_id:
-            async with asking(self._client, "Query", self._arn):
-                page = await self._client.query(**query)
-            for item in page["Items"]:
+        if tenant_id:
+            async for item in self._query(query):
                 yield item
-            if "LastEvaluatedKey" not in page:
-                return
-            query["ExclusiveStartKey"] = page["LastEvaluatedKey"]
 
     async def shreddings(self) -> AsyncIterator[Found]:
         """Yield every item of the list of shreddings that says that there is one."""
@@ -83,6 +78,10 @@ class Reads:
             "ExpressionAttributeNames": {"#tenant": PARTITION_KEY},
             "ExpressionAttributeValues": {":list": {"S": SHREDDINGS}},
         }
+        async for item in self._query(query):
+            yield item
+
+    async def _query(self, query: dict[str, Any]) -> AsyncIterator[Found]:
         while True:
             async with asking(self._client, "Query", self._arn):
                 page = await self._client.query(**query)
