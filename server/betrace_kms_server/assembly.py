@@ -167,6 +167,7 @@ async def build_core(
             stop,
             in_flight=lambda: gate.in_flight,
             pending_shreds=lambda: shredder.pending,
+            failing_shreds=lambda: shredder.failing,
         ),
         gate=gate,
         record=record,

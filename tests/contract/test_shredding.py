@@ -351,7 +351,7 @@ async def test_destruction_that_was_interrupted_is_completed(place: Place, monke
     with monkeypatch.context() as patch:
         patch.setattr(place.branch_store, "destroy", fail)
         await pod.shredder.run()
-    assert (1, 1) == (await place.rows(), pod.shredder.pending)
+    assert (1, 1, 1) == (await place.rows(), pod.shredder.pending, pod.shredder.failing)
     for late in (pod.shredder.cancel, pod.shredder.recreate):
         with pytest.raises(TenantShredded):
             await late("acme")

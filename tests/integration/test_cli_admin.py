@@ -344,7 +344,7 @@ audit         a.jsonl, lost 3: disk full
         ({"uptime_seconds": 59.9}, "uptime        59 s\n"),
         ({"seconds_until_degraded": 0.0}, "degraded in   0 s\n"),
         ({"shredding": {"pending": 0}}, ""),
-        ({"shredding": {"pending": 1200}}, "shredding     1,200 pending\n"),
+        ({"shredding": {"pending": 1200, "failing": 1}}, "shredding     1,200 pending, 1 failing\n"),
         ({"uptime_seconds": 200000}, "uptime        2 d 7 h\n"),
     ],
 )

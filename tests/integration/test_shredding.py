@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import grpc
 import orjson
 import pytest
@@ -41,8 +42,8 @@ PAST = Shredding("pending", 1_000, 2_000)
 class Pod:
     """A daemon, its client and its operator."""
 
-    def __init__(self, client: AsyncKmsClient, admin: Any, data_dir: Path) -> None:
-        self.client, self.admin, self.data_dir = client, admin, data_dir
+    def __init__(self, client: AsyncKmsClient, admin: Any, data_dir: Path, ops_address: str) -> None:
+        self.client, self.admin, self.data_dir, self.ops_address = client, admin, data_dir, ops_address
 
     async def shred(self, **fields: Any) -> pb.ShredTenantResponse:
         """Call ShredTenant for acme."""
@@ -71,7 +72,7 @@ async def pod(data_dir: Path, values: Mapping[str, str]) -> AsyncIterator[Pod]:
         AsyncKmsClient(daemon.addresses[0]) as client,
         grpc.aio.insecure_channel(f"unix:{data_dir}/admin.sock") as channel,
     ):
-        yield Pod(client, KmsAdminServiceStub(channel), data_dir)
+        yield Pod(client, KmsAdminServiceStub(channel), data_dir, daemon.ops_address)
 
 
 async def refused(call: Awaitable[object], reason: str) -> None:
@@ -121,7 +122,9 @@ async def test_every_call_that_encrypts_or_decrypts_is_refused(tmp_path: Path, m
         assert (await client.get_public_keys("acme")).keys
         assert (await client.encrypt("globex", b"secret")).ciphertext_blob
         status = orjson.loads((await on.admin.GetStatus(pb.GetStatusRequest())).json)
-        assert {"pending": 1} == status["shredding"]
+        assert {"pending": 1, "failing": 0} == status["shredding"]
+        async with aiohttp.ClientSession() as session, session.get(f"http://{on.ops_address}/q/metrics") as metrics:
+            assert "\nkms_shreddings_pending 1.0" in await metrics.text()
         assert "OPEN" == (await on.shred(cancel=True)).state
         assert b"secret" == (await client.decrypt("acme", sealed, CONTEXT)).plaintext
 

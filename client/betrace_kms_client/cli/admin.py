@@ -191,8 +191,8 @@ def _lock(lock: Mapping[str, Any]) -> str:
 
 
 def _shredding(shredding: Mapping[str, Any]) -> str:
-    pending = shredding.get("pending")
-    return click.style(f"{_count(pending)} pending", fg="red", bold=True) if pending else ""
+    parts = [f"{_count(shredding[name])} {name}" for name in ("pending", "failing") if shredding.get(name)]
+    return click.style(", ".join(parts), fg="red", bold=True) if parts else ""
 
 
 def _kms(kms: Mapping[str, Any]) -> str:

@@ -83,6 +83,11 @@ class Shredder:
         self._problems: dict[str, str] = {}
         self._changes = Changes()
 
+    @property
+    def failing(self) -> int:
+        """How many tenants could not be shredded when that was last tried; 1 if no tenant could be read."""
+        return len(self._problems)
+
     async def request(self, tenant_id: str, event: KeyEvent | None = None) -> Outcome:
         """Refuse the tenant's calls from now on, and destroy its branch key when the wait is over.
 

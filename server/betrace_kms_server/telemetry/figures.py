@@ -64,6 +64,8 @@ class Figures:
     """How many calls have no answer yet."""
     pending_shreds: Callable[[], int] = lambda: 0
     """How many tenants wait for their shredding."""
+    failing_shreds: Callable[[], int] = lambda: 0
+    """What of it failed when it was last tried."""
     clock: Callable[[], float] = time.monotonic
     started_at: float = field(default_factory=time.monotonic)
 
@@ -119,7 +121,7 @@ class Figures:
             },
             "store": {"kind": store},
             "lock": None if self.stop.state is None else _lock(self.stop.state),
-            "shredding": {"pending": self.pending_shreds()},
+            "shredding": {"pending": self.pending_shreds(), "failing": self.failing_shreds()},
             "rotation": {"last_run": self.rotation.last_run, "failures": self.rotation.failures},
             "audit": None if self.audit is None else _audit(self.audit),
         }

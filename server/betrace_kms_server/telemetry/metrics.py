@@ -188,6 +188,16 @@ class Metrics:
             lambda: [({}, int(figures.stop.state is not None))],
         )
         gauge(
+            "kms_shreddings_pending",
+            "Tenants that wait for their shredding, or are being shredded.",
+            lambda: [({}, figures.pending_shreds())],
+        )
+        gauge(
+            "kms_shreddings_failing",
+            "Shreddings that failed when they were last tried.",
+            lambda: [({}, figures.failing_shreds())],
+        )
+        gauge(
             "kms_seconds_until_degraded",
             "How long the keys in use last if KMS vanished now.",
             lambda: [] if (left := figures.seconds_until_degraded()) is None else [({}, left)],
