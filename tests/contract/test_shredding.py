@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -29,9 +28,7 @@ from betrace_kms_server.operations.validation import Validator
 from betrace_kms_server.signing_keys.signer import Signer
 from betrace_kms_server.stores.branch_keys import BranchKeyStore
 from betrace_kms_server.stores.dynamodb.branch_keys import open_branch_keys
-from betrace_kms_server.stores.dynamodb.creation import create_table
 from betrace_kms_server.stores.dynamodb.store import open_dynamodb
-from betrace_kms_server.stores.dynamodb.table import BRANCH_KEYS
 from betrace_kms_server.stores.protocol import KeyStore
 from betrace_kms_server.stores.sqlite.branch_keys import SqliteBranchKeys
 from betrace_kms_server.stores.sqlite.store import DATABASE_FILE, open_sqlite
@@ -39,6 +36,7 @@ from betrace_kms_server.stores.sqlite.store import DATABASE_FILE, open_sqlite
 from tests.aws_proxy import aws_proxy
 from tests.contract.doubles import CountedLocalProvider, FakeClock
 from tests.contract.samples import span
+from tests.contract.shared_tables import emptied_tables
 from tests.contract.test_shredding_state import overwrite
 from tests.moto_server import REGION, MotoServer
 
@@ -58,30 +56,12 @@ async def _sqlite(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
 @asynccontextmanager
 async def _dynamodb(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
     moto: MotoServer = request.getfixturevalue("moto")
-    names = await _tables(moto.url)
+    names = await emptied_tables(moto.url)
     async with (
         open_dynamodb(names[0], region=REGION, endpoint=moto.url) as store,
         open_branch_keys(names[1], region=REGION, endpoint=moto.url) as branch_keys,
     ):
-        for table, client in ((names[0], store._client), (names[1], branch_keys._client)):
-            for item in (await client.scan(TableName=table))["Items"]:
-                parts = ("tenant_id", "item") if table == names[0] else ("branch-key-id", "type")
-                await client.delete_item(TableName=table, Key={part: item[part] for part in parts})
         yield store, branch_keys
-
-
-async def _tables(url: str) -> tuple[str, str]:
-    """Make two tables, once for all tests: that takes longer than what is tested."""
-    if url not in _MADE:
-        _MADE[url] = (f"keys-{secrets.token_hex(8)}", f"branch-keys-{secrets.token_hex(8)}")
-        async for _ in create_table(_MADE[url][0], region=REGION, endpoint=url):
-            pass
-        async for _ in create_table(_MADE[url][1], region=REGION, endpoint=url, kind=BRANCH_KEYS):
-            pass
-    return _MADE[url]
-
-
-_MADE: dict[str, tuple[str, str]] = {}
 
 
 STORES: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Stores]]] = {
@@ -504,7 +484,7 @@ async def test_due_earlier_than_the_bound_does_not_exist() -> None:
 
 async def test_deletion_that_is_denied_is_said_before_it_is_due(moto: MotoServer, clock: FakeClock) -> None:
     """In the answer, which then has no time, and by `validate`; granted, neither says so, and nothing is deleted."""
-    keys, branch_keys = await _tables(moto.url)
+    keys, branch_keys = await emptied_tables(moto.url)
     with aws_proxy(moto.url) as proxy:
         async with (
             open_dynamodb(keys, region=REGION, endpoint=moto.url) as store,

@@ -2,26 +2,71 @@
 
 import asyncio
 import sqlite3
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
+from typing import NamedTuple
 
 import aioboto3
 import pytest
 from betrace_kms_server.core.branch_rows import BEACON
 from betrace_kms_server.core.errors import KeyDamaged, TenantPendingShred, TenantShredded
 from betrace_kms_server.core.shredding import Shredding, TenantHead, shredding_of
+from betrace_kms_server.stores.branch_keys import BranchKeyStore
+from betrace_kms_server.stores.dynamodb.branch_keys import open_branch_keys
+from betrace_kms_server.stores.dynamodb.store import open_dynamodb
 from betrace_kms_server.stores.protocol import KeyStore
+from betrace_kms_server.stores.sqlite.branch_keys import SqliteBranchKeys
 from betrace_kms_server.stores.sqlite.store import DATABASE_FILE, SqliteStore, open_sqlite
 
 from tests.contract.doubles import Open
 from tests.contract.samples import stored_key
-from tests.contract.test_branch_key_stores import STORES, Stored, row, rows, store, stored
+from tests.contract.shared_tables import emptied_tables
+from tests.contract.test_branch_key_stores import row, rows
 from tests.moto_server import REGION
-
-__all__ = ["STORES", "store", "stored"]  # fixtures of the branch key stores
 
 PENDING = Shredding("pending", 1_000, 2_000)
 SHREDDED = Shredding("shredded", 1_000, 2_000)
+
+
+class Kind(NamedTuple):
+    """What opens the stores of one kind."""
+
+    keys: Open
+    branch_keys: Callable[[], AbstractAsyncContextManager[BranchKeyStore]]
+
+
+@pytest.fixture(params=["sqlite", "dynamodb"])
+async def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
+    """Give every kind of store in turn, empty."""
+    if request.param == "sqlite":
+        path = tmp_path / DATABASE_FILE
+
+        @asynccontextmanager
+        async def branch_keys() -> AsyncIterator[BranchKeyStore]:
+            async with open_sqlite(path) as store:
+                yield SqliteBranchKeys(store)
+
+        return Kind(lambda: open_sqlite(path), branch_keys)
+    url = request.getfixturevalue("moto").url
+    keys, branches = await emptied_tables(url)
+    return Kind(
+        lambda: open_dynamodb(keys, region=REGION, endpoint=url),
+        lambda: open_branch_keys(branches, region=REGION, endpoint=url),
+    )
+
+
+@pytest.fixture
+def open_store(kind: Kind) -> Open:
+    """Give what opens a key store."""
+    return kind.keys
+
+
+@pytest.fixture
+async def branch_store(kind: Kind) -> AsyncIterator[BranchKeyStore]:
+    """Give a branch key store."""
+    async with kind.branch_keys() as store:
+        yield store
 
 
 async def yes() -> bool:
@@ -128,9 +173,9 @@ def test_each_state_refuses_with_its_reason() -> None:
             TenantHead("acme", 1, state.record("acme")).check_open()
 
 
-async def test_every_row_of_a_branch_key_is_destroyed(stored: Stored) -> None:
+async def test_every_row_of_a_branch_key_is_destroyed(branch_store: BranchKeyStore) -> None:
     """All versions, the active row and the beacon, also more than a page; other branch keys stay as they are."""
-    store, _ = stored
+    store = branch_store
     first, other = rows(), rows("acme.")
     await store.create(first, row("acme", BEACON))
     await store.create(other, row("acme.", BEACON))
@@ -148,19 +193,9 @@ async def test_every_row_of_a_branch_key_is_destroyed(stored: Stored) -> None:
     )
 
 
-async def test_rows_without_an_active_one_are_destroyed(stored: Stored) -> None:
-    """As they are left by a destruction that was interrupted."""
-    store, delete = stored
-    made = rows()
-    await store.create(made, row("acme", BEACON))
-    await delete("acme", "branch:ACTIVE")
-    assert 2 == await store.destroy("acme", yes)
-    assert await store.create(rows(), row("acme", BEACON))
-
-
-async def test_row_that_was_written_meanwhile_is_read_again(stored: Stored) -> None:
+async def test_row_that_was_written_meanwhile_is_read_again(branch_store: BranchKeyStore) -> None:
     """`still` is asked after each read: nothing goes that was not there when it said so."""
-    store, _ = stored
+    store = branch_store
     first, second = rows(), rows()
     await store.create(first, row("acme", BEACON))
     asked = 0
@@ -180,9 +215,9 @@ async def test_row_that_was_written_meanwhile_is_read_again(stored: Stored) -> N
     assert 2 == asked
 
 
-async def test_nothing_is_destroyed_if_it_is_not_to_be(stored: Stored) -> None:
+async def test_nothing_is_destroyed_if_it_is_not_to_be(branch_store: BranchKeyStore) -> None:
     """A shredding that was cancelled, or a tenant that was made anew, keeps its rows."""
-    store, _ = stored
+    store = branch_store
     made = rows()
 
     async def no() -> bool:

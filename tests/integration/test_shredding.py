@@ -20,6 +20,7 @@ from betrace.kms.v1 import admin_pb2 as pb
 from betrace.kms.v1.admin_pb2_grpc import KmsAdminServiceStub
 from betrace.kms.v1.span_pb2 import ComplianceSpan
 from betrace_kms_client import AsyncKmsClient, FailedPrecondition, InvalidRequest, ItemRefusal, KmsClientError
+from betrace_kms_server.core.branch_rows import BEACON
 from betrace_kms_server.core.shredding import Shredding
 from betrace_kms_server.stores.dynamodb.branch_keys import open_branch_keys
 from betrace_kms_server.stores.dynamodb.creation import create_table
@@ -28,6 +29,7 @@ from betrace_kms_server.stores.dynamodb.table import BRANCH_KEYS
 from betrace_kms_server.stores.sqlite.store import DATABASE_FILE, open_sqlite
 
 from tests.aws_proxy import aws_proxy
+from tests.contract.test_branch_key_stores import row, rows
 from tests.daemon import COMMAND, running, spawned
 from tests.integration.test_aws_daemon import aws
 from tests.moto_server import REGION, MotoServer
@@ -227,9 +229,6 @@ async def test_shred_under_load_reaches_every_daemon_and_no_other_tenant(tmp_pat
 async def test_kill_in_the_middle_of_the_destruction_loses_nothing_of_it(tmp_path: Path, moto: MotoServer) -> None:
     """The next start completes it: no row is left, and the tenant was never open meanwhile."""
     async with tables(moto) as values:
-        async with pod(tmp_path / "one", values) as on:
-            await on.client.encrypt("acme", b"secret", CONTEXT)
-            assert (await on.admin.RotateKeys(pb.RotateKeysRequest(tenant_id="acme"))).rotated
         keys, branch_keys = values["kms_store_table"], values["kms_branch_keys_table"]
         left: list[int] = []
 
@@ -241,6 +240,7 @@ async def test_kill_in_the_middle_of_the_destruction_loses_nothing_of_it(tmp_pat
             open_dynamodb(keys, region=REGION, endpoint=moto.url) as store,
             open_branch_keys(branch_keys, region=REGION, endpoint=moto.url) as branch_store,
         ):
+            assert await branch_store.create(rows(), row("acme", BEACON))
             assert await store.set_shredding("acme", None, PAST)
             with aws_proxy(moto.url) as proxy:
                 proxy.judge = lambda action: (
