@@ -14,11 +14,12 @@ from betrace_kms_client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, normalis
 from betrace_kms_client.credentials import File, Token, chosen, open_aio_channel
 from betrace_kms_client.errors import from_rpc_error
 from betrace_kms_client.files import Name, Progress
-from betrace_kms_client.messages import Context, Items
+from betrace_kms_client.messages import Context, Items, MacItems
 from betrace_kms_client.results import (
     Ciphertext,
     DataKey,
     ItemRefusal,
+    Mac,
     MessageKey,
     Plaintext,
     PublicKeys,
@@ -215,6 +216,27 @@ class AsyncKmsClient:
         """Seal what a ciphertext holds again, under today's keys, for the same context unless another is given."""
         request = messages.re_encrypt_request(tenant_id, ciphertext_blob, context, destination)
         return messages.resealed(await self._call(self._stub.ReEncrypt, request, timeout))
+
+    async def generate_mac(
+        self, tenant_id: str, purpose: str, message: bytes, bits: int = 256, *, timeout: float | None = None
+    ) -> Mac:
+        """Return the leftmost 8 to 256 bits of a message's MAC, under a key of the tenant and purpose that stays."""
+        request = messages.mac_request(tenant_id, purpose, message, bits)
+        return messages.mac(await self._call(self._stub.GenerateMac, request, timeout))
+
+    async def generate_mac_batch(
+        self, tenant_id: str, items: MacItems, *, timeout: float | None = None
+    ) -> list[Mac | ItemRefusal]:
+        """Return the MACs of 1 to 1,000 messages, each with its purpose and bits; results are in order."""
+        request = messages.mac_batch_request(tenant_id, items)
+        return messages.macs(await self._call(self._stub.GenerateMacBatch, request, timeout))
+
+    async def verify_mac(
+        self, tenant_id: str, purpose: str, message: bytes, mac: bytes, bits: int = 0, *, timeout: float | None = None
+    ) -> bool:
+        """Return whether a MAC of at least 128 bits is the message's; without `bits` all bits of it count."""
+        request = messages.verify_mac_request(tenant_id, purpose, message, mac, bits)
+        return (await self._call(self._stub.VerifyMac, request, timeout)).mac_valid
 
     async def sign_span(
         self, tenant_id: str, span: ComplianceSpan, *, return_payload: bool = False, timeout: float | None = None

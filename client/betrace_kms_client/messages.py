@@ -13,6 +13,7 @@ from betrace_kms_client.results import (
     Ciphertext,
     DataKey,
     ItemRefusal,
+    Mac,
     MessageKey,
     Plaintext,
     PublicKeys,
@@ -25,6 +26,8 @@ from betrace_kms_client.results import (
 Context = Mapping[str, str]
 Items = Sequence[tuple[bytes, Context | None]]
 """Payloads with their encryption contexts."""
+MacItems = Sequence[tuple[str, bytes, int]]
+"""Purposes, messages, and the lengths of their MACs in bits."""
 
 
 def data_key_request(
@@ -134,6 +137,39 @@ def re_encrypt_request(
         encryption_context=context,
         destination_encryption_context=context if destination is None else destination,
     )
+
+
+def mac_request(tenant_id: str, purpose: str, message: bytes, bits: int) -> pb.GenerateMacRequest:
+    """Build a GenerateMacRequest."""
+    return pb.GenerateMacRequest(tenant_id=tenant_id, purpose=purpose, message=message, bits=bits)
+
+
+def mac(response: pb.GenerateMacResponse) -> Mac:
+    """Read a GenerateMacResponse."""
+    return Mac(response.mac, response.key_id)
+
+
+def mac_batch_request(tenant_id: str, items: MacItems) -> pb.GenerateMacBatchRequest:
+    """Build a GenerateMacBatchRequest."""
+    return pb.GenerateMacBatchRequest(
+        tenant_id=tenant_id,
+        items=[
+            pb.GenerateMacBatchItem(purpose=purpose, message=message, bits=bits) for purpose, message, bits in items
+        ],
+    )
+
+
+def macs(response: pb.GenerateMacBatchResponse) -> list[Mac | ItemRefusal]:
+    """Read a GenerateMacBatchResponse."""
+    return [
+        _item_refusal(result.status) if result.status.code else Mac(result.mac, result.key_id)
+        for result in response.results
+    ]
+
+
+def verify_mac_request(tenant_id: str, purpose: str, message: bytes, mac: bytes, bits: int) -> pb.VerifyMacRequest:
+    """Build a VerifyMacRequest."""
+    return pb.VerifyMacRequest(tenant_id=tenant_id, purpose=purpose, message=message, mac=mac, bits=bits)
 
 
 def sign_request(tenant_id: str, span: span_pb2.ComplianceSpan, return_payload: bool) -> pb.SignSpanRequest:

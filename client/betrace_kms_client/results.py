@@ -65,6 +65,14 @@ class ItemRefusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Mac:
+    """A MAC of 1 to 32 bytes, a blind index, and the ARN of the master key behind the tenant's key."""
+
+    mac: bytes
+    key_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class SpanSignature:
     """A DSSE signature of a span.
 

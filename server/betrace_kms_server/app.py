@@ -177,7 +177,7 @@ async def build_edges(
     threads = resources.enter_context(ThreadPoolExecutor(2, thread_name_prefix="evidence"))
     observer, gate = CallObserver(core.rpcs, core.audit, core.tracing), core.gate
     service = KeyManagementService(
-        core.keyring, core.signer, threads=threads, max_payload_bytes=settings.max_message_bytes
+        core.keyring, core.macs, core.signer, threads=threads, max_payload_bytes=settings.max_message_bytes
     )
     per_second = settings.quota_tenant_per_second
     quota = CallQuota(per_second, settings.quota_tenant_burst) if per_second else None

@@ -16,6 +16,7 @@ from betrace_kms_server.core.key_event import Recorder
 from betrace_kms_server.data_keys.branch_keys import BranchKeys
 from betrace_kms_server.data_keys.branch_messages import BranchMessages
 from betrace_kms_server.data_keys.keyring import KeyRing
+from betrace_kms_server.data_keys.macs import Macs
 from betrace_kms_server.data_keys.shredding import Shredder
 from betrace_kms_server.host.process import ROOT, runs_as_root
 from betrace_kms_server.jobs import on_kms_state
@@ -47,6 +48,7 @@ class Core:
     store: KeyStore
     caches: KeyCaches
     keyring: KeyRing
+    macs: Macs
     signer: Signer
     lifecycle: Lifecycle
     rotation: Rotation
@@ -144,6 +146,7 @@ async def build_core(
         store=store,
         caches=caches,
         keyring=keyring,
+        macs=Macs(branch_keys),
         signer=signer,
         lifecycle=lifecycle,
         rotation=rotation,

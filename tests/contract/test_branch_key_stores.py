@@ -184,8 +184,20 @@ async def test_branch_key_that_lost_its_active_row_is_damaged(stored: Stored, de
     await store.create(rows(), row("acme", BEACON))
     for type_ in deleted:
         await delete("acme", type_)
-    with pytest.raises(KeyDamaged, match="none of them is active"):
+    with pytest.raises(KeyDamaged, match="has rows, but no row branch:ACTIVE"):
         await store.active("acme")
+
+
+async def test_beacon_key_is_found(stored: Stored) -> None:
+    """As it was made, and one that was lost is damage."""
+    store, delete = stored
+    assert await store.beacon("acme") is None
+    await store.create(rows(), row("acme", BEACON))
+    assert row("acme", BEACON).attributes == getattr(await store.beacon("acme"), "attributes", None)
+    await delete("acme", BEACON)
+    with pytest.raises(KeyDamaged, match="has rows, but no row beacon:ACTIVE"):
+        await store.beacon("acme")
+    assert await store.active("acme")
 
 
 @pytest.mark.parametrize(

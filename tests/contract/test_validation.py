@@ -462,6 +462,7 @@ def test_every_error_of_a_provider_or_a_store_has_its_step() -> None:
     others = {
         errors.InvalidRequest,
         errors.NoSigningKey,
+        errors.NoBranchKeyStore,
         errors.KeyDamaged,
         errors.BudgetExceeded,
         errors.QuotaExceeded,

@@ -112,7 +112,7 @@ async def test_threads_end_between_slices() -> None:
 
     none: Any = None
     with ThreadPoolExecutor(2) as threads:
-        service = KeyManagementService(none, none, threads=threads, max_payload_bytes=1)
+        service = KeyManagementService(none, none, none, threads=threads, max_payload_bytes=1)
         batch = asyncio.create_task(service._in_threads(work, range(1_000)))
         await until(lambda: 2 == len(begun))
         batch.cancel()

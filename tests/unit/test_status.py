@@ -14,6 +14,7 @@ from betrace_kms_server.core.errors import (
     DoesNotOpen,
     InvalidRequest,
     KmsError,
+    NoBranchKeyStore,
     QuotaExceeded,
     Throttled,
 )
@@ -30,6 +31,7 @@ DETAILS: tuple[type[Message], ...] = (
 CONTRACT = {
     "InvalidRequest": "INVALID_ARGUMENT",
     "DoesNotOpen": "INVALID_ARGUMENT",
+    "NoBranchKeyStore": "FAILED_PRECONDITION",
     "NoSigningKey": "NOT_FOUND",
     "MasterKeyUnusable": "FAILED_PRECONDITION",
     "Locked": "FAILED_PRECONDITION",
@@ -61,7 +63,7 @@ def example(kind: type[KmsError]) -> KmsError:
         return kind("backend", "SignSpan")
     return (
         kind()
-        if kind in (BudgetExceeded, DoesNotOpen, QuotaExceeded)
+        if kind in (BudgetExceeded, DoesNotOpen, NoBranchKeyStore, QuotaExceeded)
         else kind("do this next", metadata={"limit": "4096"})
     )
 

@@ -15,6 +15,7 @@ from betrace_kms_client.cli.emergency_stop import lock, unlock
 from betrace_kms_client.cli.health import health
 from betrace_kms_client.cli.keys import keys
 from betrace_kms_client.cli.lifecycle import revoke, rotate
+from betrace_kms_client.cli.macs import mac, verify_mac
 from betrace_kms_client.cli.payloads import data_key, decrypt, encrypt, reencrypt
 from betrace_kms_client.cli.shredding import shred
 from betrace_kms_client.cli.spans import sign, verify
@@ -98,6 +99,7 @@ for verb in (
     invalidate,
     keys,
     lock,
+    mac,
     reencrypt,
     revoke,
     rotate,
@@ -107,6 +109,7 @@ for verb in (
     unlock,
     validate,
     verify,
+    verify_mac,
     version,
 ):
     main.add_command(verb)

@@ -8,6 +8,7 @@
     ├── InvalidRequest            a field is missing, malformed or too large
     ├── DoesNotOpen               a ciphertext does not open, for whatever reason: one text, no oracle
     ├── NoSigningKey              the tenant has no key and none may be made
+    ├── NoBranchKeyStore          MACs are asked for, and there is no table to keep their keys
     ├── MasterKeyUnusable         the master key is missing, disabled, pending deletion or of another usage
     ├── BadAnswer                 KMS answered, and not what it was asked for
     ├── KeyDamaged                a stored key is not what it was when it was written
@@ -112,6 +113,18 @@ class NoSigningKey(KmsError):
     """The tenant has no signing key and `kms.signing.auto-create` is off."""
 
     reason = "NO_SIGNING_KEY"
+
+
+class NoBranchKeyStore(KmsError):
+    """The key store is a DynamoDB table, and no table of branch keys is configured, where the keys of MACs are."""
+
+    reason = "NO_BRANCH_KEY_STORE"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "there is no table for the keys of MACs: make one with `betrace-kms keystore init --branch-keys-table`, and"
+            " set kms.branch-keys.table"
+        )
 
 
 class MasterKeyUnusable(KmsError):

@@ -35,10 +35,11 @@ from betrace_kms_server.core.errors import (
     TenantShredded,
 )
 from betrace_kms_server.core.key_event import KeyEvent, Recorder, ignore, part_of
-from betrace_kms_server.core.keys import WrappedKey
+from betrace_kms_server.core.keys import KeyMaterial, WrappedKey
 from betrace_kms_server.data_keys.hierarchy import BRANCH_KEY_BYTES, BranchKey
+from betrace_kms_server.data_keys.mac_keys import BeaconKey
 from betrace_kms_server.providers.protocol import KeyProvider
-from betrace_kms_server.stores.branch_keys import BranchKeyStore, damaged_row, no_active_row
+from betrace_kms_server.stores.branch_keys import BranchKeyStore, damaged_row, missing_row
 
 _UNKNOWN_SECONDS = 60.0
 """How long a version that the store does not have is refused without reading the store again."""
@@ -102,6 +103,35 @@ class BranchKeys:
         key = ("branch key version", self._provider.master_key_arn, tenant_id, version)
         return await self._cache.get_or_load(key, load, event=event)
 
+    async def beacon(self, tenant_id: str, event: KeyEvent | None = None) -> BeaconKey:
+        """Return the key of the tenant's MACs, which never rotates; it is made with the branch key if there is none."""
+        while True:
+            try:
+                return await self._beacon(tenant_id, event, create=True)
+            except DoesNotOpen:  # there is none: this call shared the load of one that makes none
+                continue
+
+    async def existing_beacon(self, tenant_id: str, event: KeyEvent | None = None) -> BeaconKey | None:
+        """Return the key of the tenant's MACs, or None if the tenant has none."""
+        try:
+            return await self._beacon(tenant_id, event, create=False)
+        except DoesNotOpen:
+            return None
+
+    async def _beacon(self, tenant_id: str, event: KeyEvent | None, *, create: bool) -> BeaconKey:
+        async def load() -> BeaconKey:
+            row = await self._store.beacon(tenant_id)
+            if row is None and create:
+                await self._create(tenant_id, event)
+                row = await self._store.beacon(tenant_id)
+            if row is None:
+                raise DoesNotOpen
+            return BeaconKey(*await self._unwrapped(row))
+
+        return await self._cache.get_or_load(
+            ("beacon key", self._provider.master_key_arn, tenant_id), load, event=event
+        )
+
     async def rotate(
         self, tenant_id: str, *, if_older_than_ms: int | None = None, event: KeyEvent | None = None
     ) -> bool | None:
@@ -147,7 +177,7 @@ class BranchKeys:
             return key
         winner = await self._store.active(tenant_id)
         if winner is None:
-            raise no_active_row(tenant_id)
+            raise missing_row(tenant_id, ACTIVE)
         return await self._unwrap_active(winner)
 
     async def _new_version(
@@ -175,6 +205,11 @@ class BranchKeys:
         return await self._unwrap(row)
 
     async def _unwrap(self, row: BranchKeyRow) -> BranchKey:
+        material, arn = await self._unwrapped(row)
+        return BranchKey(row.branch_key_id, row.version, material, arn)
+
+    async def _unwrapped(self, row: BranchKeyRow) -> tuple[KeyMaterial, str]:
+        """Return the key (32 bytes) that a row wraps, and the master key behind it."""
         arn = self._provider.unwrapping_key_for(row.kms_arn)
         if arn is None:
             raise MasterKeyUnusable(
@@ -187,7 +222,7 @@ class BranchKeys:
             raise self._does_not_open(row) from cause
         if len(material) != BRANCH_KEY_BYTES:
             raise self._does_not_open(row)
-        return BranchKey(row.branch_key_id, row.version, material, arn)
+        return material, arn
 
     def _context(self, attributes: Mapping[str, str]) -> Mapping[str, str]:
         return row_context(attributes, self._logical_name)

@@ -12,7 +12,9 @@ from betrace_kms_server.core.errors import InvalidRequest
 from betrace_kms_server.core.key_event import KeyEvent
 from betrace_kms_server.core.tenancy import check_caller_context, check_tenant_id
 from betrace_kms_server.data_keys.keyring import KeyRing
+from betrace_kms_server.data_keys.macs import Macs
 from betrace_kms_server.rpc.data_key_batches import DataKeyBatchCalls
+from betrace_kms_server.rpc.macs import MacCalls
 from betrace_kms_server.rpc.payloads import check_ciphertext, check_plaintext
 from betrace_kms_server.rpc.spans import SpanCalls
 from betrace_kms_server.signing_keys.signer import Signer
@@ -26,11 +28,16 @@ _OF_DATA_KEYS = MessageShape("encryption", response_key_id=True)
 _SPEC_BYTES: Mapping[int, int] = {pb.AES_256: 32, pb.AES_128: 16}
 
 
-class KeyManagementService(DataKeyBatchCalls, SpanCalls, key_management_pb2_grpc.KeyManagementServiceServicer):
+class KeyManagementService(
+    DataKeyBatchCalls, MacCalls, SpanCalls, key_management_pb2_grpc.KeyManagementServiceServicer
+):
     """The service that callers use. `threads` runs two at a time, for large batches of spans."""
 
-    def __init__(self, keyring: KeyRing, signer: Signer, *, threads: Executor, max_payload_bytes: int) -> None:
+    def __init__(
+        self, keyring: KeyRing, macs: Macs, signer: Signer, *, threads: Executor, max_payload_bytes: int
+    ) -> None:
         self._keyring = keyring
+        self._macs = macs
         self._signer = signer
         self._threads = threads
         self._max_payload_bytes = max_payload_bytes

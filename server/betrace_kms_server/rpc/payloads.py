@@ -13,6 +13,16 @@ def check_plaintext(plaintext: bytes, limit: int) -> bytes:
     return plaintext
 
 
+def check_message(message: bytes, limit: int) -> bytes:
+    """Return what a MAC is to be computed of, or raise InvalidRequest if it has more than `limit` bytes."""
+    if len(message) > limit:
+        raise InvalidRequest(
+            f"message has {len(message)} bytes, the limit is {limit}: raise kms.server.max-message-bytes, or send a"
+            " hash of it"
+        )
+    return message
+
+
 def check_ciphertext(blob: bytes) -> bytes:
     """Return what is to be opened, or raise InvalidRequest if it is empty."""
     if not blob:

@@ -26,6 +26,7 @@ STATUS: Mapping[type[errors.KmsError], grpc.StatusCode] = {
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     errors.DoesNotOpen: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NoSigningKey: grpc.StatusCode.NOT_FOUND,
+    errors.NoBranchKeyStore: grpc.StatusCode.FAILED_PRECONDITION,
     errors.MasterKeyUnusable: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Locked: grpc.StatusCode.FAILED_PRECONDITION,
     errors.TenantPendingShred: grpc.StatusCode.FAILED_PRECONDITION,

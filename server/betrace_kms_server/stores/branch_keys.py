@@ -25,6 +25,12 @@ class BranchKeyStore(Protocol):
         Raises KeyDamaged if there are rows and none is active: a new branch key must not take their place.
         """
 
+    async def beacon(self, branch_key_id: str) -> BranchKeyRow | None:
+        """Return the row of a branch key's beacon key, or None if there is no row of this branch key.
+
+        Raises KeyDamaged if there are other rows: what was computed with the beacon key would be lost with it.
+        """
+
     async def version(self, branch_key_id: str, version: UUID) -> BranchKeyRow | None:
         """Return the row of one version, or None if there is none."""
 
@@ -73,11 +79,11 @@ def damaged_row(branch_key_id: str, type_: str) -> KeyDamaged:
     )
 
 
-def no_active_row(branch_key_id: str) -> KeyDamaged:
-    """Return the error for a branch key that has rows, and no active one."""
+def missing_row(branch_key_id: str, type_: str) -> KeyDamaged:
+    """Return the error for a branch key that has rows, and not one that every branch key has."""
     return KeyDamaged(
-        f"branch key {branch_key_id} has rows, but none of them is active in the branch key store: restore the store"
-        " from a backup; no new key was made"
+        f"branch key {branch_key_id} has rows, but no row {type_} in the branch key store: restore the store from a"
+        " backup; no new key was made"
     )
 
 

@@ -1025,6 +1025,250 @@ class OpenMessageKeyResponse(_message.Message):
 Global___OpenMessageKeyResponse: _TypeAlias = OpenMessageKeyResponse  # noqa: Y015
 
 @_typing.final
+class GenerateMacRequest(_message.Message):
+    """GenerateMacRequest asks for the MAC of a message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    BITS_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Whose key computes it."""
+    purpose: _builtins.str
+    """What the MAC is for, such as users.email: each purpose has a key of its own. 1 to 64 characters of
+    a-z, 0-9, `.`, `_` and `-`.
+    """
+    message: _builtins.bytes
+    """What to hash, in the form in which it will be looked for: 0 bytes up to
+    kms.server.max-message-bytes.
+    """
+    bits: _builtins.int
+    """Length of the MAC in bits, 8 to 256; 0 stands for 256."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        purpose: _builtins.str = ...,
+        message: _builtins.bytes = ...,
+        bits: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits", b"bits", "message", b"message", "purpose", b"purpose", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateMacRequest: _TypeAlias = GenerateMacRequest  # noqa: Y015
+
+@_typing.final
+class GenerateMacResponse(_message.Message):
+    """GenerateMacResponse is the MAC of a message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAC_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    mac: _builtins.bytes
+    """The leftmost `bits` bits of HMAC-SHA-256, in as many bytes as they need; bits of the last byte that
+    are not used are 0.
+    """
+    key_id: _builtins.str
+    """ARN of the master key that wrapped the tenant's key."""
+    def __init__(
+        self,
+        *,
+        mac: _builtins.bytes = ...,
+        key_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "mac", b"mac"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateMacResponse: _TypeAlias = GenerateMacResponse  # noqa: Y015
+
+@_typing.final
+class GenerateMacBatchItem(_message.Message):
+    """GenerateMacBatchItem is one message to hash."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    BITS_FIELD_NUMBER: _builtins.int
+    purpose: _builtins.str
+    """As in GenerateMacRequest."""
+    message: _builtins.bytes
+    """As in GenerateMacRequest."""
+    bits: _builtins.int
+    """As in GenerateMacRequest."""
+    def __init__(
+        self,
+        *,
+        purpose: _builtins.str = ...,
+        message: _builtins.bytes = ...,
+        bits: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits", b"bits", "message", b"message", "purpose", b"purpose"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateMacBatchItem: _TypeAlias = GenerateMacBatchItem  # noqa: Y015
+
+@_typing.final
+class GenerateMacBatchRequest(_message.Message):
+    """GenerateMacBatchRequest asks for the MACs of a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Whose key computes them."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___GenerateMacBatchItem]:
+        """1 to 1,000 items."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        items: _abc.Iterable[Global___GenerateMacBatchItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateMacBatchRequest: _TypeAlias = GenerateMacBatchRequest  # noqa: Y015
+
+@_typing.final
+class GenerateMacBatchResult(_message.Message):
+    """GenerateMacBatchResult is the outcome for one item of a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    MAC_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    mac: _builtins.bytes
+    """As in GenerateMacResponse."""
+    key_id: _builtins.str
+    """ARN of the master key that wrapped the tenant's key."""
+    @_builtins.property
+    def status(self) -> Global___ItemStatus:
+        """OK, or why there is no MAC of this item; then the other fields are empty."""
+
+    def __init__(
+        self,
+        *,
+        status: Global___ItemStatus | None = ...,
+        mac: _builtins.bytes = ...,
+        key_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "mac", b"mac", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateMacBatchResult: _TypeAlias = GenerateMacBatchResult  # noqa: Y015
+
+@_typing.final
+class GenerateMacBatchResponse(_message.Message):
+    """GenerateMacBatchResponse holds the outcomes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___GenerateMacBatchResult]:
+        """One for each item, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___GenerateMacBatchResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateMacBatchResponse: _TypeAlias = GenerateMacBatchResponse  # noqa: Y015
+
+@_typing.final
+class VerifyMacRequest(_message.Message):
+    """VerifyMacRequest asks about a MAC."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    MAC_FIELD_NUMBER: _builtins.int
+    BITS_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Whose key computed it."""
+    purpose: _builtins.str
+    """What it was computed for."""
+    message: _builtins.bytes
+    """What it was computed of."""
+    mac: _builtins.bytes
+    """The MAC of 128 to 256 bits. Shorter ones are for lookups: they do not prove anything."""
+    bits: _builtins.int
+    """Its length in bits, 128 to 256; 0 stands for all bits of `mac`."""
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        purpose: _builtins.str = ...,
+        message: _builtins.bytes = ...,
+        mac: _builtins.bytes = ...,
+        bits: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bits", b"bits", "mac", b"mac", "message", b"message", "purpose", b"purpose", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyMacRequest: _TypeAlias = VerifyMacRequest  # noqa: Y015
+
+@_typing.final
+class VerifyMacResponse(_message.Message):
+    """VerifyMacResponse says whether it is the message's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAC_VALID_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    mac_valid: _builtins.bool
+    """True if the MAC is that of the message."""
+    key_id: _builtins.str
+    """ARN of the master key that wrapped the tenant's key; empty if the tenant has none."""
+    def __init__(
+        self,
+        *,
+        mac_valid: _builtins.bool = ...,
+        key_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "mac_valid", b"mac_valid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyMacResponse: _TypeAlias = VerifyMacResponse  # noqa: Y015
+
+@_typing.final
 class SignSpanRequest(_message.Message):
     """SignSpanRequest asks for the signature of one span."""
 

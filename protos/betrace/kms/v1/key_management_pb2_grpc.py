@@ -79,6 +79,21 @@ class KeyManagementServiceStub(object):
                 request_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.OpenMessageKeyRequest.SerializeToString,
                 response_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.OpenMessageKeyResponse.FromString,
                 _registered_method=True)
+        self.GenerateMac = channel.unary_unary(
+                '/betrace.kms.v1.KeyManagementService/GenerateMac',
+                request_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateMacRequest.SerializeToString,
+                response_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateMacResponse.FromString,
+                _registered_method=True)
+        self.GenerateMacBatch = channel.unary_unary(
+                '/betrace.kms.v1.KeyManagementService/GenerateMacBatch',
+                request_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateMacBatchRequest.SerializeToString,
+                response_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateMacBatchResponse.FromString,
+                _registered_method=True)
+        self.VerifyMac = channel.unary_unary(
+                '/betrace.kms.v1.KeyManagementService/VerifyMac',
+                request_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.VerifyMacRequest.SerializeToString,
+                response_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.VerifyMacResponse.FromString,
+                _registered_method=True)
         self.SignSpan = channel.unary_unary(
                 '/betrace.kms.v1.KeyManagementService/SignSpan',
                 request_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.SignSpanRequest.SerializeToString,
@@ -174,6 +189,28 @@ class KeyManagementServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GenerateMac(self, request, context):
+        """GenerateMac computes the keyed hash of a message, under a key of the tenant and a purpose that never
+        rotates: a blind index. Whoever may call it can try guesses of what was indexed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GenerateMacBatch(self, request, context):
+        """GenerateMacBatch computes the MACs of up to 1,000 messages of one tenant. A bad item fails alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyMac(self, request, context):
+        """VerifyMac tells whether a MAC of at least 128 bits is that of a message. It never makes a key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SignSpan(self, request, context):
         """SignSpan signs one compliance span with the tenant's active signing key.
         """
@@ -251,6 +288,21 @@ def add_KeyManagementServiceServicer_to_server(servicer, server):
                     servicer.OpenMessageKey,
                     request_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.OpenMessageKeyRequest.FromString,
                     response_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.OpenMessageKeyResponse.SerializeToString,
+            ),
+            'GenerateMac': grpc.unary_unary_rpc_method_handler(
+                    servicer.GenerateMac,
+                    request_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateMacRequest.FromString,
+                    response_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateMacResponse.SerializeToString,
+            ),
+            'GenerateMacBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.GenerateMacBatch,
+                    request_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateMacBatchRequest.FromString,
+                    response_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateMacBatchResponse.SerializeToString,
+            ),
+            'VerifyMac': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyMac,
+                    request_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.VerifyMacRequest.FromString,
+                    response_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.VerifyMacResponse.SerializeToString,
             ),
             'SignSpan': grpc.unary_unary_rpc_method_handler(
                     servicer.SignSpan,
@@ -499,6 +551,87 @@ class KeyManagementService(object):
             '/betrace.kms.v1.KeyManagementService/OpenMessageKey',
             betrace_dot_kms_dot_v1_dot_key__management__pb2.OpenMessageKeyRequest.SerializeToString,
             betrace_dot_kms_dot_v1_dot_key__management__pb2.OpenMessageKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateMac(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/betrace.kms.v1.KeyManagementService/GenerateMac',
+            betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateMacRequest.SerializeToString,
+            betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateMacResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateMacBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/betrace.kms.v1.KeyManagementService/GenerateMacBatch',
+            betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateMacBatchRequest.SerializeToString,
+            betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateMacBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyMac(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/betrace.kms.v1.KeyManagementService/VerifyMac',
+            betrace_dot_kms_dot_v1_dot_key__management__pb2.VerifyMacRequest.SerializeToString,
+            betrace_dot_kms_dot_v1_dot_key__management__pb2.VerifyMacResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -62,6 +62,14 @@ class KeyManagementServiceStub:
     """OpenMessageKey returns the data key of a message that was sealed under a key of GenerateMessageKey,
     or by an AWS Encryption SDK. Messages of Encrypt are for Decrypt.
     """
+    GenerateMac: _grpc.UnaryUnaryMultiCallable[_key_management_pb2.GenerateMacRequest, _key_management_pb2.GenerateMacResponse]
+    """GenerateMac computes the keyed hash of a message, under a key of the tenant and a purpose that never
+    rotates: a blind index. Whoever may call it can try guesses of what was indexed.
+    """
+    GenerateMacBatch: _grpc.UnaryUnaryMultiCallable[_key_management_pb2.GenerateMacBatchRequest, _key_management_pb2.GenerateMacBatchResponse]
+    """GenerateMacBatch computes the MACs of up to 1,000 messages of one tenant. A bad item fails alone."""
+    VerifyMac: _grpc.UnaryUnaryMultiCallable[_key_management_pb2.VerifyMacRequest, _key_management_pb2.VerifyMacResponse]
+    """VerifyMac tells whether a MAC of at least 128 bits is that of a message. It never makes a key."""
     SignSpan: _grpc.UnaryUnaryMultiCallable[_key_management_pb2.SignSpanRequest, _key_management_pb2.SignSpanResponse]
     """SignSpan signs one compliance span with the tenant's active signing key."""
     SignSpans: _grpc.UnaryUnaryMultiCallable[_key_management_pb2.SignSpansRequest, _key_management_pb2.SignSpansResponse]
@@ -107,6 +115,14 @@ class KeyManagementServiceAsyncStub(KeyManagementServiceStub):
     """OpenMessageKey returns the data key of a message that was sealed under a key of GenerateMessageKey,
     or by an AWS Encryption SDK. Messages of Encrypt are for Decrypt.
     """
+    GenerateMac: _aio.UnaryUnaryMultiCallable[_key_management_pb2.GenerateMacRequest, _key_management_pb2.GenerateMacResponse]  # type: ignore[assignment]
+    """GenerateMac computes the keyed hash of a message, under a key of the tenant and a purpose that never
+    rotates: a blind index. Whoever may call it can try guesses of what was indexed.
+    """
+    GenerateMacBatch: _aio.UnaryUnaryMultiCallable[_key_management_pb2.GenerateMacBatchRequest, _key_management_pb2.GenerateMacBatchResponse]  # type: ignore[assignment]
+    """GenerateMacBatch computes the MACs of up to 1,000 messages of one tenant. A bad item fails alone."""
+    VerifyMac: _aio.UnaryUnaryMultiCallable[_key_management_pb2.VerifyMacRequest, _key_management_pb2.VerifyMacResponse]  # type: ignore[assignment]
+    """VerifyMac tells whether a MAC of at least 128 bits is that of a message. It never makes a key."""
     SignSpan: _aio.UnaryUnaryMultiCallable[_key_management_pb2.SignSpanRequest, _key_management_pb2.SignSpanResponse]  # type: ignore[assignment]
     """SignSpan signs one compliance span with the tenant's active signing key."""
     SignSpans: _aio.UnaryUnaryMultiCallable[_key_management_pb2.SignSpansRequest, _key_management_pb2.SignSpansResponse]  # type: ignore[assignment]
@@ -197,6 +213,32 @@ class KeyManagementServiceServicer(metaclass=_abc_1.ABCMeta):
         """OpenMessageKey returns the data key of a message that was sealed under a key of GenerateMessageKey,
         or by an AWS Encryption SDK. Messages of Encrypt are for Decrypt.
         """
+
+    @_abc_1.abstractmethod
+    def GenerateMac(
+        self,
+        request: _key_management_pb2.GenerateMacRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_key_management_pb2.GenerateMacResponse, _abc.Awaitable[_key_management_pb2.GenerateMacResponse]]:
+        """GenerateMac computes the keyed hash of a message, under a key of the tenant and a purpose that never
+        rotates: a blind index. Whoever may call it can try guesses of what was indexed.
+        """
+
+    @_abc_1.abstractmethod
+    def GenerateMacBatch(
+        self,
+        request: _key_management_pb2.GenerateMacBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_key_management_pb2.GenerateMacBatchResponse, _abc.Awaitable[_key_management_pb2.GenerateMacBatchResponse]]:
+        """GenerateMacBatch computes the MACs of up to 1,000 messages of one tenant. A bad item fails alone."""
+
+    @_abc_1.abstractmethod
+    def VerifyMac(
+        self,
+        request: _key_management_pb2.VerifyMacRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_key_management_pb2.VerifyMacResponse, _abc.Awaitable[_key_management_pb2.VerifyMacResponse]]:
+        """VerifyMac tells whether a MAC of at least 128 bits is that of a message. It never makes a key."""
 
     @_abc_1.abstractmethod
     def SignSpan(

@@ -15,6 +15,7 @@ from botocore.exceptions import ClientError
 
 from betrace_kms_server.core.branch_rows import (
     ACTIVE,
+    BEACON,
     CREATE_TIME,
     HIERARCHY_VERSION,
     ID,
@@ -25,7 +26,7 @@ from betrace_kms_server.core.branch_rows import (
     type_of,
 )
 from betrace_kms_server.core.errors import StoreUnavailable
-from betrace_kms_server.stores.branch_keys import damaged_row, each_row, no_active_row, row_of
+from betrace_kms_server.stores.branch_keys import damaged_row, each_row, missing_row, row_of
 from betrace_kms_server.stores.dynamodb.client import (
     ClientFactory,
     asking,
@@ -60,12 +61,11 @@ class DynamoBranchKeys:
 
     async def active(self, branch_key_id: str) -> BranchKeyRow | None:
         """See BranchKeyStore."""
-        row = await self._row(branch_key_id, ACTIVE)
-        if row is None and await self._has_rows(branch_key_id):
-            row = await self._row_between_transactions(branch_key_id, ACTIVE)  # it may have been made meanwhile
-            if row is None:
-                raise no_active_row(branch_key_id)
-        return row
+        return await self._row_of_all(branch_key_id, ACTIVE)
+
+    async def beacon(self, branch_key_id: str) -> BranchKeyRow | None:
+        """See BranchKeyStore."""
+        return await self._row_of_all(branch_key_id, BEACON)
 
     async def version(self, branch_key_id: str, version: UUID) -> BranchKeyRow | None:
         """See BranchKeyStore."""
@@ -167,6 +167,15 @@ class DynamoBranchKeys:
             if "LastEvaluatedKey" not in page:
                 return
             scan["ExclusiveStartKey"] = page["LastEvaluatedKey"]
+
+    async def _row_of_all(self, branch_key_id: str, type_: str) -> BranchKeyRow | None:
+        """Return a row that every branch key has. Raises KeyDamaged if this one has others only."""
+        row = await self._row(branch_key_id, type_)
+        if row is None and await self._has_rows(branch_key_id):
+            row = await self._row_between_transactions(branch_key_id, type_)  # it may have been made meanwhile
+            if row is None:
+                raise missing_row(branch_key_id, type_)
+        return row
 
     async def _row(self, branch_key_id: str, type_: str) -> BranchKeyRow | None:
         async with asking(self._client, "GetItem", self._arn):

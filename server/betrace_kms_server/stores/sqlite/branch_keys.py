@@ -11,6 +11,7 @@ import orjson
 
 from betrace_kms_server.core.branch_rows import (
     ACTIVE,
+    BEACON,
     CREATE_TIME,
     ID,
     KMS_ARN,
@@ -19,7 +20,7 @@ from betrace_kms_server.core.branch_rows import (
     VersionRows,
     type_of,
 )
-from betrace_kms_server.stores.branch_keys import damaged_row, each_row, no_active_row, row_of
+from betrace_kms_server.stores.branch_keys import damaged_row, each_row, missing_row, row_of
 from betrace_kms_server.stores.sqlite.store import SqliteStore, unless_known
 
 _PAGE_ROWS = 500
@@ -46,12 +47,11 @@ class SqliteBranchKeys:
 
     async def active(self, branch_key_id: str) -> BranchKeyRow | None:
         """See BranchKeyStore."""
-        row = await self._row(branch_key_id, ACTIVE)
-        if row is None and await self._fetch("SELECT 1 FROM branch_keys WHERE branch_key_id = ?", branch_key_id):
-            row = await self._row(branch_key_id, ACTIVE)  # it may have been made meanwhile
-            if row is None:
-                raise no_active_row(branch_key_id)
-        return row
+        return await self._row_of_all(branch_key_id, ACTIVE)
+
+    async def beacon(self, branch_key_id: str) -> BranchKeyRow | None:
+        """See BranchKeyStore."""
+        return await self._row_of_all(branch_key_id, BEACON)
 
     async def version(self, branch_key_id: str, version: UUID) -> BranchKeyRow | None:
         """See BranchKeyStore."""
@@ -113,6 +113,15 @@ class SqliteBranchKeys:
         if unknown and not landed:
             raise unknown
         return landed
+
+    async def _row_of_all(self, branch_key_id: str, type_: str) -> BranchKeyRow | None:
+        """Return a row that every branch key has. Raises KeyDamaged if this one has others only."""
+        row = await self._row(branch_key_id, type_)
+        if row is None and await self._fetch("SELECT 1 FROM branch_keys WHERE branch_key_id = ?", branch_key_id):
+            row = await self._row(branch_key_id, type_)  # it may have been made meanwhile
+            if row is None:
+                raise missing_row(branch_key_id, type_)
+        return row
 
     async def _row(self, branch_key_id: str, type_: str) -> BranchKeyRow | None:
         rows = await self._fetch(
