@@ -178,8 +178,8 @@ def test_help_lists_every_verb_with_examples(run: Run) -> None:
     """The group lists what there is; each verb shows how it is used."""
     listed = run("--help").stdout.decode()
     verbs = (
-        "audit cost data-key decrypt encrypt health invalidate keys keystore lock policy reencrypt revoke rotate serve"
-        " shred sign status unlock validate verify version"
+        "audit cost data-key decrypt encrypt health invalidate keys keystore lock mac policy reencrypt revoke rotate"
+        " serve shred sign status unlock validate verify verify-mac version"
     ).split()
     assert [line.split()[0] for line in listed.partition("Commands:\n")[2].splitlines()] == verbs
     for verb in set(verbs) - {"audit", "keystore", "policy", "version"}:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 import urllib.request
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -248,6 +249,10 @@ def test_no_secret_shows_in_a_crash_or_in_the_traces_of_grpc(tmp_path: Path, end
                 said += str(errors.call(getattr(KmsAdminServiceStub(admin), call), request)).encode()
             errors.token = errors.token[::-1]
             drive(stub, errors)
+        for _ in range(200):  # lines that a thread has not written yet would go with the process
+            if b"Validate" in trail.read_bytes():
+                break
+            time.sleep(0.05)
         daemon.process.send_signal(end)
         _, status = os.waitpid(daemon.process.pid, 0)
         daemon.wait_for("Current thread")
