@@ -99,6 +99,7 @@ async def test_every_call_that_encrypts_or_decrypts_is_refused(tmp_path: Path, m
         signed = await client.sign_span("acme", SPAN)
         sealed = (await client.encrypt("acme", b"secret", CONTEXT)).ciphertext_blob
         blob = (await client.generate_data_key("acme")).ciphertext_blob
+        mac = (await client.generate_mac("acme", "email", b"alice")).mac
         answer = await on.shred()
         assert ("PENDING_SHRED", 7 * 86_400) == (answer.state, answer.due_time.seconds - answer.request_time.seconds)
         assert (mode == "branch-key") is answer.HasField("unrecoverable_after")
@@ -113,8 +114,14 @@ async def test_every_call_that_encrypts_or_decrypts_is_refused(tmp_path: Path, m
             client.generate_data_key("acme", fresh=True),
             client.re_encrypt("acme", sealed, CONTEXT),
             client.re_encrypt("acme", blob),
+            client.generate_message_key("acme"),
+            client.generate_mac("acme", "email", b"alice"),
+            client.verify_mac("acme", "email", b"alice", mac),
         ):
             await refused(call, "TENANT_PENDING_SHRED")
+        (item,) = await client.generate_mac_batch("acme", [("email", b"alice", 256)])
+        assert isinstance(item, ItemRefusal)
+        assert "TENANT_PENDING_SHRED" == item.reason
         for batch in (client.encrypt_batch, client.decrypt_batch):
             (item,) = await batch("acme", [(sealed, CONTEXT)])
             assert isinstance(item, ItemRefusal)
