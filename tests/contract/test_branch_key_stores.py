@@ -219,6 +219,39 @@ async def test_row_that_cannot_be_one_is_damaged(store: BranchKeyStore, attribut
         await store.active("acme")
 
 
+async def test_rows_come_and_go_back_as_they_are(store: BranchKeyStore) -> None:
+    """What was yielded is taken back, once, and nothing else in its place."""
+    made, beacon = rows(), row("acme", BEACON)
+    await store.create(made, beacon)
+    found = {each.type: each async for each in store.rows()}
+    assert {made.version.type: made.version, ACTIVE: made.active, BEACON: beacon} == found
+    for each in found.values():
+        assert each == await store.row("acme", each.type)
+        assert await store.add(each)
+        assert not await store.add(replace(each, enc=b"another"))
+        assert each == await store.row("acme", each.type)
+    lonely = rows("globex").version
+    assert await store.row("globex", lonely.type) is None
+    assert await store.add(lonely)
+    assert lonely == await store.row("globex", lonely.type)
+
+
+async def test_row_that_is_wrapped_anew_replaces_only_itself(store: BranchKeyStore) -> None:
+    """Another daemon may have put a new version, or the same key wrapped anew, in its place."""
+    made, arn = rows(), "arn:aws:kms:us-east-1:1:key/new"
+    await store.create(made, row("acme", BEACON))
+    anew = BranchKeyRow({**made.active.attributes, "kms-arn": arn}, b"anew")
+    assert await store.replace(made.active, anew)
+    assert anew == await store.active("acme")
+    assert not await store.replace(made.active, replace(anew, enc=b"late"))
+    assert anew == await store.active("acme")
+    assert not await store.replace(rows("globex").active, rows("globex").active)
+    assert await store.row("globex", ACTIVE) is None
+    others = await store.wrapped_by_other_keys(arn)
+    assert [("acme", BEACON), ("acme", made.version.type)] == sorted(others)
+    assert {arn, ARN} == await store.wrapped_by()
+
+
 async def test_old_branch_keys_are_listed(store: BranchKeyStore) -> None:
     """By the time of their newest version, and no other row counts."""
     for tenant, seconds in (("old", NOW), ("young", NOW + 10), ("rotated", NOW)):

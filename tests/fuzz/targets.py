@@ -32,6 +32,7 @@ from betrace_kms_server.config.properties import parse_properties
 from betrace_kms_server.core.errors import InvalidRequest
 from betrace_kms_server.host.trusted_files import Untrusted
 from betrace_kms_server.rpc.wire import Unreadable, check_of
+from betrace_kms_server.stores import branch_key_export
 from betrace_kms_server.stores.export import key_of, line_of
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -108,6 +109,11 @@ def _properties(data: bytes) -> None:
         f"{entry.name}={entry.value}".encode()
 
 
+def _branch_key_row(data: bytes) -> None:
+    row = branch_key_export.row_of(data, "logical")
+    assert row == branch_key_export.row_of(branch_key_export.line_of(row, "logical"), "logical")
+
+
 def _stored_key(data: bytes) -> None:
     key = key_of(data)
     assert key == key_of(line_of(key))
@@ -173,6 +179,7 @@ TARGETS: Mapping[str, Target] = {
         (ValueError,),
         (parse_properties,),
     ),
+    "branch-keys": Target(_branch_key_row, (), (ValueError,), (branch_key_export.row_of,)),
     "keystore": Target(_stored_key, (), (ValueError,), (key_of,)),
     "policy": Target(
         parse_policy, [_POLICY, _POLICY + _POLICY.replace(b"backend", b"b")], (InvalidPolicy,), (parse_policy,)

@@ -1,8 +1,6 @@
 """Daemons in branch-key mode, over real sockets: what KMS is asked, what survives a restart, and what is refused."""
 
-import asyncio
 import sqlite3
-import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from betrace_kms_server.core.errors import StartRefused
 from betrace_kms_server.providers.local import MASTER_KEY_FILE
 from betrace_kms_server.stores.sqlite.store import DATABASE_FILE
 
-from tests.daemon import COMMAND, running, settings
+from tests.daemon import running, settings
 from tests.moto_server import REGION, MotoServer
 
 CONTEXTS = [{"record": str(number)} for number in range(200)]
@@ -47,25 +45,6 @@ async def test_contexts_cost_nothing(tmp_path: Path, moto: MotoServer, kms_key: 
         for message, context in zip(sealed, CONTEXTS, strict=True):
             assert b"secret" == (await client.decrypt("acme", message.ciphertext_blob, context)).plaintext
         assert {"Decrypt": 1} == moto.calls
-
-
-async def test_an_export_says_that_it_holds_no_branch_keys(tmp_path: Path) -> None:
-    """So that nobody takes it for a backup of them; without any it says nothing."""
-
-    def export() -> "subprocess.CompletedProcess[bytes]":
-        command = [str(COMMAND), "keystore", "export", "--data-dir", str(tmp_path)]
-        return subprocess.run(command, capture_output=True, timeout=60, check=False)
-
-    async with running(tmp_path, kms_encryption_mode="branch-key"):
-        pass
-    nothing = await asyncio.to_thread(export)
-    assert (0, b"") == (nothing.returncode, nothing.stderr)
-    async with running(tmp_path, kms_encryption_mode="branch-key") as daemon:
-        async with AsyncKmsClient(daemon.addresses[0]) as client:
-            await client.encrypt("acme", b"secret")
-    exported = await asyncio.to_thread(export)
-    assert 1 == exported.returncode
-    assert b"the export holds no branch keys" in exported.stderr
 
 
 async def test_altered_rows_are_data_loss_for_one_tenant(tmp_path: Path) -> None:

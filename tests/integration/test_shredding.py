@@ -119,9 +119,9 @@ async def test_every_call_that_encrypts_or_decrypts_is_refused(tmp_path: Path, m
             client.verify_mac("acme", "email", b"alice", mac),
         ):
             await refused(call, "TENANT_PENDING_SHRED")
-        (item,) = await client.generate_mac_batch("acme", [("email", b"alice", 256)])
-        assert isinstance(item, ItemRefusal)
-        assert "TENANT_PENDING_SHRED" == item.reason
+        (hashed,) = await client.generate_mac_batch("acme", [("email", b"alice", 256)])
+        assert isinstance(hashed, ItemRefusal)
+        assert "TENANT_PENDING_SHRED" == hashed.reason
         for batch in (client.encrypt_batch, client.decrypt_batch):
             (item,) = await batch("acme", [(sealed, CONTEXT)])
             assert isinstance(item, ItemRefusal)

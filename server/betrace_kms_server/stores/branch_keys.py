@@ -3,7 +3,7 @@
 A store keeps every version of a branch key. It knows nothing of KMS: what it returns is authenticated by unwrapping it.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 from uuid import UUID
@@ -55,6 +55,21 @@ class BranchKeyStore(Protocol):
 
     async def recovery_days(self) -> int:
         """Return for how many days the store can bring back what was deleted; the most, if it cannot be asked."""
+
+    async def row(self, branch_key_id: str, type_: str) -> BranchKeyRow | None:
+        """Return one row, whatever other rows there are."""
+
+    def rows(self) -> AsyncIterator[BranchKeyRow]:
+        """Yield every row of every branch key, in any order: what an export needs."""
+
+    async def add(self, row: BranchKeyRow) -> bool:
+        """Put a row back as it was exported. False if there is another of its branch key and type, which stays."""
+
+    async def replace(self, former: BranchKeyRow, row: BranchKeyRow) -> bool:
+        """Put the same key, wrapped anew, in place of a row. False if the row is not `former` any more."""
+
+    async def wrapped_by_other_keys(self, master_key_arn: str) -> Sequence[tuple[str, str]]:
+        """Return (branch key id, type) of every row that another master key wrapped."""
 
     def created_before(self, time: str) -> AsyncIterator[str]:
         """Yield the branch keys whose newest version is older than a `create-time`, in any order."""

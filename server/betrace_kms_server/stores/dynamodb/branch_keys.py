@@ -73,20 +73,39 @@ class DynamoBranchKeys:
 
     async def create(self, rows: VersionRows, beacon: BranchKeyRow) -> bool:
         """See BranchKeyStore."""
-        return await self._commit([self._put(row) for row in each_row(rows, beacon)], rows)
+        return await self._commit([self._put(row) for row in each_row(rows, beacon)], rows.version)
 
     async def add_version(self, former: BranchKeyRow, rows: VersionRows) -> bool:
         """See BranchKeyStore."""
-        replace: TransactWriteItemTypeDef = {
-            "Put": {
-                "TableName": self._table,
-                "Item": _item_of(rows.active),
-                "ConditionExpression": "attribute_exists(#id) AND #enc = :encOld",
-                "ExpressionAttributeNames": {"#id": ID, "#enc": _ENC},
-                "ExpressionAttributeValues": {":encOld": {"B": former.enc}},
-            }
+        return await self._commit([self._put(rows.version), self._put_over(former, rows.active)], rows.version)
+
+    async def row(self, branch_key_id: str, type_: str) -> BranchKeyRow | None:
+        """See BranchKeyStore."""
+        return await self._row(branch_key_id, type_)
+
+    async def rows(self) -> AsyncIterator[BranchKeyRow]:
+        """See BranchKeyStore."""
+        async for item in self._scan({"ConsistentRead": True}):
+            if (row := _row_of(item)) is not None:
+                yield row
+
+    async def add(self, row: BranchKeyRow) -> bool:
+        """See BranchKeyStore."""
+        return await self._commit([self._put(row)], row)
+
+    async def replace(self, former: BranchKeyRow, row: BranchKeyRow) -> bool:
+        """See BranchKeyStore."""
+        return await self._commit([self._put_over(former, row)], row)
+
+    async def wrapped_by_other_keys(self, master_key_arn: str) -> Sequence[tuple[str, str]]:
+        """See BranchKeyStore."""
+        condition: dict[str, Any] = {
+            "ProjectionExpression": "#id, #type",
+            "FilterExpression": "#arn <> :arn",
+            "ExpressionAttributeNames": {"#id": ID, "#type": TYPE, "#arn": KMS_ARN},
+            "ExpressionAttributeValues": {":arn": {"S": master_key_arn}},
         }
-        return await self._commit([self._put(rows.version), replace], rows)
+        return [(item[ID]["S"], item[TYPE]["S"]) async for item in self._scan(condition)]
 
     async def destroy(self, branch_key_id: str, still: Callable[[], Awaitable[bool]]) -> int:
         """See BranchKeyStore."""
@@ -145,6 +164,7 @@ class DynamoBranchKeys:
     async def created_before(self, time: str) -> AsyncIterator[str]:
         """See BranchKeyStore. Not consistent, for half the price: a rotation checks the row again."""
         condition: dict[str, Any] = {
+            "ProjectionExpression": "#wanted",
             "FilterExpression": "#type = :active AND #created < :time",
             "ExpressionAttributeNames": {"#wanted": ID, "#type": TYPE, "#created": CREATE_TIME},
             "ExpressionAttributeValues": {":active": {"S": ACTIVE}, ":time": {"S": time}},
@@ -154,11 +174,11 @@ class DynamoBranchKeys:
 
     async def wrapped_by(self) -> AbstractSet[str]:
         """See BranchKeyStore. A damaged item that names no key is left out: it is refused when it is asked for."""
-        found = self._scan({"ExpressionAttributeNames": {"#wanted": KMS_ARN}})
+        found = self._scan({"ProjectionExpression": "#wanted", "ExpressionAttributeNames": {"#wanted": KMS_ARN}})
         return {item[KMS_ARN]["S"] async for item in found if KMS_ARN in item}
 
     async def _scan(self, condition: Mapping[str, Any]) -> AsyncIterator[Mapping[str, Any]]:
-        scan: dict[str, Any] = {"TableName": self._table, "ProjectionExpression": "#wanted", **condition}
+        scan: dict[str, Any] = {"TableName": self._table, **condition}
         while True:
             async with asking(self._client, "Scan", self._arn):
                 page = await self._client.scan(**scan)
@@ -212,9 +232,22 @@ class DynamoBranchKeys:
             }
         }
 
-    async def _commit(self, writes: "list[TransactWriteItemTypeDef]", rows: VersionRows) -> bool:
+    def _put_over(self, former: BranchKeyRow, row: BranchKeyRow) -> "TransactWriteItemTypeDef":
+        return {
+            "Put": {
+                "TableName": self._table,
+                "Item": _item_of(row),
+                "ConditionExpression": "attribute_exists(#id) AND #enc = :encOld",
+                "ExpressionAttributeNames": {"#id": ID, "#enc": _ENC},
+                "ExpressionAttributeValues": {":encOld": {"B": former.enc}},
+            }
+        }
+
+    async def _commit(self, writes: "list[TransactWriteItemTypeDef]", row: BranchKeyRow) -> bool:
+        """Write all of it or nothing. Returns whether this row, which only this write makes, is there then."""
+
         async def landed() -> bool:
-            return await self.version(rows.version.branch_key_id, rows.version.version) == rows.version
+            return await self._row(row.branch_key_id, row.type) == row
 
         return await commit(self._client, self._arn, writes, landed)
 

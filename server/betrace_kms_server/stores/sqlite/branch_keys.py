@@ -3,7 +3,7 @@
 As in store.py every change is one statement: it is durable when it returns, or nothing of it is.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from uuid import UUID
 
@@ -27,6 +27,11 @@ _PAGE_ROWS = 500
 _CREATE = (
     "INSERT INTO branch_keys SELECT * FROM (VALUES (?, ?, ?, ?, ?, ?), (?, ?, ?, ?, ?, ?), (?, ?, ?, ?, ?, ?))"
     " WHERE NOT EXISTS (SELECT 1 FROM branch_keys WHERE branch_key_id = ?)"
+)
+_ADD = "INSERT INTO branch_keys VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING 1"
+_REPLACE = (
+    "UPDATE branch_keys SET create_time = ?, kms_arn = ?, attributes = ?, enc = ?"
+    " WHERE branch_key_id = ? AND type = ? AND enc = ? RETURNING 1"
 )
 _ADD_VERSION = (
     "INSERT INTO branch_keys SELECT * FROM (VALUES (?, ?, ?, ?, ?, ?), (?, ?, ?, ?, ?, ?))"
@@ -85,6 +90,37 @@ class SqliteBranchKeys:
         """See BranchKeyStore. What is deleted is overwritten."""
         return 0
 
+    async def row(self, branch_key_id: str, type_: str) -> BranchKeyRow | None:
+        """See BranchKeyStore."""
+        return await self._row(branch_key_id, type_)
+
+    async def rows(self) -> AsyncIterator[BranchKeyRow]:
+        """See BranchKeyStore."""
+        after = 0
+        while page := await self._fetch(
+            "SELECT rowid, branch_key_id, type, create_time, kms_arn, attributes, enc FROM branch_keys WHERE rowid > ?"
+            " ORDER BY rowid LIMIT ?",
+            after,
+            _PAGE_ROWS,
+        ):
+            for _, *columns in page:
+                yield _row_from(*columns)
+            after = page[-1][0]
+
+    async def add(self, row: BranchKeyRow) -> bool:
+        """See BranchKeyStore."""
+        return bool(await self._fetch(_ADD, *_columns(row))) or await self._row(row.branch_key_id, row.type) == row
+
+    async def replace(self, former: BranchKeyRow, row: BranchKeyRow) -> bool:
+        """See BranchKeyStore."""
+        condition = former.branch_key_id, former.type, former.enc
+        return bool(await self._fetch(_REPLACE, *_columns(row)[2:], *condition))
+
+    async def wrapped_by_other_keys(self, master_key_arn: str) -> Sequence[tuple[str, str]]:
+        """See BranchKeyStore."""
+        rows = await self._fetch("SELECT branch_key_id, type FROM branch_keys WHERE kms_arn <> ?", master_key_arn)
+        return [(branch_key_id, type_) for branch_key_id, type_ in rows]
+
     async def created_before(self, time: str) -> AsyncIterator[str]:
         """See BranchKeyStore."""
         after = 0
@@ -125,20 +161,24 @@ class SqliteBranchKeys:
 
     async def _row(self, branch_key_id: str, type_: str) -> BranchKeyRow | None:
         rows = await self._fetch(
-            "SELECT create_time, kms_arn, attributes, enc FROM branch_keys WHERE branch_key_id = ? AND type = ?",
+            "SELECT branch_key_id, type, create_time, kms_arn, attributes, enc FROM branch_keys"
+            " WHERE branch_key_id = ? AND type = ?",
             branch_key_id,
             type_,
         )
-        if not rows:
-            return None
-        create_time, kms_arn, attributes, enc = rows[0]
-        try:
-            others = orjson.loads(attributes)
-        except orjson.JSONDecodeError as cause:
-            raise damaged_row(branch_key_id, type_) from cause
-        if not isinstance(others, dict) or not all(isinstance(value, str) for value in others.values()):
-            raise damaged_row(branch_key_id, type_)
-        return row_of({**others, ID: branch_key_id, TYPE: type_, CREATE_TIME: create_time, KMS_ARN: kms_arn}, enc)
+        return _row_from(*rows[0]) if rows else None
+
+
+def _row_from(
+    branch_key_id: str, type_: str, create_time: str, kms_arn: str, attributes: str, enc: bytes
+) -> BranchKeyRow:
+    try:
+        others = orjson.loads(attributes)
+    except orjson.JSONDecodeError as cause:
+        raise damaged_row(branch_key_id, type_) from cause
+    if not isinstance(others, dict) or not all(isinstance(value, str) for value in others.values()):
+        raise damaged_row(branch_key_id, type_)
+    return row_of({**others, ID: branch_key_id, TYPE: type_, CREATE_TIME: create_time, KMS_ARN: kms_arn}, enc)
 
 
 def _columns(row: BranchKeyRow) -> tuple[object, ...]:
