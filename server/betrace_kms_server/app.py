@@ -131,9 +131,7 @@ async def running(settings: Settings, hurry: asyncio.Event | None = None) -> Asy
         async with background(
             lambda: core.monitor.watch(settings.health_check_seconds),
             lambda: core.stop.watch(settings.lock_check_seconds),
-            lambda: while_permitted(
-                core.stop, lambda: leave_former_keys(core.provider, core.store, core.monitor.usable, core.record)
-            ),
+            lambda: while_permitted(core.stop, lambda: _leave_former_keys(core, settings)),
             lambda: sweep(core.caches),
             lambda: while_permitted(core.stop, core.shredder.follow),
             lambda: while_permitted(
@@ -145,6 +143,12 @@ async def running(settings: Settings, hurry: asyncio.Event | None = None) -> Asy
         ):
             log.info("Listening", addresses=daemon.addresses, operations=daemon.ops_address)
             yield daemon
+
+
+async def _leave_former_keys(core: Core, settings: Settings) -> None:
+    await leave_former_keys(
+        core.provider, core.store, core.branch_store, settings.logical_name, core.monitor.usable, core.record
+    )
 
 
 async def build_edges(

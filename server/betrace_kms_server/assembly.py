@@ -31,6 +31,7 @@ from betrace_kms_server.signing_keys.lifecycle import Lifecycle
 from betrace_kms_server.signing_keys.rotation import Rotation
 from betrace_kms_server.signing_keys.signer import Signer
 from betrace_kms_server.startup import open_audit, open_branch_keys, open_provider, open_store
+from betrace_kms_server.stores.branch_keys import BranchKeyStore
 from betrace_kms_server.stores.protocol import KeyStore
 from betrace_kms_server.telemetry import export
 from betrace_kms_server.telemetry.figures import CallStats, Figures
@@ -48,6 +49,7 @@ class Core:
     store: KeyStore
     caches: KeyCaches
     keyring: KeyRing
+    branch_store: BranchKeyStore | None
     macs: Macs
     signer: Signer
     lifecycle: Lifecycle
@@ -146,6 +148,7 @@ async def build_core(
         store=store,
         caches=caches,
         keyring=keyring,
+        branch_store=branch_store,
         macs=Macs(branch_keys),
         signer=signer,
         lifecycle=lifecycle,

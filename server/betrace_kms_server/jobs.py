@@ -11,6 +11,7 @@ from betrace_kms_server.cache.key_caches import KeyCaches
 from betrace_kms_server.config.settings import Settings
 from betrace_kms_server.core.errors import KmsError
 from betrace_kms_server.core.key_event import Recorder
+from betrace_kms_server.data_keys.row_keys import rewrap_branch_keys
 from betrace_kms_server.host.connection_bounds import ConnectionBounds
 from betrace_kms_server.operations.emergency_stop import EmergencyStop
 from betrace_kms_server.operations.monitor import KmsState
@@ -19,6 +20,7 @@ from betrace_kms_server.rpc.health import KEY_MANAGEMENT, KMS, HealthService
 from betrace_kms_server.rpc.large_messages import LargeMessages
 from betrace_kms_server.signing_keys.rewrapping import rewrap_signing_keys
 from betrace_kms_server.signing_keys.rotation import Rotation
+from betrace_kms_server.stores.branch_keys import BranchKeyStore
 from betrace_kms_server.stores.protocol import KeyStore
 
 log = structlog.get_logger()
@@ -96,8 +98,15 @@ async def while_permitted(stop: EmergencyStop, job: Callable[[], Coroutine[None,
             await asyncio.gather(running, stopped, return_exceptions=True)
 
 
-async def leave_former_keys(provider: KeyProvider, store: KeyStore, usable: asyncio.Event, record: Recorder) -> None:
-    """Once the master key is usable, check the former ones, and move signing keys off them."""
+async def leave_former_keys(
+    provider: KeyProvider,
+    store: KeyStore,
+    branch_store: BranchKeyStore | None,
+    logical_name: str,
+    usable: asyncio.Event,
+    record: Recorder,
+) -> None:
+    """Once the master key is usable, check the former ones, and move signing keys and branch keys off them."""
     await usable.wait()
     for arn in provider.decrypt_key_arns[1:]:
         try:
@@ -107,6 +116,8 @@ async def leave_former_keys(provider: KeyProvider, store: KeyStore, usable: asyn
         else:
             log.info("A former master key is usable for Decrypt", master_key=arn)
     await rewrap_signing_keys(provider, store, record=record)
+    if branch_store is not None:
+        await rewrap_branch_keys(provider, branch_store, logical_name, record=record)
 
 
 async def rotate_on_schedule(settings: Settings, rotation: Rotation, usable: asyncio.Event) -> None:

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
+from betrace_kms_server.core.tenancy import Context
 from betrace_kms_server.providers.local import LocalProvider
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.stores.protocol import KeyStore
+
+FORMER, UNLISTED, REPLICA = "former", "unlisted", "replica"
+"""Names of master keys."""
 
 
 class FakeClock:
@@ -68,3 +72,40 @@ class StoreKind:
 
     open: Open
     forbid_writes: Callable[[Any], Awaitable[object]]
+
+
+class Named(LocalProvider):
+    """A local provider whose master key has a name."""
+
+    def __init__(self, arn: str) -> None:
+        super().__init__(os.urandom(32))
+        self.master_key_arn = arn
+
+
+class Today(LocalProvider):
+    """A provider with today's master key, a former one that is listed, and a replica; `failures` come first."""
+
+    def __init__(self, *others: Named) -> None:
+        super().__init__(os.urandom(32))
+        self.others = {other.master_key_arn: other for other in others}
+        self.failures: list[Exception] = []
+        self.wrong_answer = False
+
+    def is_current(self, arn: str) -> bool:
+        """Return True for today's master key and its replica."""
+        return arn in (self.master_key_arn, REPLICA)
+
+    def unwrapping_key_for(self, arn: str) -> str | None:
+        """Return the ARN if it is listed."""
+        return arn if arn in self.others or self.is_current(arn) else None
+
+    async def wrap(self, key: KeyMaterial, context: Context) -> WrappedKey:
+        """Wrap, or wrap another key."""
+        return await super().wrap(KeyMaterial(os.urandom(32)) if self.wrong_answer else key, context)
+
+    async def unwrap(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
+        """Fail as asked, or unwrap by whichever master key wrapped it."""
+        if self.failures:
+            raise self.failures.pop(0)
+        other = self.others.get(wrapped.master_key_arn)
+        return await (other.unwrap(wrapped, context) if other else super().unwrap(wrapped, context))

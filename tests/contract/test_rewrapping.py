@@ -1,60 +1,22 @@
 """Moving signing keys to another master key: what moves, what stays and is named, and what an outage delays."""
 
-import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from betrace_kms_server.core import moving
 from betrace_kms_server.core.errors import AccessDenied, KeyDamaged, KmsUnreachable, StoreUnavailable
 from betrace_kms_server.core.key_event import KeyEvent
 from betrace_kms_server.core.keys import KeyMaterial, StoredKey, WrappedKey
 from betrace_kms_server.core.tenancy import Context
 from betrace_kms_server.providers.local import LocalProvider
-from betrace_kms_server.signing_keys import rewrapping
 from betrace_kms_server.signing_keys.rewrapping import rewrap_signing_keys
 from betrace_kms_server.signing_keys.seeds import new_key, rewrap_seed, unwrap_seed
 from betrace_kms_server.stores.sqlite.store import SqliteStore, open_sqlite
 from structlog.testing import capture_logs
 
-FORMER, UNLISTED, REPLICA = "former", "unlisted", "replica"
-
-
-class Named(LocalProvider):
-    """A local provider whose master key has a name."""
-
-    def __init__(self, arn: str) -> None:
-        super().__init__(os.urandom(32))
-        self.master_key_arn = arn
-
-
-class Today(LocalProvider):
-    """A provider with today's master key, a former one that is listed, and a replica; `failures` come first."""
-
-    def __init__(self, *others: Named) -> None:
-        super().__init__(os.urandom(32))
-        self.others = {other.master_key_arn: other for other in others}
-        self.failures: list[Exception] = []
-        self.wrong_answer = False
-
-    def is_current(self, arn: str) -> bool:
-        """Return True for today's master key and its replica."""
-        return arn in (self.master_key_arn, REPLICA)
-
-    def unwrapping_key_for(self, arn: str) -> str | None:
-        """Return the ARN if it is listed."""
-        return arn if arn in self.others or self.is_current(arn) else None
-
-    async def wrap(self, key: KeyMaterial, context: Context) -> WrappedKey:
-        """Wrap, or wrap another key."""
-        return await super().wrap(KeyMaterial(os.urandom(32)) if self.wrong_answer else key, context)
-
-    async def unwrap(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
-        """Fail as asked, or unwrap by whichever master key wrapped it."""
-        if self.failures:
-            raise self.failures.pop(0)
-        other = self.others.get(wrapped.master_key_arn)
-        return await (other.unwrap(wrapped, context) if other else super().unwrap(wrapped, context))
+from tests.contract.doubles import FORMER, REPLICA, UNLISTED, Named, Today
 
 
 @pytest.fixture
@@ -72,7 +34,7 @@ async def stored(store: SqliteStore, by: LocalProvider, tenant: str) -> StoredKe
 
 async def no_pause(seconds: float) -> None:
     """Note that the pause would be the one that is documented."""
-    assert rewrapping.PAUSE_SECONDS == seconds
+    assert moving.PAUSE_SECONDS == seconds
 
 
 async def test_keys_of_a_listed_master_key_move(store: SqliteStore) -> None:

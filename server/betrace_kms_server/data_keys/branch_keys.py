@@ -23,21 +23,18 @@ from betrace_kms_server.core.branch_rows import (
     BranchKeyRow,
     VersionRows,
     attributes_of,
-    row_context,
     timestamp,
     type_of,
 )
 from betrace_kms_server.core.errors import (
     DoesNotOpen,
-    KeyDamaged,
-    MasterKeyUnusable,
     TenantPendingShred,
     TenantShredded,
 )
 from betrace_kms_server.core.key_event import KeyEvent, Recorder, ignore, part_of
-from betrace_kms_server.core.keys import KeyMaterial, WrappedKey
 from betrace_kms_server.data_keys.hierarchy import BRANCH_KEY_BYTES, BranchKey
 from betrace_kms_server.data_keys.mac_keys import BeaconKey
+from betrace_kms_server.data_keys.row_keys import RowKeys
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.stores.branch_keys import BranchKeyStore, damaged_row, missing_row
 
@@ -69,7 +66,7 @@ class BranchKeys:
         self._provider = provider
         self._store = store
         self._cache = cache
-        self._logical_name = logical_name
+        self._rows = RowKeys(provider, logical_name)
         self._changed = changed
         self._now = now
         self._clock = clock
@@ -126,7 +123,7 @@ class BranchKeys:
                 row = await self._store.beacon(tenant_id)
             if row is None:
                 raise DoesNotOpen
-            return BeaconKey(*await self._unwrapped(row))
+            return BeaconKey(*await self._rows.unwrap(row))
 
         return await self._cache.get_or_load(
             ("beacon key", self._provider.master_key_arn, tenant_id), load, event=event
@@ -171,7 +168,7 @@ class BranchKeys:
         custom = {f"{CUSTOM_PREFIX}tenantId": tenant_id}
         rows, key = await self._new_version(tenant_id, arn, create_time, custom)
         beacon = attributes_of(tenant_id, BEACON, kms_arn=arn, create_time=create_time, custom=custom)
-        wrapped = (await self._provider.generate_data_key(BRANCH_KEY_BYTES, self._context(beacon))).wrapped
+        wrapped = (await self._provider.generate_data_key(BRANCH_KEY_BYTES, self._rows.context(beacon))).wrapped
         if await self._store.create(rows, BranchKeyRow(beacon, wrapped.blob)):
             self._record(part_of(event, "CreateBranchKey", tenant_id, str(key.version)))
             return key
@@ -190,12 +187,12 @@ class BranchKeys:
 
         version = uuid4()
         stays, active = attributes(type_of(version)), {**attributes(ACTIVE), VERSION: type_of(version)}
-        made = await self._provider.generate_data_key(BRANCH_KEY_BYTES, self._context(stays))
-        copy = await self._provider.wrap(made.material, self._context(active))
+        made = await self._provider.generate_data_key(BRANCH_KEY_BYTES, self._rows.context(stays))
+        copy = await self._provider.wrap(made.material, self._rows.context(active))
         rows = VersionRows(BranchKeyRow(stays, made.wrapped.blob), BranchKeyRow(active, copy.blob))
         key = await self._unwrap(rows.version)
         if not bytes_eq(bytes(key.material.raw), bytes(made.material.raw)):
-            raise self._does_not_open(rows.version)
+            raise self._rows.does_not_open(rows.version)
         return rows, key
 
     async def _unwrap_active(self, row: BranchKeyRow) -> BranchKey:
@@ -205,34 +202,8 @@ class BranchKeys:
         return await self._unwrap(row)
 
     async def _unwrap(self, row: BranchKeyRow) -> BranchKey:
-        material, arn = await self._unwrapped(row)
+        material, arn = await self._rows.unwrap(row)
         return BranchKey(row.branch_key_id, row.version, material, arn)
-
-    async def _unwrapped(self, row: BranchKeyRow) -> tuple[KeyMaterial, str]:
-        """Return the key (32 bytes) that a row wraps, and the master key behind it."""
-        arn = self._provider.unwrapping_key_for(row.kms_arn)
-        if arn is None:
-            raise MasterKeyUnusable(
-                f"branch key {row.branch_key_id} was wrapped by {row.kms_arn}, which is not configured: list it in"
-                " aws.kms.decrypt-key-ids"
-            )
-        try:
-            material = await self._provider.unwrap(WrappedKey(row.enc, arn), self._context(row.attributes))
-        except DoesNotOpen as cause:
-            raise self._does_not_open(row) from cause
-        if len(material) != BRANCH_KEY_BYTES:
-            raise self._does_not_open(row)
-        return material, arn
-
-    def _context(self, attributes: Mapping[str, str]) -> Mapping[str, str]:
-        return row_context(attributes, self._logical_name)
-
-    def _does_not_open(self, row: BranchKeyRow) -> KeyDamaged:
-        return KeyDamaged(
-            f"the row {row.type} of branch key {row.branch_key_id} does not unwrap: check that"
-            f" kms.branch-keys.logical-name, {self._logical_name}, is that of the store, or restore the branch key"
-            " store from a backup; the key was neither used nor replaced"
-        )
 
     def _note_unknown(self, tenant_id: str, version: UUID) -> None:
         self._unknown[tenant_id, version] = self._clock() + _UNKNOWN_SECONDS
