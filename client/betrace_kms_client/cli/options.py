@@ -5,18 +5,19 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 import grpc
 import orjson
 from betrace.kms.v1.admin_pb2_grpc import KmsAdminServiceStub
-from tabulate import tabulate
 
 from betrace_kms_client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, OPTIONS, normalised
 from betrace_kms_client.credentials import VARIABLES, Files, chosen
 from betrace_kms_client.errors import KmsClientError, Unavailable, Unimplemented, from_rpc_error
-from betrace_kms_client.sync_client import KmsClient
+
+if TYPE_CHECKING:
+    from betrace_kms_client.sync_client import KmsClient
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -127,8 +128,10 @@ def payload_options(function: F) -> F:
 
 
 @contextmanager
-def calling(addr: str, timeout: float) -> Iterator[KmsClient]:
+def calling(addr: str, timeout: float) -> "Iterator[KmsClient]":
     """Give a client, and end the command with one line if a call of it fails."""
+    from betrace_kms_client.sync_client import KmsClient  # late: `health` needs none
+
     files = given_credentials()
     try:
         with KmsClient(
@@ -184,6 +187,8 @@ def as_json(values: Mapping[str, Any]) -> bytes:
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], align: str, *, width: int | None = None) -> str:
     """Return columns of text; `align` has l or r for each. Fits `width` by wrapping the last column, at 20 or more."""
+    from tabulate import tabulate  # late: few verbs print tables
+
     padded = [f"{header}  " for header in headers]  # tabulate keeps two columns free beside a header
     columns = [*zip(padded, *rows, strict=True)][:-1]
     taken = sum(max(len(click.unstyle(cell)) for cell in column) + 2 for column in columns)
