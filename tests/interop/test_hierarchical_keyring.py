@@ -1,9 +1,11 @@
 """A daemon and the official hierarchical keyring share branch keys: either makes and rotates them, both open all."""
 
+import os
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ import grpc
 import pytest
 from betrace.kms.v1 import admin_pb2 as pb
 from betrace.kms.v1.admin_pb2_grpc import KmsAdminServiceStub
-from betrace_kms_client import AsyncKmsClient
+from betrace_kms_client import AsyncKmsClient, Ciphertext, Plaintext
 from betrace_kms_envelope import Message
 from betrace_kms_server.data_keys.hierarchy import version_of
 from betrace_kms_server.stores.dynamodb.creation import create_table
@@ -23,7 +25,28 @@ from tests.interop.sdk import CONTEXTS, REGION, SUITES, TENANT, Combination, Sdk
 if TYPE_CHECKING:
     from tests.moto_server import MotoServer
 
-COMBINATIONS = [Combination(size, context) for size in (0, 17, 65_537) for context in CONTEXTS]
+SIZES = (0, 17, 65_537)
+MORE = int(os.environ.get("KEYRING_COMBINATIONS", "162"))
+"""How many combinations at least, up to 594; `make test-keyring` asks for 500."""
+LARGE = {f"field-{number:03}": "größe ☕ " * 4 for number in range(60)}
+"""A context of nearly 4 KiB, the limit."""
+ROUNDS = 2 * 3 * (1 + len(SUITES))
+"""A maker each, a version each, and sealed here once and there in each suite."""
+
+
+def combinations(number: int) -> list[Combination]:
+    """Return what is sealed each way, so that all ways together are a number of combinations at least."""
+    found = [Combination(size, context) for size in SIZES for context in CONTEXTS]
+    others = (
+        Combination(size, context)
+        for size in (1, 4096, 4097, 65_536, 131_072, 200_001)
+        for context in (LARGE, *CONTEXTS)
+    )
+    wanted = -(-number // ROUNDS) - len(found)
+    return [*found, *islice(others, max(0, wanted))]
+
+
+COMBINATIONS = combinations(MORE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,3 +179,32 @@ async def test_data_key_mode_opens_messages_of_branch_keys(tmp_path: Path, offic
         moved = await there.client.re_encrypt(TENANT, message, one.context, one.context)
         (encrypted,) = Message.parse(moved.ciphertext_blob).encrypted_data_keys
         assert ("aws-kms", one.plaintext) == (encrypted.provider_id, await there.open(moved.ciphertext_blob, one))
+
+
+async def test_batches_and_files_are_messages_like_others(tmp_path: Path, official: OfficialBranchKeys) -> None:
+    """What EncryptBatch and the client's streams seal opens there, and what is sealed there opens with them."""
+    theirs = official.sdk(TENANT)
+    async with pod(tmp_path, official) as here:
+        batch = [(each.plaintext, each.context) for each in COMBINATIONS]
+        sealed = await here.client.encrypt_batch(TENANT, batch)
+        for item, each in zip(sealed, COMBINATIONS, strict=True):
+            assert isinstance(item, Ciphertext)
+            assert (each.plaintext, each.whole_context) == theirs.open(item.ciphertext_blob)
+        messages = [theirs.seal(each.plaintext, each.whole_context) for each in COMBINATIONS]
+        contexts = [each.context for each in COMBINATIONS]
+        opened = await here.client.decrypt_batch(TENANT, list(zip(messages, contexts, strict=True)))
+        assert [each.plaintext for each in COMBINATIONS] == [
+            each.plaintext for each in opened if isinstance(each, Plaintext)
+        ]
+        for message, each in zip(messages, COMBINATIONS, strict=True):
+            stream = here.client.encrypt_stream(TENANT, pieces(each.plaintext), each.context)
+            file = b"".join([piece async for piece in stream])
+            assert (each.plaintext, each.whole_context) == theirs.open(file)
+            back = here.client.decrypt_stream(TENANT, pieces(message), each.context)
+            assert each.plaintext == b"".join([piece async for piece in back])
+
+
+async def pieces(content: bytes) -> AsyncIterator[bytes]:
+    """Yield bytes as a caller's stream does, in pieces of an odd size."""
+    for at in range(0, len(content), 10_007):
+        yield content[at : at + 10_007]
