@@ -20,7 +20,7 @@ APT_GET = apt-get -q -o Dir::State='$(CURDIR)/$(APT)' -o Dir::State::status=/var
   -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
 export PATH := $(CURDIR)/$(TOOLS):$(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test test-install test-ranges coverage lint format types imports protos protos-check docs release tools prometheus node-modules bench-envelope bench-sign bench-telemetry bench-rotation bench-access bench-audit drill-race drill-kill drill-restart drill-audit drill-cold drill-overload test-faults fuzz mutants ci requirements clean sbom audit-deps drill-hostile drill-soak bench-branch-keys bench-batch
+.PHONY: help run test test-keyring test-install test-ranges coverage lint format types imports protos protos-check docs release tools prometheus node-modules bench-envelope bench-sign bench-telemetry bench-rotation bench-access bench-audit drill-race drill-kill drill-restart drill-audit drill-cold drill-overload test-faults fuzz mutants ci requirements clean sbom audit-deps drill-hostile drill-soak bench-branch-keys bench-batch
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ protos: $(VENV)/dev.stamp ## regenerate the stubs from protos/
 	cd protos && ../$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --mypy_out=quiet:. betrace/kms/v1/*.proto
 	cd protos && ../$(BIN)/python -m grpc_tools.protoc -I . --grpc_python_out=. --mypy_grpc_out=quiet:. \
 	  betrace/kms/v1/admin.proto betrace/kms/v1/key_management.proto
+
+test-keyring: $(VENV)/dev.stamp ## exchange 500 messages with the official hierarchical keyring both ways
+	KEYRING_COMBINATIONS=500 $(BIN)/python -m pytest -v tests/interop/test_hierarchical_keyring.py
 
 test-install: ## install the pins and the declared ranges into empty environments of each Python that is here, and run the daemon
 	'$(PYTHON)' -m tests.install pins
@@ -101,6 +104,7 @@ release: $(VENV)/dev.stamp $(VENV)/tools.stamp ## make release VERSION=1.2.3: se
 
 bench-envelope: $(VENV)/dev.stamp ## compare seal and open with the official AWS Encryption SDK, and files with bare AES-GCM
 	$(BIN)/python -m bench.envelope
+	$(BIN)/python -m bench.hierarchical_keyring
 	$(BIN)/python -m bench.files
 
 bench-branch-keys: $(VENV)/dev.stamp ## compare both modes of encryption where each message has a context of its own
@@ -138,6 +142,8 @@ drill-soak: $(VENV)/dev.stamp ## call a daemon in every way for MINUTES=... (10)
 
 drill-race: $(VENV)/dev.stamp ## let four daemons race on one DynamoDB table (in an emulator) for 2,000 tenants
 	$(BIN)/python -m tests.faults.race
+	$(BIN)/python -m tests.faults.race_branch_keys
+	$(BIN)/python -m tests.faults.race_branch_keys --store sqlite --tenants 500
 
 drill-kill: $(VENV)/dev.stamp ## kill -9 the daemon and the command 1,000 times in whatever they write (KILLS=... for fewer)
 	$(BIN)/python -m tests.faults.kill_all --kills $(or $(KILLS),1000)

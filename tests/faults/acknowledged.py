@@ -56,6 +56,9 @@ class Ledger:
             else:
                 if opened != plaintext:
                     yield f"a ciphertext of {tenant} opens to something else"
+        for tenant in sorted({tenant for tenant, *_ in self.sealed}):
+            if client.decrypt(tenant, client.encrypt(tenant, b"again").ciphertext_blob).plaintext != b"again":
+                yield f"what {tenant} seals does not open"
         for tenant in sorted({tenant for tenant, _ in self.signatures}):
             keys = {key.key_id: key.status for key in client.get_public_keys(tenant).keys}
             active = [key_id for key_id, status in keys.items() if status == "ACTIVE"]

@@ -23,6 +23,8 @@ from tests.daemon import Process, spawned
 from tests.faults.acknowledged import Ledger, span
 
 CALLERS = 8
+BRANCH_KEYS = {"KMS_ENCRYPTION_MODE": "branch-key"}
+"""What to start a daemon with, so that its messages are under branch keys, which it makes and rotates."""
 LOCKING = 5
 """One kill of so many comes while an operator locks and unlocks."""
 
@@ -116,6 +118,8 @@ class Drill:
         admin.RotateKeys(admin_pb2.RotateKeysRequest(tenant_id=tenant), timeout=3)
         ledger.retired.add((tenant, signed.key_id))
         ledger.counts["rotated"] += 1
+        ledger.sealed.append((tenant, {}, client.encrypt(tenant, payload).ciphertext_blob, payload))
+        ledger.counts["sealed after a rotation"] += 1
         second = client.sign_span(tenant, span(tenant))
         ledger.signatures[tenant, second.key_id] = second
         if number % 2:

@@ -11,13 +11,22 @@ from secrets import token_hex
 import boto3  # type: ignore[import-untyped]
 import click
 
-from tests.faults.kill import Drill, Report
+from tests.faults.kill import BRANCH_KEYS, Drill, Report
 from tests.faults.kill_files import Kills, aws_environ, completed
 from tests.faults.race import emulator
 
 PART = 50
 """Kills of one key store before everything is checked, and a new one is taken."""
-SHARES = {"sqlite": 500, "dynamodb": 100, "first start": 150, "export, import": 100, "init": 50, "re-wrapping": 100}
+SHARES = {
+    "sqlite": 350,
+    "sqlite-branch-keys": 150,
+    "dynamodb": 50,
+    "dynamodb-branch-keys": 50,
+    "first start": 150,
+    "export, import": 100,
+    "init": 50,
+    "re-wrapping": 100,
+}
 """Of 1,000."""
 
 
@@ -38,13 +47,15 @@ def drills(folder: Path, kills: dict[str, int]) -> Iterator[tuple[str, Report]]:
     files = Kills(folder, seed=20_261_126)
     if kills["first start"]:
         yield "first start", files.first_starts(kills["first start"])
-    yield from _daemon_kills(folder, "sqlite", kills["sqlite"])
+    for name in ("sqlite", "sqlite-branch-keys"):
+        yield from _daemon_kills(folder, name, kills[name])
     if kills["export, import"]:
         yield "export, import", files.exports_and_imports(kills["export, import"])
-    if not kills["dynamodb"] + kills["init"] + kills["re-wrapping"]:
+    if not sum(kills[name] for name in ("dynamodb", "dynamodb-branch-keys", "init", "re-wrapping")):
         return
     with emulator() as (url, arn):
-        yield from _daemon_kills(folder, "dynamodb", kills["dynamodb"], url, arn)
+        for name in ("dynamodb", "dynamodb-branch-keys"):
+            yield from _daemon_kills(folder, name, kills[name], url, arn)
         if kills["init"]:
             yield "init", files.table_creations(kills["init"], url)
         if kills["re-wrapping"]:
@@ -57,13 +68,14 @@ def _daemon_kills(folder: Path, name: str, kills: int, url: str = "", arn: str =
     for first in range(0, kills, PART):
         part = folder / f"{name}-{first}"
         part.mkdir()
-        environ = {}
+        environ = dict(BRANCH_KEYS) if name.endswith("branch-keys") else {}
         if url:
             table = f"keys-{token_hex(6)}"
             store = {"KMS_STORE_TABLE": table, "KMS_STORE_ENDPOINT": url, "KMS_STORE_REGION": "us-east-1"}
+            store["KMS_BRANCH_KEYS_TABLE"] = f"{table}-branch"
             if problem := completed("keystore", "init", environ=store):
                 raise SystemExit(problem)
-            environ = aws_environ(url, arn) | store | {"KMS_STORE": "dynamodb"}
+            environ |= aws_environ(url, arn) | store | {"KMS_STORE": "dynamodb"}
         drill = Drill(part, seed=first, environ=environ)
         drill.run(min(PART, kills - first))
         yield name, drill.report

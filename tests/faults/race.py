@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,8 +81,10 @@ def emulator() -> Iterator[tuple[str, str]]:
 
 
 @asynccontextmanager
-async def pods(folder: Path, url: str, arn: str, table: str) -> AsyncIterator[Sequence[Pod]]:
-    """Run the daemons on one table."""
+async def pods(
+    folder: Path, url: str, arn: str, table: str, others: Mapping[str, str] | None = None
+) -> AsyncIterator[Sequence[Pod]]:
+    """Run the daemons on one table, with other settings as environment variables."""
     environ = {
         "BETRACE_KMS_PROVIDER": "aws",
         "AWS_KMS_MASTER_KEY_ID": arn,
@@ -91,12 +93,20 @@ async def pods(folder: Path, url: str, arn: str, table: str) -> AsyncIterator[Se
         "KMS_STORE_TABLE": table,
         "KMS_STORE_ENDPOINT": url,
         "KMS_CACHE_VERSION_CHECK_SECONDS": "1",
+        **(others or {}),
     }
+    async with started(folder, table, environ, DAEMONS) as found:
+        yield found
+
+
+@asynccontextmanager
+async def started(folder: Path, name: str, environ: Mapping[str, str], daemons: int) -> AsyncIterator[Sequence[Pod]]:
+    """Run daemons, each with a data directory of its own."""
     async with AsyncExitStack() as resources:
         with ExitStack() as processes:
             found = []
-            for number in range(DAEMONS):
-                data = folder / f"{table}-{number}"
+            for number in range(daemons):
+                data = folder / f"{name}-{number}"
                 listen = f"unix:{data}.sock"
                 daemon = processes.enter_context(spawned("--data-dir", str(data), "--listen", listen, environ=environ))
                 found.append((daemon, listen, data))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.kill import Drill
+from tests.faults.kill import BRANCH_KEYS, Drill
 from tests.faults.kill_files import Kills
 
 
@@ -16,6 +16,14 @@ def test_nothing_that_was_acknowledged_is_lost_by_a_kill(tmp_path: Path) -> None
     assert drill.report.kills == 5
     counts = drill.report.ledger.counts
     assert min(counts[name] for name in ("created", "rotated", "revoked", "sealed", "sealed again", "locked")) >= 1
+
+
+def test_no_message_under_a_branch_key_is_lost_by_a_kill(tmp_path: Path) -> None:
+    """Two kills while branch keys are made and rotated: what was sealed before and after a rotation opens."""
+    drill = Drill(tmp_path, seed=3, environ=BRANCH_KEYS)
+    drill.run(2)
+    assert not drill.report.lost
+    assert drill.report.ledger.counts["sealed after a rotation"] >= 1
 
 
 @pytest.mark.parametrize("what", ["first_starts", "exports_and_imports"])
