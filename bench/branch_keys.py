@@ -3,9 +3,10 @@
     make bench-branch-keys
     .venv/bin/python -m bench.branch_keys --contexts 1000 --more 10000
 
-Both daemons use one KMS, moto in a process of its own, and take turns of 50 calls, so that the machine's mood is the
-same for both; the ratio is that of their times. Then the daemon with branch keys seals `--more` contexts, is started
-again, and opens everything. KMS calls are those that the daemons count.
+Both daemons use one KMS and take turns of 50 calls, so that the machine's mood is the same for both; the ratio is that
+of their times. Then the daemon with branch keys seals `--more` contexts, is started again, and opens everything. KMS
+calls are those that the daemons count. All of it is done twice, with two KMS in processes of their own: moto, which
+answers as fast as it can, and one that answers after `--latency` milliseconds, as AWS KMS does over a network.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from betrace_kms_client import AsyncKmsClient
 
 from bench.envelope import kms
 from tests.daemon import running
+from tests.drills.fake_kms import ARN, fake_kms
 
 TURN = 50
 
@@ -117,10 +119,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--contexts", type=int, default=1000)
     parser.add_argument("--more", type=int, default=10_000, help="contexts in all for branch-key mode")
+    parser.add_argument("--latency", type=float, default=10.0, help="of the second KMS, in milliseconds (default 10)")
     arguments = parser.parse_args()
     os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
     with kms() as (endpoint, arn):
+        print("KMS is moto")
         asyncio.run(measure(endpoint, arn, arguments.contexts, arguments.more))
+    seconds = arguments.latency / 1000
+    with fake_kms(latency=(seconds, seconds)) as endpoint:
+        print(f"KMS answers after {arguments.latency:g} ms")
+        asyncio.run(measure(endpoint, ARN, arguments.contexts, arguments.more))
 
 
 if __name__ == "__main__":

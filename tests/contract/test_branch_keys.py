@@ -292,6 +292,40 @@ async def test_unknown_versions_ask_kms_nothing(place: Place, kms: Kms) -> None:
     assert (Counter(), 100) == (kms.calls, place.keys.version_reads)
 
 
+async def test_unknown_versions_that_are_remembered_are_bounded(
+    place: Place, kms: Kms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest is forgotten and read again, the newest is not; KMS is asked about none, and nothing else changes."""
+    monkeypatch.setattr("betrace_kms_server.data_keys.branch_keys._UNKNOWN_VERSIONS", 10)
+    keys = place.branch_keys()
+    kept = await keys.active("acme")
+    kms.calls.clear()
+    unknown = [uuid4() for _ in range(50)]
+    place.keys.version_reads = 0
+    for version, reads in [*zip(unknown, range(1, 51), strict=True), (unknown[-1], 50), (unknown[0], 51)]:
+        with pytest.raises(DoesNotOpen):
+            await keys.version("acme", version)
+        assert reads == place.keys.version_reads
+    assert Counter() == kms.calls
+    assert kept.version == (await keys.active("acme")).version
+
+
+async def test_every_one_of_many_versions_opens_after_a_restart(place: Place, kms: Kms) -> None:
+    """Each costs one call of KMS, and the newest seals."""
+    keys = place.branch_keys()
+    ring, messages = place.ring(keys), list[bytes]()
+    for number in range(20):
+        messages.append((await ring.seal("acme", b"%d" % number, CONTEXT)).ciphertext)
+        assert await keys.rotate("acme")
+    assert 20 == len(set(map(version_in, messages)))
+    restarted = place.ring()
+    kms.calls.clear()
+    for _ in range(2):
+        for number, message in enumerate(messages):
+            assert b"%d" % number == (await restarted.open("acme", message, CONTEXT)).plaintext
+    assert Counter({"Decrypt": 20}) == kms.calls
+
+
 async def test_version_that_was_unknown_is_looked_up_again_later(place: Place, clock: FakeClock) -> None:
     """A store that was restored from a backup is noticed within a minute."""
     sealed = await place.ring().seal("acme", b"secret", CONTEXT)

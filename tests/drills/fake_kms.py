@@ -23,10 +23,11 @@ _METADATA = {"Arn": ARN, "KeyId": ARN, "KeyState": "Enabled", "KeyUsage": "ENCRY
 
 
 class FakeKms:
-    """Answers after 50 to 100 ms, and at most `quota` cryptographic calls a second; 0 is no quota."""
+    """Answers after seconds of latency, and at most `quota` cryptographic calls a second; 0 is no quota."""
 
-    def __init__(self, quota: int) -> None:
+    def __init__(self, quota: int, latency: tuple[float, float]) -> None:
         self._quota = quota
+        self._latency = latency
         self._window = 0
         self._used = 0
         self.calls: Counter[str] = Counter()
@@ -41,7 +42,7 @@ class FakeKms:
         self.calls[f"{action} {tenant}"] += 1
         if action != "DescribeKey" and not self._admitted():
             return self._answer({"__type": "ThrottlingException", "message": "Rate exceeded"}, 400)
-        await asyncio.sleep(random.uniform(0.05, 0.1))  # noqa: S311
+        await asyncio.sleep(random.uniform(*self._latency))  # noqa: S311
         return self._answer(*_result(action, body))
 
     def _admitted(self) -> bool:
@@ -78,9 +79,9 @@ def _sealed(key: str, context: dict[str, str]) -> str:
     return base64.b64encode(json.dumps({"key": key, "context": context}).encode()).decode()
 
 
-async def _serve(quota: int, ready: Connection) -> None:
+async def _serve(quota: int, latency: tuple[float, float], ready: Connection) -> None:
     app = web.Application()
-    app.router.add_route("*", "/", FakeKms(quota).__call__)
+    app.router.add_route("*", "/", FakeKms(quota, latency).__call__)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -89,16 +90,16 @@ async def _serve(quota: int, ready: Connection) -> None:
     await asyncio.Event().wait()
 
 
-def _main(quota: int, ready: Connection) -> None:
-    asyncio.run(_serve(quota, ready))
+def _main(quota: int, latency: tuple[float, float], ready: Connection) -> None:
+    asyncio.run(_serve(quota, latency, ready))
 
 
 @contextmanager
-def fake_kms(quota: int = 0) -> Iterator[str]:
-    """Run one, and yield its URL."""
+def fake_kms(quota: int = 0, latency: tuple[float, float] = (0.05, 0.1)) -> Iterator[str]:
+    """Run one that takes from one to the other number of seconds to answer, and yield its URL."""
     spawning = multiprocessing.get_context("spawn")
     ours, theirs = spawning.Pipe()
-    process = spawning.Process(target=_main, args=(quota, theirs), daemon=True)
+    process = spawning.Process(target=_main, args=(quota, latency, theirs), daemon=True)
     process.start()
     try:
         yield f"http://127.0.0.1:{ours.recv()}"

@@ -1,7 +1,7 @@
 """Races of daemons that make, rotate and seal under one tenant's branch key at once.
 
-`make drill-race` runs two thousand on DynamoDB and five hundred on SQLite, `test_race.py` a few. On DynamoDB four daemons share
-one table; on SQLite, which is for one daemon, four clients race in it.
+`make drill-race` runs two thousand on DynamoDB and five hundred on SQLite, `test_race.py` a few. On DynamoDB four
+daemons share one table; on SQLite, which is for one daemon, four clients race in it.
 """
 
 import asyncio
