@@ -18,7 +18,7 @@ from betrace.kms.v1 import key_management_pb2 as pb
 from betrace_kms_server.access.admission import Access
 from betrace_kms_server.access.identity import SameCaller
 from betrace_kms_server.core.shedding import check_may_wait
-from betrace_kms_server.rpc.gate import MAX_STREAMS, CallGate
+from betrace_kms_server.rpc.gate import MAX_STREAMS, REQUESTS_AT_ONCE, CallGate
 from betrace_kms_server.rpc.interceptors import ErrorInterceptor
 from betrace_kms_server.rpc.reception import MAX_SLOW
 from betrace_kms_server.telemetry.observers import UNOBSERVED
@@ -29,7 +29,7 @@ from grpc_status import rpc_status
 from tests.daemon import Process, spawned
 from tests.drills.attacks import CHECK, ENCRYPT, beginning, flood, reset, streams
 from tests.integration.test_hostile_decrypts import MIB, resident
-from tests.raw_grpc import DATA, END_HEADERS, HEADERS, Connection, frame, framed, headers_of
+from tests.raw_grpc import DATA, END_HEADERS, END_STREAM, HEADERS, Connection, frame, framed, headers_of
 
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 LOCK = "/betrace.kms.v1.KmsAdminService/Lock"
@@ -196,3 +196,40 @@ async def test_calls_that_wait_are_bounded_for_callers_only(tmp_path: Path) -> N
 
 def _call_of(error: grpc.aio.AioRpcError) -> dict[str, Any]:
     return {"code": error.code, "details": error.details, "trailing_metadata": error.trailing_metadata}
+
+
+async def test_requests_are_received_a_few_at_a_time(tmp_path: Path) -> None:
+    """Of 40 requests that begin at once, gRPC receives 16 beyond their first window; all are answered when they end."""
+    gate = CallGate()
+    server = grpc.aio.server(interceptors=[ErrorInterceptor(UNOBSERVED, gate, Access(SameCaller()))])
+
+    async def check(request: Any, context: Any) -> Any:
+        return health_pb2.HealthCheckResponse(status=1)
+
+    request = health_pb2.HealthCheckRequest
+    method: Any = grpc.unary_unary_rpc_method_handler(
+        check, request.FromString, health_pb2.HealthCheckResponse.SerializeToString
+    )
+    _, service, name = CHECK.split("/")
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {name: method}),))
+    address = f"unix:{tmp_path}/kms.sock"
+    server.add_insecure_port(address)
+    await server.start()
+    body = framed(request(service="x").SerializeToString())
+    most = 0
+    try:
+        with await asyncio.to_thread(Connection, address) as connection:
+            for stream in range(1, 80, 2):
+                await asyncio.to_thread(connection.call, stream, CHECK, body[:-1], finish=False)
+            while gate.turns.waiting + len(gate.receiving) < 40:  # noqa: ASYNC110  # two counters
+                await asyncio.sleep(0.001)
+            most = len(gate.receiving)
+            for stream in range(1, 80, 2):
+                connection.send(frame(DATA, END_STREAM, stream, body[-1:]))
+            while connection.open_streams:
+                assert await asyncio.to_thread(connection.receive)
+        assert REQUESTS_AT_ONCE == most
+        assert 40 == gate.received
+        assert REQUESTS_AT_ONCE == gate.turns.free
+    finally:
+        await server.stop(None)

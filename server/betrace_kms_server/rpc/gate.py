@@ -4,9 +4,12 @@ import asyncio
 from typing import Any
 
 from betrace_kms_server.rpc.large_messages import LargeMessages
+from betrace_kms_server.rpc.turns import Turns
 
 MAX_STREAMS = 100
 """Streams of the health and the reflection service that are open at once."""
+REQUESTS_AT_ONCE = 16
+"""Requests that gRPC receives past the first window of each."""
 
 
 class CallGate:
@@ -16,13 +19,25 @@ class CallGate:
     counted apart: those that the daemon serves end when it drains.
     """
 
-    __slots__ = ("ended", "is_crowded", "large", "limit", "received", "receiving", "refused", "refusing", "streams")
+    __slots__ = (
+        "ended",
+        "is_crowded",
+        "large",
+        "limit",
+        "received",
+        "receiving",
+        "refused",
+        "refusing",
+        "streams",
+        "turns",
+    )
 
     def __init__(self, limit: int = 1_000, large: LargeMessages | None = None) -> None:
         self.limit = limit
         self.large = large or LargeMessages()
         self.receiving: dict[Any, float] = {}
-        """Contexts of calls whose request has not come yet, and when they began (monotonic)."""
+        """Contexts of calls whose request has not come yet, and since when gRPC receives it (monotonic)."""
+        self.turns = Turns(REQUESTS_AT_ONCE)
         self.is_crowded = asyncio.Event()
         """Set while they are so many that the slow ones must end."""
         self.received = 0

@@ -1,7 +1,8 @@
 """Receives requests, and ends calls whose request does not come.
 
-gRPC holds what has come of a request, up to the size limit, until the rest is there. So only a few calls at a time may
-take long to arrive; the one that began first gives way.
+gRPC holds what has come of a request until the rest is there: as much as a window (64 KiB) at first, and up to the
+size limit once the daemon asks for it. So the daemon asks for a few at a time, and connections take turns. Of these
+only some may take long to arrive; the one that began first gives way.
 """
 
 import asyncio
@@ -30,7 +31,11 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 async def receive(context: _Context, gate: CallGate) -> bytes:
     """Return the bytes of a call's request. Raises CancelledError if none comes."""
-    receiving = gate.receiving
+    receiving, turns = gate.receiving, gate.turns
+    if turns.free:
+        turns.free -= 1
+    else:
+        await turns.wait(context.peer())
     receiving[context] = time.monotonic()
     if len(receiving) > MAX_SLOW:
         gate.is_crowded.set()
@@ -38,6 +43,7 @@ async def receive(context: _Context, gate: CallGate) -> bytes:
         wire = await context.read()
     finally:
         del receiving[context]
+        turns.give_back()
     if wire is grpc.aio.EOF:
         raise asyncio.CancelledError
     return wire  # type: ignore[no-any-return]
