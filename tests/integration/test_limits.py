@@ -29,7 +29,17 @@ from grpc_status import rpc_status
 from tests.daemon import Process, spawned
 from tests.drills.attacks import CHECK, ENCRYPT, beginning, flood, reset, streams
 from tests.integration.test_hostile_decrypts import MIB, resident
-from tests.raw_grpc import DATA, END_HEADERS, END_STREAM, HEADERS, Connection, frame, framed, headers_of
+from tests.raw_grpc import (
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    Connection,
+    frame,
+    framed,
+    headers_of,
+)
 
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 LOCK = "/betrace.kms.v1.KmsAdminService/Lock"
@@ -233,3 +243,22 @@ async def test_requests_are_received_a_few_at_a_time(tmp_path: Path) -> None:
         assert REQUESTS_AT_ONCE == gate.turns.free
     finally:
         await server.stop(None)
+
+
+def test_metadata_of_megabytes_is_refused_and_freed(daemon: Process) -> None:
+    """Callers that never acknowledge gRPC's settings may send 10 MB with a call: of ten such calls little is left."""
+    block = headers_of(CHECK, [(b"x-long", b"y" * 10_000_000)])
+    parts = [block[at : at + 16_000] for at in range(0, len(block), 16_000)]
+    before = resident(daemon)
+    for _ in range(10):
+        with Connection(daemon.address) as connection:
+            for number, part in enumerate(parts):
+                flags = END_HEADERS if number == len(parts) - 1 else 0
+                connection.send(frame(CONTINUATION if number else HEADERS, flags, 1, part))
+            connection.send(frame(DATA, END_STREAM, 1, framed(b"")))
+            received = b""
+            while b"grpc-status" not in received and (part := connection.socket.recv(65_536)):
+                received += part
+        assert b"8" in received.partition(b"grpc-status")[2][:8]  # RESOURCE_EXHAUSTED
+        assert healthy(daemon)
+    assert resident(daemon) - before < 80 * MIB

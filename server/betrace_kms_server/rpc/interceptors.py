@@ -26,6 +26,7 @@ from betrace_kms_server.core.shedding import forbid_waiting
 from betrace_kms_server.rpc.deadlines import Deadline
 from betrace_kms_server.rpc.gate import MAX_STREAMS, CallGate
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT
+from betrace_kms_server.rpc.metadata_bounds import LargeMetadata, is_large
 from betrace_kms_server.rpc.reception import receive
 from betrace_kms_server.rpc.requests import Unread, reader, unread
 from betrace_kms_server.rpc.status import STATUS, of_defect, of_error, of_stop
@@ -53,6 +54,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         self._gate = gate or CallGate()
         self._access = access
         self._anyone = Recognised(None)
+        self._large_metadata = LargeMetadata()
 
     async def intercept_service(
         self,
@@ -61,8 +63,11 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     ) -> _Handler:
         """Return the method's handler, wrapped; each method is wrapped at its first call by each caller."""
         method, found = handler_call_details.method, self._anyone
+        metadata = handler_call_details.invocation_metadata or ()
+        if is_large(metadata):
+            return self._large_metadata.refuse()
         if self._access is not None:
-            found = self._access.recognised(handler_call_details.invocation_metadata or ()) or found
+            found = self._access.recognised(metadata) or found
         wrapped: _Handler = found.handlers.get(method)
         if wrapped is None:
             handler = await continuation(handler_call_details)
