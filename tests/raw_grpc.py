@@ -108,6 +108,11 @@ class Connection:
         """How many calls have no end yet, as far as has been read."""
         return len(self._windows)
 
+    @property
+    def window_of_new_streams(self) -> int:
+        """How many bytes the server lets a stream send at first, by the latest of its settings that was read."""
+        return self._initial
+
     def receive(self) -> bool:
         """Read some frames, and keep windows by them. Returns whether the connection goes on."""
         try:
@@ -128,10 +133,13 @@ class Connection:
             elif kind == SETTINGS and not flags & _ACK:
                 self._settle(payload)
             elif kind == PING and not flags & _ACK:
-                self.send(frame(PING, _ACK, 0, payload))
+                self._pinged(payload)
             elif kind == GOAWAY:
                 self.ended = True
         return not self.ended
+
+    def _pinged(self, payload: bytes) -> None:
+        self.send(frame(PING, _ACK, 0, payload))
 
     def _settle(self, payload: bytes) -> None:
         for at in range(0, len(payload), 6):

@@ -262,3 +262,31 @@ def test_metadata_of_megabytes_is_refused_and_freed(daemon: Process) -> None:
         assert b"8" in received.partition(b"grpc-status")[2][:8]  # RESOURCE_EXHAUSTED
         assert healthy(daemon)
     assert resident(daemon) - before < 80 * MIB
+
+
+class LateAnswers(Connection):
+    """A connection that answers PINGs late, so that gRPC takes the line to be long and to hold much."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address, open_windows=True)
+        self.pings: list[bytes] = []
+
+    def _pinged(self, payload: bytes) -> None:
+        self.pings.append(payload)
+
+    def answer_pings(self) -> None:
+        """Answer those that came."""
+        while self.pings:
+            super()._pinged(self.pings.pop())
+
+
+def test_windows_of_streams_stay_small(daemon: Process) -> None:
+    """Whatever the line holds, a stream may send 64 KiB before the daemon asks for its message."""
+    request = framed(pb.EncryptRequest(tenant_id="warm", plaintext=bytes(MIB * 1024)).SerializeToString())
+    with (connection := LateAnswers(daemon.address)):
+        for stream in range(1, 16, 2):
+            assert connection.call(stream, ENCRYPT, request)
+            while connection.open_streams:
+                assert connection.receive()
+            connection.answer_pings()
+        assert 65_535 == connection.window_of_new_streams

@@ -101,6 +101,8 @@ def _server(
             ("grpc.http.overload_protection", 0),
             # gRPC inflates a request before it checks the size: 1 MB of gzip can hold 1,000
             ("grpc.compression_enabled_algorithms_bitset", _UNCOMPRESSED),
+            # A stream gets 64 KiB until its message is asked for; gRPC would raise that to megabytes when it is busy.
+            ("grpc.http2.bdp_probe", 0),
             ("grpc.server_handshake_timeout_ms", 5_000),  # connections that never speak go away
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_permit_without_calls", 1),
