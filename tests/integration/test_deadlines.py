@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -120,3 +121,32 @@ async def test_threads_end_between_slices() -> None:
             await batch
         going.set()
     assert [spans._SLICE] * 2 == begun
+
+
+async def test_call_that_leaves_while_it_waits_for_room_is_counted(tmp_path: Path) -> None:
+    """Its large message was received, other large ones take all the room, and its caller hangs up."""
+    async with running(tmp_path) as daemon, grpc.aio.insecure_channel(daemon.addresses[0]) as channel:
+        room = daemon.gate.large
+        full = asyncio.Event()
+
+        async def hold() -> None:
+            await room.admit(room.limit)
+            await full.wait()
+
+        holder = asyncio.create_task(hold())
+        await until(lambda: room.used == room.limit)
+        encrypt: Any = KeyManagementServiceStub(channel).Encrypt
+        call = encrypt(pb.EncryptRequest(tenant_id="acme", plaintext=bytes(1024 * 1024)))
+        await until(lambda: daemon.gate.in_flight == 1)
+        call.cancel()
+        await until(lambda: daemon.gate.in_flight == 0)
+        full.set()
+        await holder
+        with await asyncio.to_thread(urllib.request.urlopen, f"http://{daemon.ops_address}/q/metrics") as answer:
+            metrics = answer.read().decode()
+    (counted,) = [
+        line
+        for line in metrics.splitlines()
+        if 'method="Encrypt"' in line and 'status="CANCELLED"' in line and "_total" in line
+    ]
+    assert counted.endswith(" 1.0")

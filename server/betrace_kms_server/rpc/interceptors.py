@@ -132,9 +132,8 @@ def _guarded(
                 request = read(received)
             except Overloaded as refusal:
                 request = Unread(refusal.message, Overloaded)
-            except asyncio.CancelledError:
-                gate.ended += 1
-                raise
+            except asyncio.CancelledError:  # while it waited for room: it is counted below, like one that came too late
+                request = _UNAWAITED
         del received
         if observer.keeps_events:
             known = NO_SHAPE if isinstance(request, Unread) else shape
