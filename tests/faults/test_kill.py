@@ -19,9 +19,12 @@ def test_nothing_that_was_acknowledged_is_lost_by_a_kill(tmp_path: Path) -> None
 
 
 def test_no_message_under_a_branch_key_is_lost_by_a_kill(tmp_path: Path) -> None:
-    """Two kills while branch keys are made and rotated: what was sealed before and after a rotation opens."""
+    """Kills while branch keys are made and rotated: what was sealed before and after a rotation opens."""
     drill = Drill(tmp_path, seed=3, environ=BRANCH_KEYS)
-    drill.run(2)
+    for _ in range(10):  # a slow machine may be killed each time before it rotates
+        drill.run(1)
+        if drill.report.ledger.counts["sealed after a rotation"]:
+            break
     assert not drill.report.lost
     assert drill.report.ledger.counts["sealed after a rotation"] >= 1
 
