@@ -7,7 +7,6 @@ from typing import BinaryIO
 import click
 
 from betrace_kms_client import files
-from betrace_kms_client.cli.json_lines import decrypt_lines, encrypt_lines, lines_options
 from betrace_kms_client.cli.options import (
     as_json,
     calling,
@@ -20,7 +19,6 @@ from betrace_kms_client.cli.options import (
 from betrace_kms_client.cli.outputs import write, writing
 from betrace_kms_client.cli.progress import progress_of
 from betrace_kms_client.cli.streams import read_whole
-from betrace_kms_client.json_lines import Members
 from betrace_kms_client.results import Ciphertext
 
 _WHOLE_BYTES = 4 * 1024 * 1024
@@ -85,36 +83,28 @@ def data_key(
 Examples:
   betrace-kms encrypt --tenant acme --context field=email message.txt --output message.enc
   echo "hello" | betrace-kms encrypt --tenant acme | betrace-kms decrypt --tenant acme
-  betrace-kms encrypt --tenant acme --jsonl --fields email,ssn --bind id users.jsonl --output users.sealed.jsonl
 """
 )
 @payload_options
-@lines_options
 def encrypt(
     source: BinaryIO,
     tenant_id: str,
     context: Mapping[str, str],
     output: Path | None,
     as_json_: bool,
-    lines: Members | None,
     addr: str,
     timeout: float,
 ) -> None:
     """Seal a file, or stdin, into an AWS Encryption SDK message.
 
-    More than 4 MiB are sealed here, of any size, under a key that the daemon gives. With --jsonl only fields of each
-    line are sealed.
+    More than 4 MiB are sealed here, of any size, under a key that the daemon gives.
     """
-    if lines is not None:
-        _refuse_json(as_json_, "the result is JSON lines")
-        encrypt_lines(source, tenant_id, lines, output, addr, timeout)
-        return
     content = source.read(_WHOLE_BYTES + 1)
     with calling(addr, timeout) as client:
         if len(content) <= _WHOLE_BYTES:
             _write_ciphertext(client.encrypt(tenant_id, content, context), output, as_json_)
             return
-        _refuse_json(as_json_, "the result is too large for --json")
+        _refuse_json(as_json_)
         with writing(output, binary=True) as message, progress_of(source, len(content)) as progress:
             files.seal(client.generate_message_key(tenant_id, context), content, source, message, progress)
 
@@ -124,11 +114,9 @@ def encrypt(
 Examples:
   betrace-kms decrypt --tenant acme --context field=email message.enc
   betrace-kms decrypt --tenant acme key.wrapped --output key.bin
-  betrace-kms decrypt --tenant acme --jsonl --fields email,ssn --bind id users.sealed.jsonl
 """
 )
 @payload_options
-@lines_options
 @click.option(
     "--stream",
     is_flag=True,
@@ -142,19 +130,13 @@ def decrypt(
     output: Path | None,
     as_json_: bool,
     stream: bool,
-    lines: Members | None,
     addr: str,
     timeout: float,
 ) -> None:
     """Open what encrypt or an AWS Encryption SDK sealed, or unwrap a wrapped data key.
 
-    More than 4 MiB are opened here, under a key that the daemon gives. With --jsonl only fields of each line
-    are opened.
+    More than 4 MiB are opened here, under a key that the daemon gives.
     """
-    if lines is not None:
-        _refuse_json(as_json_, "the result is JSON lines")
-        decrypt_lines(source, tenant_id, lines, output, addr, timeout)
-        return
     content = source.read(_WHOLE_MESSAGE_BYTES + 1)
     with calling(addr, timeout) as client, files.refusals():
         start = files.StartReader().add(content) if len(content) > _WHOLE_MESSAGE_BYTES else None
@@ -165,7 +147,7 @@ def decrypt(
             shown = as_json({"plaintext": opened.plaintext, "keyId": opened.key_id}) if as_json_ else opened.plaintext
             write(shown, output)
             return
-        _refuse_json(as_json_, "the result is too large for --json")
+        _refuse_json(as_json_)
         if output is None and not stream:
             raise click.UsageError(
                 "the content is large: add --output FILE, which appears when all of it has verified, or --stream"
@@ -206,10 +188,9 @@ def reencrypt(
     _write_ciphertext(sealed, output, as_json_)
 
 
-def _refuse_json(in_json: bool, reason: str) -> None:
-    """End the command if --json was given where it cannot be followed."""
+def _refuse_json(in_json: bool) -> None:
     if in_json:
-        raise click.UsageError(f"{reason}: leave --json out")
+        raise click.UsageError("the result is too large for --json: leave it out")
 
 
 def _write_ciphertext(sealed: Ciphertext, output: Path | None, in_json: bool) -> None:
