@@ -127,6 +127,22 @@ def payload_options(function: F) -> F:
     return function
 
 
+def json_lines_options(function: F) -> F:
+    """Add the options that make a verb take JSON lines."""
+    for option in (
+        click.option("--fields", default="", metavar="NAMES", help="Which: email,user.ssn (with --jsonl)."),
+        click.option(
+            "--jsonl",
+            "in_lines",
+            is_flag=True,
+            help="Take JSON lines, and change fields of them only. --context NAME=@MEMBER is then what each line has"
+            " in that member.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 @contextmanager
 def calling(addr: str, timeout: float) -> "Iterator[KmsClient]":
     """Give a client, and end the command with one line if a call of it fails."""

@@ -7,11 +7,13 @@ from typing import BinaryIO
 import click
 
 from betrace_kms_client import files
+from betrace_kms_client.cli.json_lines import convert, opening, sealing
 from betrace_kms_client.cli.options import (
     as_json,
     calling,
     client_options,
     context_option,
+    json_lines_options,
     parse_context,
     payload_options,
     tenant_option,
@@ -19,6 +21,7 @@ from betrace_kms_client.cli.options import (
 from betrace_kms_client.cli.outputs import write, writing
 from betrace_kms_client.cli.progress import progress_of
 from betrace_kms_client.cli.streams import read_whole
+from betrace_kms_client.records import Selection
 from betrace_kms_client.results import Ciphertext
 
 _WHOLE_BYTES = 4 * 1024 * 1024
@@ -83,22 +86,32 @@ def data_key(
 Examples:
   betrace-kms encrypt --tenant acme --context field=email message.txt --output message.enc
   echo "hello" | betrace-kms encrypt --tenant acme | betrace-kms decrypt --tenant acme
+  betrace-kms encrypt --tenant acme --jsonl --fields email,ssn --context record=@id < users.jsonl > sealed.jsonl
 """
 )
 @payload_options
+@json_lines_options
 def encrypt(
     source: BinaryIO,
     tenant_id: str,
     context: Mapping[str, str],
     output: Path | None,
     as_json_: bool,
+    in_lines: bool,
+    fields: str,
     addr: str,
     timeout: float,
 ) -> None:
     """Seal a file, or stdin, into an AWS Encryption SDK message.
 
-    More than 4 MiB are sealed here, of any size, under a key that the daemon gives.
+    More than 4 MiB are sealed here, of any size, under a key that the daemon gives. With --jsonl, seal fields of JSON
+    lines instead.
     """
+    selection = _selection(in_lines, fields, context, as_json_)
+    if selection is not None:
+        with calling(addr, timeout) as client:
+            convert(source, output, selection, sealing(client, tenant_id))
+        return
     content = source.read(_WHOLE_BYTES + 1)
     with calling(addr, timeout) as client:
         if len(content) <= _WHOLE_BYTES:
@@ -114,9 +127,11 @@ def encrypt(
 Examples:
   betrace-kms decrypt --tenant acme --context field=email message.enc
   betrace-kms decrypt --tenant acme key.wrapped --output key.bin
+  betrace-kms decrypt --tenant acme --jsonl --fields email --context record=@id < sealed.jsonl
 """
 )
 @payload_options
+@json_lines_options
 @click.option(
     "--stream",
     is_flag=True,
@@ -129,14 +144,21 @@ def decrypt(
     context: Mapping[str, str],
     output: Path | None,
     as_json_: bool,
+    in_lines: bool,
+    fields: str,
     stream: bool,
     addr: str,
     timeout: float,
 ) -> None:
     """Open what encrypt or an AWS Encryption SDK sealed, or unwrap a wrapped data key.
 
-    More than 4 MiB are opened here, under a key that the daemon gives.
+    More than 4 MiB are opened here, under a key that the daemon gives. With --jsonl, open fields of JSON lines instead.
     """
+    selection = _selection(in_lines, fields, context, as_json_ or stream)
+    if selection is not None:
+        with calling(addr, timeout) as client:
+            convert(source, output, selection, opening(client, tenant_id))
+        return
     content = source.read(_WHOLE_MESSAGE_BYTES + 1)
     with calling(addr, timeout) as client, files.refusals():
         start = files.StartReader().add(content) if len(content) > _WHOLE_MESSAGE_BYTES else None
@@ -186,6 +208,20 @@ def reencrypt(
     with calling(addr, timeout) as client:
         sealed = client.re_encrypt(tenant_id, read_whole(source), context, destination_context or None)
     _write_ciphertext(sealed, output, as_json_)
+
+
+def _selection(in_lines: bool, fields: str, context: Mapping[str, str], whole: bool) -> Selection | None:
+    """Return which fields --jsonl is for, or None without it; `whole` is whether an option has no sense with it."""
+    if in_lines != bool(fields):
+        raise click.UsageError("--jsonl and --fields go together: --jsonl --fields email,ssn")
+    if not in_lines:
+        return None
+    if whole:
+        raise click.UsageError("--json and --stream are for one payload: leave them out with --jsonl")
+    try:
+        return Selection(fields.split(","), context)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _refuse_json(in_json: bool) -> None:
