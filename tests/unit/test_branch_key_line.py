@@ -1,6 +1,8 @@
 """The line of a branch key's row in an export: recorded, so that every older export can still be imported."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,3 +104,9 @@ def test_line_is_no_signing_key() -> None:
         key_of(RECORDED)
     with pytest.raises(ValueError, match="more is unknown"):
         row_of(edited(more=1), "keys")
+
+
+def test_line_is_as_documented() -> None:
+    """With exactly the fields of docs/key-store.md."""
+    document = (Path(__file__).parents[2] / "docs/key-store.md").read_text("utf-8").partition("### Branch keys")[2]
+    assert re.findall(r"^\| `(\w+)` \|", document, re.MULTILINE) == list(json.loads(RECORDED))

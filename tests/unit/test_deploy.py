@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import betrace_kms_server
+import click
 import pytest
 import yaml  # type: ignore[import-untyped]
 from betrace_kms_client import credentials
@@ -243,7 +244,8 @@ def test_manifest_takes_every_privilege_away(pod: Any, sidecar: Any) -> None:
 def check_probe(command: Sequence[str], service: str) -> float:
     """Check that a probe is `betrace-kms health` for that service; return its own timeout in seconds."""
     assert ["betrace-kms", "health"] == list(command[:2])
-    health = main.commands["health"]
+    health = main.get_command(click.Context(main), "health")
+    assert health is not None
     context = health.make_context("health", list(command[2:]), resilient_parsing=False)
     assert service == context.params["service"]
     timeout: float = context.params["timeout"]
