@@ -33,7 +33,7 @@ _OBJECT_BYTES = 200
 """What a line takes beside its text, so that blank lines without end are bounded too."""
 _UTF8_BYTES = 4
 _LEAST_DELAY_SECONDS = 0.05
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 600.0
 """How long one batch is tried again while the daemon says when to."""
 
 Result = Ciphertext | Plaintext | ItemRefusal
