@@ -84,6 +84,7 @@ VERBS = [
     "data-key --tenant acme",
     "decrypt --tenant acme sealed",
     "encrypt --tenant acme plain",
+    "encrypt --tenant acme --jsonl --fields name span.json",
     "encrypt --help",
     "health",
     "invalidate --tenant acme",
