@@ -104,6 +104,7 @@ class Selection:
         self._context |= {name: value[1:] for name, value in context.items() if value.startswith("@@")}
         self._members = {name: value[1:] for name, value in context.items() if name not in self._context}
         self._fields = frozenset(fields)
+        self._missing: frozenset[str] | None = None
         self._wanted = self._fields | set(self._members.values())
         if not fields or not all(all(path.split(".")) for path in self._wanted):
             raise ValueError("a field is the name of a member, or names joined by dots: email, user.email")
@@ -114,6 +115,10 @@ class Selection:
         self._parents = frozenset(parent for path in self._wanted for parent in _parents(path))
         if both := sorted(self._wanted & self._parents):
             raise ValueError(f"{both[0]} is given, and so is a member of it: give one of the two")
+
+    def missing(self) -> list[str]:
+        """Return the fields that none of the records had so far; their names may be misspelt."""
+        return sorted(self._missing or ())
 
     def record(self, line: bytes) -> Record | None:
         """Find the fields in a line; a blank line is None. Raises InvalidRecord."""
@@ -128,6 +133,7 @@ class Selection:
             raise InvalidRecord("nested too deeply") from None
         if found is None:
             return None
+        self._missing = self._fields.difference(found) if self._missing is None else self._missing.difference(found)
         places = [
             (path, start, end)
             for path, (start, end) in found.items()

@@ -102,6 +102,13 @@ def test_a_line_may_be_longer_than_a_message(run: Run) -> None:
     assert b"kms.server.max-message-bytes" in refused.stderr
 
 
+def test_a_field_that_no_line_has_is_named(run: Run) -> None:
+    """A misspelt name would leave plaintext without a word; null is there."""
+    done = run(*SEAL, "email,emial", stdin=GOOD)
+    assert (done.returncode, done.stdout) == (0, GOOD)
+    assert done.stderr == b"betrace-kms: warning: no line has the field 'emial'\n"
+
+
 @pytest.mark.parametrize("text", [b"", b"\xef\xbb\xbf \n\r\n"])
 def test_an_empty_input_stays_empty(run: Run, text: bytes) -> None:
     """There was nothing to seal, and nothing went wrong."""

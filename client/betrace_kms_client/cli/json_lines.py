@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+import click
+
 from betrace_kms_client.cli.outputs import replacing
 from betrace_kms_client.cli.progress import progress_of
 from betrace_kms_client.cli.streams import Refused
@@ -101,6 +103,8 @@ def convert(source: BinaryIO, output: Path | None, selection: Selection, work: W
                     out.write(line)
                     written += 1
                 progress(group.size)
+        for name in selection.missing():
+            click.echo(f"betrace-kms: warning: no line has the field {name!r}", err=True)
     except KmsClientError as error:
         error.message += f" (nothing is written after line {written:,})"
         raise
