@@ -19,7 +19,7 @@ from betrace_kms_server.core.branch_rows import (
     timestamp,
     type_of,
 )
-from betrace_kms_server.core.errors import KeyDamaged
+from betrace_kms_server.core.errors import KeyDamaged, StoreUnavailable
 from betrace_kms_server.stores.branch_keys import BranchKeyStore
 from betrace_kms_server.stores.dynamodb.branch_keys import open_branch_keys
 from betrace_kms_server.stores.dynamodb.creation import create_table
@@ -250,6 +250,29 @@ async def test_row_that_is_wrapped_anew_replaces_only_itself(store: BranchKeySto
     others = await store.wrapped_by_other_keys(arn)
     assert [("acme", BEACON), ("acme", made.version.type)] == sorted(others)
     assert {arn, ARN} == await store.wrapped_by()
+
+
+async def test_check_leaves_nothing(store: BranchKeyStore) -> None:
+    """It tells whether rows could be written, and writes none."""
+    await store.create(rows(), row("acme", BEACON))
+    before = {each.type: each async for each in store.rows()}
+    await store.check()
+    assert before == {each.type: each async for each in store.rows()}
+
+
+async def test_table_that_is_gone_fails_the_check(moto: MotoServer) -> None:
+    """So would each write."""
+    table = f"branch-keys-{secrets.token_hex(8)}"
+    async for _ in create_table(table, region=REGION, endpoint=moto.url, kind=BRANCH_KEYS):
+        pass
+    async with (
+        open_branch_keys(table, region=REGION, endpoint=moto.url) as store,
+        aioboto3.Session().client("dynamodb", region_name=REGION, endpoint_url=moto.url) as client,
+    ):
+        await client.update_table(TableName=table, DeletionProtectionEnabled=False)
+        await client.delete_table(TableName=table)
+        with pytest.raises(StoreUnavailable, match=table):
+            await store.check()
 
 
 async def test_old_branch_keys_are_listed(store: BranchKeyStore) -> None:

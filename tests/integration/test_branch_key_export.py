@@ -224,3 +224,14 @@ async def test_lines_of_branch_keys_need_a_table(tmp_path: Path, dynamodb: dict[
     del dynamodb["kms_branch_keys_table"]
     imported = await keystore("import", "-", stdin=exported.encode(), values=dynamodb)
     assert (1, 4) == (imported.returncode, imported.stdout.count("set kms.branch-keys.table"))
+
+
+async def test_validation_tries_the_branch_key_table(tmp_path: Path, dynamodb: dict[str, str]) -> None:
+    """Beside the key store's; without one there is nothing to try."""
+    names = {}
+    for table in (dynamodb["kms_branch_keys_table"], ""):
+        values = dynamodb | {"kms_branch_keys_table": table}
+        async with running(tmp_path, **values), grpc.aio.insecure_channel(f"unix:{tmp_path}/admin.sock") as channel:
+            outcome = await KmsAdminServiceStub(channel).Validate(pb.ValidateRequest())
+        names[table] = [test.name for test in outcome.tests if test.passed and "store" in test.name]
+    assert [["key_store", "branch_key_store"], ["key_store"]] == list(names.values())

@@ -4,7 +4,10 @@ import asyncio
 import json
 from pathlib import Path
 
+import grpc
 import pytest
+from betrace.kms.v1 import admin_pb2 as pb
+from betrace.kms.v1.admin_pb2_grpc import KmsAdminServiceStub
 from betrace_kms_client import AsyncKmsClient, ItemRefusal, KmsClient, Mac
 from betrace_kms_client.errors import FailedPrecondition, InvalidRequest, KmsClientError, ResourceExhausted
 from betrace_kms_server.stores.dynamodb.creation import create_table
@@ -118,6 +121,29 @@ async def test_audit_lines_hold_no_message(tmp_path: Path) -> None:
     assert dict.fromkeys(("GenerateMac", "VerifyMac", "GenerateMacBatch"), made.key_id) == found
     assert b"alice" not in audit.read_bytes()
     assert made.mac.hex() not in audit.read_text()
+
+
+async def test_emergency_stop_refuses_macs(tmp_path: Path) -> None:
+    """Each call, whether the tenant has a key or not; afterwards the MACs are what they were."""
+    async with (
+        running(tmp_path) as daemon,
+        AsyncKmsClient(daemon.addresses[0]) as client,
+        grpc.aio.insecure_channel(f"unix:{tmp_path}/admin.sock") as channel,
+    ):
+        admin = KmsAdminServiceStub(channel)
+        made = await client.generate_mac("acme", "p", b"x")
+        await admin.Lock(pb.LockRequest(reason="drill"))
+        for tenant in ("acme", "globex"):
+            for call in (
+                client.generate_mac(tenant, "p", b"x"),
+                client.verify_mac(tenant, "p", b"x", made.mac),
+                client.generate_mac_batch(tenant, [("p", b"x", 256)]),
+            ):
+                with pytest.raises(FailedPrecondition) as refused:
+                    await call
+                assert "LOCKED" == refused.value.reason
+        await admin.Unlock(pb.UnlockRequest())
+        assert made == await client.generate_mac("acme", "p", b"x")
 
 
 def test_commands(run: Run) -> None:

@@ -49,6 +49,18 @@ class OfficialBranchKeys:
         """Make a branch key with a custom encryption context."""
         self._store().create_key(CreateKeyInput(branch_key_identifier=branch_key_id, encryption_context=context))
 
+    def beacon(self, branch_key_id: str) -> tuple[dict[str, Any], bytes]:
+        """Return the row of a beacon key, and the key, unwrapped by KMS itself."""
+        session = boto3.session.Session()
+        item = session.client("dynamodb", region_name=REGION, endpoint_url=self.endpoint).get_item(
+            TableName=self.table, Key={"branch-key-id": {"S": branch_key_id}, "type": {"S": "beacon:ACTIVE"}}
+        )["Item"]
+        context = {name: next(iter(value.values())) for name, value in item.items() if name != "enc"}
+        opened = session.client("kms", region_name=REGION, endpoint_url=self.endpoint).decrypt(
+            CiphertextBlob=item["enc"]["B"], EncryptionContext={**context, "tablename": self.logical_name}
+        )
+        return item, opened["Plaintext"]
+
     def rotate(self, branch_key_id: str) -> None:
         """Make a new version of a branch key."""
         self._store().version_key(VersionKeyInput(branch_key_identifier=branch_key_id))

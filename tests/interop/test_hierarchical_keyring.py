@@ -1,5 +1,6 @@
 """A daemon and the official hierarchical keyring share branch keys: either makes and rotates them, both open all."""
 
+import hmac
 import os
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -208,3 +209,19 @@ async def pieces(content: bytes) -> AsyncIterator[bytes]:
     """Yield bytes as a caller's stream does, in pieces of an odd size."""
     for at in range(0, len(content), 10_007):
         yield content[at : at + 10_007]
+
+
+@pytest.mark.parametrize("mode", ["branch-key", "data-key"])
+async def test_macs_are_under_the_beacon_key_that_the_official_library_made(
+    tmp_path: Path, official: OfficialBranchKeys, mode: str
+) -> None:
+    """In either mode, as the standard library computes them; the row stays what it was."""
+    official.create(TENANT, {"tenantId": TENANT})
+    row, beacon_key = official.beacon(TENANT)
+    async with pod(tmp_path, official, kms_encryption_mode=mode) as here:
+        made = (await here.client.generate_mac(TENANT, "users.email", b"alice")).mac
+        assert await here.client.verify_mac(TENANT, "users.email", b"alice", made)
+    extracted = hmac.digest(bytes(32), beacon_key, "sha256")
+    key = hmac.digest(extracted, b"betrace-kms/mac/v1\x00users.email\x01", "sha256")
+    assert hmac.digest(key, b"alice", "sha256") == made
+    assert row == official.beacon(TENANT)[0]

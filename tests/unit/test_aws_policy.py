@@ -97,15 +97,30 @@ def test_policy_allows_what_the_daemon_calls(service: str, statement: int) -> No
 
 def test_policy_lets_shredding_delete_branch_keys_alone() -> None:
     """It is a statement of its own, which those who shred no tenant leave out."""
-    statement = plain_policy()["Statement"][2]
+    branch_keys, statement = plain_policy()["Statement"][2:]
     assert needed("dynamodb") & SHREDDING == set(statement["Action"])
+    assert statement["Resource"] == branch_keys["Resource"]
+
+
+def test_policy_allows_what_branch_keys_need() -> None:
+    """A statement for their table, which those who have none leave out."""
+    statement = plain_policy()["Statement"][2]
+    called = {
+        action
+        for name in ("branch_keys.py", "table.py")
+        for action in calls(SERVER / "stores/dynamodb" / name, "dynamodb")
+    }
+    transactions = {"TransactGetItems", "TransactWriteItems"}
+    assert {f"dynamodb:{action}" for action in called - transactions | {"GetItem", "PutItem"}} - SHREDDING == set(
+        statement["Action"]
+    )
     assert statement["Resource"].endswith(":table/betrace-kms-branch-keys")
 
 
 def test_policy_allows_nothing_else() -> None:
-    """There are three statements, and no wildcard in any."""
+    """There are four statements, and no wildcard in any."""
     policy = plain_policy()
-    assert (3, False) == (len(policy["Statement"]), "*" in json.dumps(policy))
+    assert (4, False) == (len(policy["Statement"]), "*" in json.dumps(policy))
 
 
 def test_terraform_allows_the_same() -> None:

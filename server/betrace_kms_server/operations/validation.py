@@ -87,8 +87,7 @@ class Validator:
     """Validates one daemon. `endpoint` is aws.kms.endpoint, `ephemeral` what makes the data folder's volume ephemeral.
 
     `unfit` is what must not be so in production, each with what to do; `branch_keys` is the branch key store, if there
-    is one, in which shredding deletes. `clock` is monotonic; `now` returns seconds
-    since the Unix epoch.
+    is one. `clock` is monotonic; `now` returns seconds since the Unix epoch.
     """
 
     def __init__(
@@ -138,6 +137,8 @@ class Validator:
             run = _Run(self._provider, self._endpoint, self._clock)
             await run.try_kms()
             await run.attempt("key_store", self._store.check)
+            if self._branch_keys is not None and self._store.shared:  # else it is in the key store's own file
+                await run.attempt("branch_key_store", self._branch_keys.check)
             run.judge_clock()
             run.note("configuration", [*self._notes(), *await self._shredding_notes()])
             return Validation(

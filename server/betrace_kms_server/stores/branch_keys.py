@@ -50,6 +50,9 @@ class BranchKeyStore(Protocol):
         read any more is read again. So only rows are deleted that were there when `still` said that they are to go.
         """
 
+    async def check(self) -> None:
+        """Return if a row that were written now would be durable. Changes none."""
+
     async def check_destroy(self) -> None:
         """Return if rows could be deleted now. Deletes none."""
 

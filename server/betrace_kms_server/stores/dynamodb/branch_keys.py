@@ -5,6 +5,7 @@ VersionKey, with their conditions. The daemon's role needs what the key store's 
 dynamodb:UpdateItem; and dynamodb:DeleteItem, if tenants are to be shredded.
 """
 
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
@@ -116,6 +117,12 @@ class DynamoBranchKeys:
             for item in items:
                 deleted += await self._delete(item)
         return deleted
+
+    async def check(self) -> None:
+        """See BranchKeyStore. Asks for a row on a condition that cannot hold, as the key store's check does."""
+        await self._has_rows(_PROBE)
+        probe = BranchKeyRow({ID: _PROBE, TYPE: _PROBE}, secrets.token_bytes(16))
+        await self._commit([self._put_over(probe, probe)], probe)
 
     async def check_destroy(self) -> None:
         """See BranchKeyStore. Asks for a deletion on a condition that cannot hold: AWS checks permissions before it."""

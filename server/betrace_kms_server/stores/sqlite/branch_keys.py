@@ -83,8 +83,11 @@ class SqliteBranchKeys:
             deleted += len(await self._fetch(_DELETE.format(places), branch_key_id, *row))
         return deleted
 
-    async def check_destroy(self) -> None:
+    async def check(self) -> None:
         """See BranchKeyStore. The key store's own check shows whether its file can be written."""
+
+    async def check_destroy(self) -> None:
+        """See BranchKeyStore. As `check`."""
 
     async def recovery_days(self) -> int:
         """See BranchKeyStore. What is deleted is overwritten."""
