@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 from betrace_kms_server.cache.key_cache import KeyCache
+from betrace_kms_server.core.branch_rows import BranchKeyRow
 from betrace_kms_server.core.errors import InvalidRequest, KeyDamaged, NoBranchKeyStore
 from betrace_kms_server.data_keys.batches import Turns
 from betrace_kms_server.data_keys.branch_keys import BranchKeys
@@ -132,6 +133,26 @@ async def test_damaged_beacon_key_is_refused_and_never_replaced(make: Make, stor
     assert isinstance(refused, KeyDamaged)
     assert await keys.active("acme")
     assert list(map(tuple, rows)) == list(map(tuple, await store.fetch("SELECT * FROM branch_keys")))
+
+
+class Forgetful(SqliteBranchKeys):
+    """A store that has lost every beacon key, and does not say so."""
+
+    async def beacon(self, branch_key_id: str) -> BranchKeyRow | None:
+        """Find none."""
+        return None
+
+
+async def test_beacon_key_that_is_not_there_after_it_was_made_is_damage(
+    kms: Kms, store: SqliteStore, new_cache: Callable[..., KeyCache]
+) -> None:
+    """It is asked for twice, and not for ever."""
+
+    async def changed(tenant_id: str) -> None: ...
+
+    keys = BranchKeys(kms.provider, Forgetful(store), new_cache(), logical_name="logical", changed=changed)
+    with pytest.raises(KeyDamaged, match="no row beacon:ACTIVE"):
+        await Macs(keys).generate("acme", EMAIL)
 
 
 async def test_batch_is_what_single_calls_give(make: Make) -> None:

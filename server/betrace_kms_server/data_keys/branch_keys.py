@@ -102,32 +102,28 @@ class BranchKeys:
 
     async def beacon(self, tenant_id: str, event: KeyEvent | None = None) -> BeaconKey:
         """Return the key of the tenant's MACs, which never rotates; it is made with the branch key if there is none."""
-        while True:
-            try:
-                return await self._beacon(tenant_id, event, create=True)
-            except DoesNotOpen:  # there is none: this call shared the load of one that makes none
-                continue
+        found = await self.existing_beacon(tenant_id, event)
+        if found is None:
+            await self.active(tenant_id, event)
+            found = await self.existing_beacon(tenant_id, event)
+        if found is None:
+            raise missing_row(tenant_id, BEACON)
+        return found
 
     async def existing_beacon(self, tenant_id: str, event: KeyEvent | None = None) -> BeaconKey | None:
         """Return the key of the tenant's MACs, or None if the tenant has none."""
-        try:
-            return await self._beacon(tenant_id, event, create=False)
-        except DoesNotOpen:
-            return None
 
-    async def _beacon(self, tenant_id: str, event: KeyEvent | None, *, create: bool) -> BeaconKey:
         async def load() -> BeaconKey:
             row = await self._store.beacon(tenant_id)
-            if row is None and create:
-                await self._create(tenant_id, event)
-                row = await self._store.beacon(tenant_id)
             if row is None:
                 raise DoesNotOpen
             return BeaconKey(*await self._rows.unwrap(row))
 
-        return await self._cache.get_or_load(
-            ("beacon key", self._provider.master_key_arn, tenant_id), load, event=event
-        )
+        key = ("beacon key", self._provider.master_key_arn, tenant_id)
+        try:
+            return await self._cache.get_or_load(key, load, event=event)
+        except DoesNotOpen:
+            return None
 
     async def rotate(
         self, tenant_id: str, *, if_older_than_ms: int | None = None, event: KeyEvent | None = None

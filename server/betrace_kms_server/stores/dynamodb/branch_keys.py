@@ -70,7 +70,7 @@ class DynamoBranchKeys:
 
     async def version(self, branch_key_id: str, version: UUID) -> BranchKeyRow | None:
         """See BranchKeyStore."""
-        return await self._row(branch_key_id, type_of(version))
+        return await self.row(branch_key_id, type_of(version))
 
     async def create(self, rows: VersionRows, beacon: BranchKeyRow) -> bool:
         """See BranchKeyStore."""
@@ -82,7 +82,11 @@ class DynamoBranchKeys:
 
     async def row(self, branch_key_id: str, type_: str) -> BranchKeyRow | None:
         """See BranchKeyStore."""
-        return await self._row(branch_key_id, type_)
+        async with asking(self._client, "GetItem", self._arn):
+            answer = await self._client.get_item(
+                TableName=self._table, Key=_key_of(branch_key_id, type_), ConsistentRead=True
+            )
+        return _row_of(answer.get("Item"))
 
     async def rows(self) -> AsyncIterator[BranchKeyRow]:
         """See BranchKeyStore."""
@@ -197,19 +201,12 @@ class DynamoBranchKeys:
 
     async def _row_of_all(self, branch_key_id: str, type_: str) -> BranchKeyRow | None:
         """Return a row that every branch key has. Raises KeyDamaged if this one has others only."""
-        row = await self._row(branch_key_id, type_)
+        row = await self.row(branch_key_id, type_)
         if row is None and await self._has_rows(branch_key_id):
             row = await self._row_between_transactions(branch_key_id, type_)  # it may have been made meanwhile
             if row is None:
                 raise missing_row(branch_key_id, type_)
         return row
-
-    async def _row(self, branch_key_id: str, type_: str) -> BranchKeyRow | None:
-        async with asking(self._client, "GetItem", self._arn):
-            answer = await self._client.get_item(
-                TableName=self._table, Key=_key_of(branch_key_id, type_), ConsistentRead=True
-            )
-        return _row_of(answer.get("Item"))
 
     async def _row_between_transactions(self, branch_key_id: str, type_: str) -> BranchKeyRow | None:
         get: Any = {"Get": {"TableName": self._table, "Key": _key_of(branch_key_id, type_)}}
@@ -254,7 +251,7 @@ class DynamoBranchKeys:
         """Write all of it or nothing. Returns whether this row, which only this write makes, is there then."""
 
         async def landed() -> bool:
-            return await self._row(row.branch_key_id, row.type) == row
+            return await self.row(row.branch_key_id, row.type) == row
 
         return await commit(self._client, self._arn, writes, landed)
 

@@ -60,7 +60,7 @@ class SqliteBranchKeys:
 
     async def version(self, branch_key_id: str, version: UUID) -> BranchKeyRow | None:
         """See BranchKeyStore."""
-        return await self._row(branch_key_id, type_of(version))
+        return await self.row(branch_key_id, type_of(version))
 
     async def create(self, rows: VersionRows, beacon: BranchKeyRow) -> bool:
         """See BranchKeyStore."""
@@ -95,7 +95,13 @@ class SqliteBranchKeys:
 
     async def row(self, branch_key_id: str, type_: str) -> BranchKeyRow | None:
         """See BranchKeyStore."""
-        return await self._row(branch_key_id, type_)
+        rows = await self._fetch(
+            "SELECT branch_key_id, type, create_time, kms_arn, attributes, enc FROM branch_keys"
+            " WHERE branch_key_id = ? AND type = ?",
+            branch_key_id,
+            type_,
+        )
+        return _row_from(*rows[0]) if rows else None
 
     async def rows(self) -> AsyncIterator[BranchKeyRow]:
         """See BranchKeyStore."""
@@ -112,7 +118,7 @@ class SqliteBranchKeys:
 
     async def add(self, row: BranchKeyRow) -> bool:
         """See BranchKeyStore."""
-        return bool(await self._fetch(_ADD, *_columns(row))) or await self._row(row.branch_key_id, row.type) == row
+        return bool(await self._fetch(_ADD, *_columns(row))) or await self.row(row.branch_key_id, row.type) == row
 
     async def replace(self, former: BranchKeyRow, row: BranchKeyRow) -> bool:
         """See BranchKeyStore."""
@@ -155,21 +161,12 @@ class SqliteBranchKeys:
 
     async def _row_of_all(self, branch_key_id: str, type_: str) -> BranchKeyRow | None:
         """Return a row that every branch key has. Raises KeyDamaged if this one has others only."""
-        row = await self._row(branch_key_id, type_)
+        row = await self.row(branch_key_id, type_)
         if row is None and await self._fetch("SELECT 1 FROM branch_keys WHERE branch_key_id = ?", branch_key_id):
-            row = await self._row(branch_key_id, type_)  # it may have been made meanwhile
+            row = await self.row(branch_key_id, type_)  # it may have been made meanwhile
             if row is None:
                 raise missing_row(branch_key_id, type_)
         return row
-
-    async def _row(self, branch_key_id: str, type_: str) -> BranchKeyRow | None:
-        rows = await self._fetch(
-            "SELECT branch_key_id, type, create_time, kms_arn, attributes, enc FROM branch_keys"
-            " WHERE branch_key_id = ? AND type = ?",
-            branch_key_id,
-            type_,
-        )
-        return _row_from(*rows[0]) if rows else None
 
 
 def _row_from(
