@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import secrets
 import sqlite3
 import subprocess
 from collections.abc import Mapping
@@ -15,12 +14,11 @@ from betrace.kms.v1 import admin_pb2 as pb
 from betrace.kms.v1.admin_pb2_grpc import KmsAdminServiceStub
 from betrace_kms_client import AsyncKmsClient
 from betrace_kms_server.core.shredding import Shredding, Status
-from betrace_kms_server.stores.dynamodb.creation import create_table
-from betrace_kms_server.stores.dynamodb.table import BRANCH_KEYS, KEY_STORE
 from betrace_kms_server.stores.sqlite.store import DATABASE_FILE, open_sqlite
 
 from tests.daemon import COMMAND, running
-from tests.moto_server import REGION, MotoServer
+from tests.integration.test_aws_daemon import aws
+from tests.moto_server import MotoServer
 
 CONTEXT = {"record": "17"}
 MODE = {"kms_encryption_mode": "branch-key"}
@@ -86,33 +84,6 @@ def copy_master_key(old: Path, new: Path) -> None:
     (new / "local-master.key").chmod(0o600)
 
 
-@pytest.fixture
-async def dynamodb(moto: MotoServer, kms_key: str) -> dict[str, str]:
-    """Settings of a daemon with a key store and a branch key store in new tables."""
-    keys, branch_keys = f"keys-{secrets.token_hex(6)}", f"branch-keys-{secrets.token_hex(6)}"
-    for kind, table in ((KEY_STORE, keys), (BRANCH_KEYS, branch_keys)):
-        async for _ in create_table(table, region=REGION, endpoint=moto.url, kind=kind):
-            pass
-    return aws(moto, kms_key) | {
-        "kms_store": "dynamodb",
-        "kms_store_endpoint": moto.url,
-        "kms_store_table": keys,
-        "kms_store_region": REGION,
-        "kms_branch_keys_table": branch_keys,
-    }
-
-
-def aws(moto: MotoServer, kms_key: str) -> dict[str, str]:
-    """Return settings of a daemon whose KMS is an emulator."""
-    return {
-        "betrace_kms_provider": "aws",
-        "aws_kms_master_key_id": kms_key,
-        "aws_kms_region": REGION,
-        "aws_kms_endpoint": moto.url,
-        "kms_store_allow_ephemeral": "true",
-    }
-
-
 async def test_rows_are_byte_for_byte_what_they_were(tmp_path: Path) -> None:
     """Every version, the active one and the beacon key; a second import changes nothing."""
     old, new = tmp_path / "old", tmp_path / "new"
@@ -133,8 +104,8 @@ async def test_keys_move_from_a_file_to_a_table_and_back(
 ) -> None:
     """Under the logical name that they were made with, and with the same rows in the end."""
     old, new = tmp_path / "old", tmp_path / "new"
-    messages, mac = await sealed_by(old, aws(moto, kms_key))
-    first = await keystore("export", "--data-dir", old, values=aws(moto, kms_key))
+    messages, mac = await sealed_by(old, aws(moto.url, kms_key))
+    first = await keystore("export", "--data-dir", old, values=aws(moto.url, kms_key))
     wrong = await keystore("import", "-", stdin=first.stdout.encode(), values=dynamodb)
     assert 1 == wrong.returncode
     assert 4 == wrong.stdout.count("set kms.branch-keys.logical-name=betrace-kms")
@@ -143,13 +114,13 @@ async def test_keys_move_from_a_file_to_a_table_and_back(
     await check_opens(tmp_path / "pod", {**dynamodb, **LOGICAL}, messages, mac)
     second = await keystore("export", values=dynamodb | LOGICAL)
     assert sorted(first.stdout.splitlines()) == sorted(second.stdout.splitlines())
-    back = await keystore("import", "--data-dir", new, "-", stdin=second.stdout.encode(), values=aws(moto, kms_key))
+    back = await keystore("import", "--data-dir", new, "-", stdin=second.stdout.encode(), values=aws(moto.url, kms_key))
     assert (0, rows(old)) == (back.returncode, rows(new))
 
 
 async def test_import_beside_another_branch_key(tmp_path: Path, moto: MotoServer, kms_key: str) -> None:
     """The store's own seals on, versions that come open, and another beacon key is named: its MACs are others."""
-    old, new, values = tmp_path / "old", tmp_path / "new", aws(moto, kms_key)
+    old, new, values = tmp_path / "old", tmp_path / "new", aws(moto.url, kms_key)
     messages, _ = await sealed_by(old, values)
     mine, mac = await sealed_by(new, values, rotate=False)
     exported = await keystore("export", "--data-dir", old, values=values)

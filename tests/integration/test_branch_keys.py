@@ -15,26 +15,15 @@ from betrace_kms_server.providers.local import MASTER_KEY_FILE
 from betrace_kms_server.stores.sqlite.store import DATABASE_FILE
 
 from tests.daemon import running, settings
-from tests.moto_server import REGION, MotoServer
+from tests.integration.test_aws_daemon import aws
+from tests.moto_server import MotoServer
 
 CONTEXTS = [{"record": str(number)} for number in range(200)]
 
 
-def aws(moto: MotoServer, kms_key: str) -> dict[str, str]:
-    """Return the settings of a daemon with branch keys on moto."""
-    return {
-        "betrace_kms_provider": "aws",
-        "aws_kms_master_key_id": kms_key,
-        "aws_kms_region": REGION,
-        "aws_kms_endpoint": moto.url,
-        "kms_store_allow_ephemeral": "true",
-        "kms_encryption_mode": "branch-key",
-    }
-
-
 async def test_contexts_cost_nothing(tmp_path: Path, moto: MotoServer, kms_key: str) -> None:
     """Four calls make the branch key, and one opens everything after a restart."""
-    values = aws(moto, kms_key)
+    values = aws(moto.url, kms_key) | {"kms_encryption_mode": "branch-key"}
     async with running(tmp_path, **values) as daemon, AsyncKmsClient(daemon.addresses[0]) as client:
         moto.calls.clear()
         sealed = [await client.encrypt("acme", b"secret", context) for context in CONTEXTS]
@@ -118,7 +107,7 @@ async def test_refused_start_on_branch_keys_of_another_master_key(
         AsyncKmsClient(daemon.addresses[0]) as client,
     ):
         await client.encrypt("acme", b"secret")
-    values = aws(moto, kms_key)
+    values = aws(moto.url, kms_key) | {"kms_encryption_mode": "branch-key"}
     if lost == "missing":
         (tmp_path / MASTER_KEY_FILE).unlink()
         values = {}

@@ -19,7 +19,8 @@ from betrace_kms_client.messages import Context
 from betrace_kms_envelope import Message
 
 from tests.daemon import running
-from tests.moto_server import REGION, MotoServer
+from tests.integration.test_aws_daemon import aws
+from tests.moto_server import MotoServer
 
 Items = list[tuple[bytes, Context | None]]
 
@@ -38,17 +39,6 @@ def sealed(items: Items, results: list[Ciphertext | ItemRefusal]) -> Items:
 def opened(results: list[Plaintext | ItemRefusal]) -> list[bytes | ItemRefusal]:
     """Return the plaintexts, and the refusals between them."""
     return [result.plaintext if isinstance(result, Plaintext) else result for result in results]
-
-
-def on_aws(moto: MotoServer, kms_key: str) -> dict[str, str]:
-    """Return settings of a daemon whose KMS is an emulator."""
-    return {
-        "betrace_kms_provider": "aws",
-        "aws_kms_master_key_id": kms_key,
-        "aws_kms_region": REGION,
-        "aws_kms_endpoint": moto.url,
-        "kms_store_allow_ephemeral": "true",
-    }
 
 
 @pytest.fixture
@@ -138,7 +128,7 @@ async def test_a_batch_has_one_to_a_thousand_items(client: AsyncKmsClient, count
 
 async def test_kms_is_asked_once_for_each_context(tmp_path: Path, moto: MotoServer, kms_key: str) -> None:
     """Sealed cold, and opened by a daemon that has just started."""
-    settings = on_aws(moto, kms_key)
+    settings = aws(moto.url, kms_key)
     items = items_of(200, contexts=20)
     async with running(tmp_path, **settings) as daemon, AsyncKmsClient(daemon.addresses[0]) as client:
         moto.calls.clear()
@@ -167,7 +157,7 @@ async def test_a_batch_spends_the_messages_of_a_data_key(tmp_path: Path) -> None
 
 async def test_items_past_the_budget_are_refused_alone(tmp_path: Path, moto: MotoServer, kms_key: str) -> None:
     """Those that need no call of KMS, or got theirs, are sealed; each of the others says when to try again."""
-    settings = on_aws(moto, kms_key) | {"kms_budget_tenant_per_second": "1", "kms_budget_tenant_burst": "5"}
+    settings = aws(moto.url, kms_key) | {"kms_budget_tenant_per_second": "1", "kms_budget_tenant_burst": "5"}
     async with running(tmp_path, **settings) as daemon, AsyncKmsClient(daemon.addresses[0]) as client:
         results = await client.encrypt_batch("acme", items_of(40, contexts=20))
     refusals = [result for result in results if isinstance(result, ItemRefusal)]

@@ -10,37 +10,20 @@ from betrace.kms.v1 import admin_pb2 as pb
 from betrace.kms.v1.admin_pb2_grpc import KmsAdminServiceStub
 from betrace_kms_client import AsyncKmsClient, ItemRefusal, KmsClient, Mac
 from betrace_kms_client.errors import FailedPrecondition, InvalidRequest, KmsClientError, ResourceExhausted
-from betrace_kms_server.stores.dynamodb.creation import create_table
-from betrace_kms_server.stores.dynamodb.table import BRANCH_KEYS, KEY_STORE
 
 from tests.daemon import running
 from tests.integration.conftest import Run
-from tests.moto_server import REGION, MotoServer
+from tests.moto_server import MotoServer
 
 BATCH = [("users.email", b"%d" % number, 8 + number) for number in range(249)]
 
 
-def aws(moto: MotoServer, kms_key: str) -> dict[str, str]:
-    """Return settings of a daemon whose KMS and stores are an emulator's."""
-    return {
-        "betrace_kms_provider": "aws",
-        "aws_kms_master_key_id": kms_key,
-        "aws_kms_region": REGION,
-        "aws_kms_endpoint": moto.url,
-        "kms_store": "dynamodb",
-        "kms_store_endpoint": moto.url,
-        "kms_store_table": f"keys-{kms_key[-12:]}",
-        "kms_store_region": REGION,
-    }
-
-
 @pytest.mark.parametrize("mode", ["data-key", "branch-key"])
-async def test_index_is_the_same_on_every_daemon(mode: str, tmp_path: Path, moto: MotoServer, kms_key: str) -> None:
+async def test_index_is_the_same_on_every_daemon(
+    mode: str, tmp_path: Path, moto: MotoServer, kms_key: str, dynamodb: dict[str, str]
+) -> None:
     """In either mode, with one call to KMS after a restart."""
-    values = aws(moto, kms_key) | {"kms_branch_keys_table": f"branch-{kms_key[-12:]}", "kms_encryption_mode": mode}
-    for name, kind in (("kms_store_table", KEY_STORE), ("kms_branch_keys_table", BRANCH_KEYS)):
-        async for _ in create_table(values[name], region=REGION, endpoint=moto.url, kind=kind):
-            pass
+    values = dynamodb | {"kms_encryption_mode": mode}
     async with running(tmp_path, **values) as daemon, AsyncKmsClient(daemon.addresses[0]) as client:
         made = await client.generate_mac("acme", "users.email", b"alice@example.com")
         batch = await client.generate_mac_batch("acme", BATCH)
@@ -56,11 +39,9 @@ async def test_index_is_the_same_on_every_daemon(mode: str, tmp_path: Path, moto
         assert {"Decrypt": 1} == moto.calls
 
 
-async def test_without_the_table_the_calls_are_refused(tmp_path: Path, moto: MotoServer, kms_key: str) -> None:
+async def test_without_the_table_the_calls_are_refused(tmp_path: Path, dynamodb: dict[str, str]) -> None:
     """And the text says what to do; other calls go on."""
-    values = aws(moto, kms_key)
-    async for _ in create_table(values["kms_store_table"], region=REGION, endpoint=moto.url, kind=KEY_STORE):
-        pass
+    values = dynamodb | {"kms_branch_keys_table": ""}
     async with running(tmp_path, **values) as daemon, AsyncKmsClient(daemon.addresses[0]) as client:
         for call in (client.generate_mac("acme", "p", b"x"), client.verify_mac("acme", "p", b"x", bytes(32))):
             with pytest.raises(FailedPrecondition, match="keystore init") as refused:
