@@ -1,8 +1,8 @@
-# What betrace-kms needs in AWS, in one Region: the master key, the table of wrapped signing keys, and a policy that
-# allows the daemon to use them and nothing else.
+# What betrace-kms needs in AWS, in one Region: the master key, the tables of wrapped signing keys and branch keys, and a
+# policy that allows the daemon to use them and nothing else.
 #
-# Neither the key nor the table may be destroyed: without the one nothing that was encrypted can ever be opened, without
-# the other no tenant's signing key exists any more. `terraform destroy` fails on both, on purpose.
+# None of the three may be destroyed: without the key nothing that was encrypted can ever be opened, without the tables
+# no tenant's signing key exists any more, and nothing opens that branch keys sealed. `terraform destroy` fails, on purpose.
 
 resource "aws_kms_key" "master" {
   description              = "betrace-kms master key"
@@ -51,6 +51,34 @@ resource "aws_dynamodb_table" "keys" {
   }
 }
 
+# The schema of the AWS Encryption SDKs' branch key stores: see docs/encryption.md.
+resource "aws_dynamodb_table" "branch_keys" {
+  name                        = var.branch_keys_table_name
+  billing_mode                = "PAY_PER_REQUEST"
+  hash_key                    = "branch-key-id"
+  range_key                   = "type"
+  deletion_protection_enabled = true
+  tags                        = var.tags
+
+  attribute {
+    name = "branch-key-id"
+    type = "S"
+  }
+
+  attribute {
+    name = "type"
+    type = "S"
+  }
+
+  point_in_time_recovery {
+    enabled = true
+  }
+
+  lifecycle {
+    prevent_destroy = true
+  }
+}
+
 # deploy/iam/betrace-kms-policy.json is the same by hand.
 data "aws_iam_policy_document" "daemon" {
   statement {
@@ -76,6 +104,30 @@ data "aws_iam_policy_document" "daemon" {
       "dynamodb:Scan",
       "dynamodb:UpdateItem",
     ]
+  }
+
+  statement {
+    sid       = "BetraceKmsBranchKeys"
+    resources = [aws_dynamodb_table.branch_keys.arn]
+    actions = [
+      "dynamodb:DescribeContinuousBackups",
+      "dynamodb:DescribeTable",
+      "dynamodb:GetItem",
+      "dynamodb:PutItem",
+      "dynamodb:Query",
+      "dynamodb:Scan",
+    ]
+  }
+
+  dynamic "statement" {
+    for_each = var.allow_shredding ? [1] : []
+    content {
+      sid       = "BetraceKmsShredding"
+      resources = [aws_dynamodb_table.branch_keys.arn]
+      actions = [
+        "dynamodb:DeleteItem",
+      ]
+    }
   }
 }
 

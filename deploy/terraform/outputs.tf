@@ -13,6 +13,11 @@ output "table_arn" {
   value       = aws_dynamodb_table.keys.arn
 }
 
+output "branch_keys_table_name" {
+  description = "kms.branch-keys.table"
+  value       = aws_dynamodb_table.branch_keys.name
+}
+
 output "policy_arn" {
   description = "Attach it to the daemon's role: the one of eks.amazonaws.com/role-arn in deploy/kubernetes."
   value       = aws_iam_policy.daemon.arn

@@ -10,6 +10,18 @@ variable "table_name" {
   default     = "betrace-kms-keys"
 }
 
+variable "branch_keys_table_name" {
+  description = "Name of the table of branch keys: kms.branch-keys.table."
+  type        = string
+  default     = "betrace-kms-branch-keys"
+}
+
+variable "allow_shredding" {
+  description = "Let the daemon delete branch keys, so that tenants can be shredded: see docs/shredding.md."
+  type        = bool
+  default     = false
+}
+
 variable "multi_region" {
   description = "Make the master key a multi-Region key. It cannot be changed later: that would be another key."
   type        = bool
@@ -28,7 +40,7 @@ variable "deletion_window_in_days" {
 }
 
 variable "tags" {
-  description = "Tags of the key, the table and the policy."
+  description = "Tags of the key, the tables and the policy."
   type        = map(string)
   default     = {}
 }

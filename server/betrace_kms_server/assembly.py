@@ -139,7 +139,13 @@ async def build_core(
     )
     unfit = [problem for problem in (listeners.problem, ROOT if runs_as_root() else None) if problem]
     validator = Validator(
-        provider, store, endpoint=settings.endpoint, ephemeral=ephemeral, unfit=unfit, branch_keys=branch_store
+        provider,
+        store,
+        endpoint=settings.endpoint,
+        ephemeral=ephemeral,
+        unfit=unfit,
+        branch_keys=branch_store,
+        logical_name=settings.logical_name if settings.makes_branch_keys else None,
     )
     for part in (lifecycle, rotation, shredder, validator):
         resources.push_async_callback(part.close)

@@ -12,7 +12,7 @@ from typing import Any
 
 import aioboto3
 import pytest
-from betrace_kms_server.cli.keystore_init import init
+from betrace_kms_server.cli.keystore_init import branch_keys_table_of, init
 from betrace_kms_server.core.errors import StartRefused, StoreUnavailable
 from betrace_kms_server.stores.dynamodb import client as bounds
 from betrace_kms_server.stores.dynamodb.branch_keys import open_branch_keys
@@ -333,12 +333,19 @@ def test_init_makes_a_table_that_a_daemon_opens(moto: MotoServer, name: str) -> 
     assert (0, 0) == (first.exit_code, second.exit_code), first.output
     arn = f"arn:aws:dynamodb:{REGION}:{ACCOUNT}:table/{name}"
     assert f"made the table {name}: on-demand billing, deletion protection on" == first.output.splitlines()[0]
-    assert [f"the table {name} is there", f"{arn} is ready"] == second.output.splitlines()
+    branch_keys = f"{name}-branch-keys"
+    assert [
+        f"the table {name} is there",
+        f"{arn} is ready",
+        f"the table {branch_keys} is there",
+        f"{arn}-branch-keys is ready",
+        f"set kms.store.table={name} and kms.branch-keys.table={branch_keys}",
+    ] == second.output.splitlines()
 
 
 async def test_init_makes_the_table_of_branch_keys_too(moto: MotoServer, name: str) -> None:
     """It has the official schema and the protections of the key store's; neither table passes for the other."""
-    branch_keys = f"{name}-branch-keys"
+    branch_keys = f"{name}-of-branches"
     arguments = ["--table", name, "--branch-keys-table", branch_keys, "--region", REGION, "--endpoint", moto.url]
     result = await asyncio.to_thread(CliRunner().invoke, init, arguments)
     assert (0, f"made the table {branch_keys}: on-demand billing, deletion protection on") == (
@@ -360,10 +367,17 @@ def test_init_reads_the_settings_of_the_daemon(moto: MotoServer, name: str) -> N
     """The environment of a daemon is enough; the key's region is the table's if there is no other."""
     environment = {"KMS_STORE_TABLE": name, "KMS_STORE_ENDPOINT": moto.url, "AWS_KMS_REGION": REGION}
     result = CliRunner().invoke(init, [], env=environment)
-    assert (0, f"arn:aws:dynamodb:{REGION}:{ACCOUNT}:table/{name} is ready") == (
-        result.exit_code,
-        result.output.splitlines()[-1],
-    )
+    assert 0 == result.exit_code
+    assert f"arn:aws:dynamodb:{REGION}:{ACCOUNT}:table/{name} is ready" in result.output.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [("betrace-kms-keys", "betrace-kms-branch-keys"), ("prod", "prod-branch-keys"), ("-keys", "-branch-keys")],
+)
+def test_name_of_the_table_of_branch_keys(table: str, expected: str) -> None:
+    """It is told from that of the key store's table, as in the documents."""
+    assert expected == branch_keys_table_of(table)
 
 
 def test_init_tells_what_keeps_it(moto: MotoServer) -> None:

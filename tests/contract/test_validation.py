@@ -11,7 +11,8 @@ from betrace_kms_server.core import errors
 from betrace_kms_server.core.errors import AccessDenied, KmsError
 from betrace_kms_server.core.keys import KeyMaterial, WrappedKey
 from betrace_kms_server.operations.remedies import REMEDIES, endpoint_service, remedy
-from betrace_kms_server.operations.validation import READY, Test, Validation, Validator
+from betrace_kms_server.operations.validation import READY, Validation, Validator
+from betrace_kms_server.operations.validation_run import Test
 from betrace_kms_server.providers.aws.provider import AwsProvider
 from betrace_kms_server.providers.local import LocalProvider
 from betrace_kms_server.providers.protocol import KeyProvider
@@ -46,8 +47,22 @@ NewValidator = Callable[..., Validator]
 def new_validator(store: SqliteStore, clock: FakeClock) -> NewValidator:
     """Give a maker of validators over an empty store, on a clock that stands still."""
 
-    def make(provider: KeyProvider, *, endpoint: str | None = None, ephemeral: str | None = None) -> Validator:
-        return Validator(provider, store, endpoint=endpoint, ephemeral=ephemeral, clock=clock, now=lambda: 1.5e9)
+    def make(
+        provider: KeyProvider,
+        *,
+        endpoint: str | None = None,
+        ephemeral: str | None = None,
+        logical_name: str | None = None,
+    ) -> Validator:
+        return Validator(
+            provider,
+            store,
+            endpoint=endpoint,
+            ephemeral=ephemeral,
+            logical_name=logical_name,
+            clock=clock,
+            now=lambda: 1.5e9,
+        )
 
     return make
 
@@ -139,6 +154,40 @@ async def test_calls_are_for_a_tenant_of_its_own(new_validator: NewValidator) ->
     contexts = [parameters["EncryptionContext"] for action, parameters in kms.asked if action != "DescribeKey"]
     other = {**CONTEXT, "purpose": "must not open"}
     assert [CONTEXT, CONTEXT, CONTEXT, other, CONTEXT] == contexts
+
+
+async def test_context_of_branch_keys_is_tried(new_validator: NewValidator) -> None:
+    """Where branch keys are made, each call that makes or opens one is tried under all context keys of a row."""
+    kms = SmallKms()
+    async with provider(stubbed(kms)) as aws:
+        outcome = await new_validator(aws, logical_name="the-store").run()
+    calls = [(action, parameters["EncryptionContext"]) for action, parameters in kms.asked if action != "DescribeKey"]
+    rows = [(action, context) for action, context in calls if "tablename" in context]
+    context = rows[0][1]
+    assert ["GenerateDataKey", "Encrypt", "Decrypt"] == [action for action, _ in rows]
+    assert [context] * 3 == [each for _, each in rows]
+    assert context | {"branch-key-id": CONTEXT["tenantId"], "tablename": "the-store", "kms-arn": ARN} == context
+    assert [*ALL[:-2], "branch_key_context", *ALL[-2:]] == [test.name for test in outcome.tests]
+    assert outcome.passed
+
+
+@pytest.mark.parametrize("action", ["GenerateDataKey", "Encrypt", "Decrypt"])
+async def test_policy_that_denies_the_context_of_branch_keys_is_named(new_validator: NewValidator, action: str) -> None:
+    """A condition of a policy on the encryption context is what to change, not the actions that it allows."""
+    kms = SmallKms()
+
+    async def conditional(asked: str, parameters: Mapping[str, Any]) -> Any:
+        if asked == action and "tablename" in parameters["EncryptionContext"]:
+            raise denial(action)
+        return await kms(asked, parameters)
+
+    async with provider(stubbed(conditional)) as aws:
+        outcome = await new_validator(aws, logical_name="the-store").run()
+    assert ["branch_key_context"] == list(failed(outcome))
+    step, *others = outcome.recommendations
+    assert (True, []) == (step.startswith("let conditions on kms:EncryptionContext pass"), others)
+    for name in ("aws-crypto-ec:tenantId", "branch-key-id", "create-time", "hierarchy-version", "kms-arn", "tablename"):
+        assert name in step
 
 
 async def test_outcome_is_given_again_for_a_while(kms: Kms, clock: FakeClock, new_validator: NewValidator) -> None:

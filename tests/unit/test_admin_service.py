@@ -11,13 +11,14 @@ import pytest
 from betrace.kms.v1 import admin_pb2 as pb
 from betrace.kms.v1 import admin_pb2_grpc
 from betrace_kms_server.operations import validation
+from betrace_kms_server.operations.validation_run import Test
 from betrace_kms_server.rpc.admin import AdminService
 from betrace_kms_server.rpc.interceptors import ErrorInterceptor
 from betrace_kms_server.telemetry.observers import UNOBSERVED
 
 TESTS = [
-    validation.Test("encrypt", True, 37.5, "slower than the target of 10 ms", 10),
-    validation.Test("decrypt", False, message="KMS denies kms:Decrypt"),
+    Test("encrypt", True, 37.5, "slower than the target of 10 ms", 10),
+    Test("decrypt", False, message="KMS denies kms:Decrypt"),
 ]
 
 if TYPE_CHECKING:

@@ -124,35 +124,39 @@ def test_policy_allows_nothing_else() -> None:
 
 
 def test_terraform_allows_the_same() -> None:
-    """The module's two statements are the first of the plain policy, each on the one resource that the module makes."""
+    """The module's statements are those of the plain policy, each on the one resource that the module makes."""
     document = terraform().partition('data "aws_iam_policy_document" "daemon" {')[2]
-    found = re.findall(r"statement \{(.*?)\n  \}", document, flags=re.DOTALL)
-    for ours, plain, resource in zip(
-        found, plain_policy()["Statement"][:2], ("aws_kms_key.master.arn", "aws_dynamodb_table.keys.arn"), strict=True
-    ):
+    found = re.findall(r"statement\"? \{(.*?)\n  \}", document, flags=re.DOTALL)
+    table, branch_keys = "aws_dynamodb_table.keys.arn", "aws_dynamodb_table.branch_keys.arn"
+    resources = ("aws_kms_key.master.arn", table, branch_keys, branch_keys)
+    for ours, plain, resource in zip(found, plain_policy()["Statement"], resources, strict=True):
         assert plain["Action"] == re.findall(r'"((?:kms|dynamodb):\w+)"', ours)
         assert [plain["Sid"]] == re.findall(r'sid\s+= "(\w+)"', ours)
         assert [resource] == re.findall(r"resources = \[(.*)\]", ours)
 
 
 def test_terraform_keeps_what_cannot_be_made_again() -> None:
-    """Key and table have every protection that there is, and the table the primary key that the daemon asks for."""
+    """Key and tables have every protection that there is, and the tables the primary key that the daemon asks for."""
     parts = re.split(r"^(?=resource )", terraform(), flags=re.MULTILINE)
-    blocks = {name: block for block in parts for name in re.findall(r'^resource "(\w+)"', block)}
+    blocks = {name: block for block in parts for name in re.findall(r'^resource "(\w+" "\w+)"', block)}
+    table = [
+        "prevent_destroy = true",
+        "deletion_protection_enabled = true",
+        "point_in_time_recovery { enabled = true }",
+        'billing_mode = "PAY_PER_REQUEST"',
+    ]
     expected = {
-        "aws_kms_key": ["prevent_destroy = true", "enable_key_rotation = true", "deletion_window_in_days = var."],
-        "aws_dynamodb_table": [
+        'aws_kms_key" "master': [
             "prevent_destroy = true",
-            "deletion_protection_enabled = true",
-            "point_in_time_recovery { enabled = true }",
-            'hash_key = "tenant_id"',
-            'range_key = "item"',
-            'billing_mode = "PAY_PER_REQUEST"',
+            "enable_key_rotation = true",
+            "deletion_window_in_days = var.",
         ],
+        'aws_dynamodb_table" "keys': [*table, 'hash_key = "tenant_id"', 'range_key = "item"'],
+        'aws_dynamodb_table" "branch_keys': [*table, 'hash_key = "branch-key-id"', 'range_key = "type"'],
     }
     text = {name: " ".join(block.split()) for name, block in blocks.items()}
     assert [] == [(name, line) for name, lines in expected.items() for line in lines if line not in text[name]]
-    assert "replica" not in text["aws_dynamodb_table"]
+    assert "replica" not in terraform()
 
 
 def test_documents_name_the_same_actions() -> None:

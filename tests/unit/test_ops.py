@@ -15,6 +15,7 @@ from betrace_kms_server.host.sockets import Address
 from betrace_kms_server.operations import validation
 from betrace_kms_server.operations.http import _is_loopback, build_app, serving_ops, validation_json
 from betrace_kms_server.operations.monitor import KmsState
+from betrace_kms_server.operations.validation_run import Test
 from structlog.testing import capture_logs
 
 ADMIN = [("GET", "/api/admin/kms/status"), ("POST", "/api/admin/kms/validate")]
@@ -32,7 +33,7 @@ def outcome_of(**failures: str) -> validation.Validation:
         "key_retrieval_cache_hit": 2.0,
     }
     tests = [
-        validation.Test(name, name not in failures, None if name in failures else latency, failures.get(name, ""))
+        Test(name, name not in failures, None if name in failures else latency, failures.get(name, ""))
         for name, latency in latencies.items()
     ]
     return validation.Validation("aws", tests, ["do this"] if failures else [validation.READY], 1.5e9)

@@ -18,7 +18,7 @@ Examples:
 Run it with an operator's credentials: the daemon's own role may not make tables. It may be run again: a table that is
 there keeps what it holds.
 
-Exit codes: 0 the table is ready, 2 it is not.
+Exit codes: 0 both tables are ready, 2 one is not.
 """
 )
 @click.option("--table", required=True, envvar="KMS_STORE_TABLE", show_envvar=True, help="Name of the table.")
@@ -33,23 +33,28 @@ Exit codes: 0 the table is ready, 2 it is not.
     "--branch-keys-table",
     envvar="KMS_BRANCH_KEYS_TABLE",
     show_envvar=True,
-    help="Name of the table of branch keys, which is made too if it is given.",
+    help="Name of the table of branch keys.  [default: the table's name, -branch-keys instead of -keys at its end]",
 )
 @click.option("--endpoint", envvar="KMS_STORE_ENDPOINT", show_envvar=True, help="DynamoDB endpoint, for emulators.")
 def init(table: str, region: str, branch_keys_table: str | None, endpoint: str | None) -> None:
-    """Make the DynamoDB tables of the key store, or turn on what they lack."""
+    """Make the DynamoDB tables of signing keys and of branch keys, or turn on what they lack."""
     try:
-        asyncio.run(_init(table, branch_keys_table or None, region, endpoint or None))
+        asyncio.run(_init(table, branch_keys_table or branch_keys_table_of(table), region, endpoint or None))
     except (KmsError, StartRefused) as error:
         click.echo(f"betrace-kms: {error}", err=True)
         raise SystemExit(NOT_DONE) from None
 
 
-async def _init(table: str, branch_keys_table: str | None, region: str, endpoint: str | None) -> None:
+def branch_keys_table_of(table: str) -> str:
+    """Return the name of the table of branch keys beside a table of signing keys, if no other is chosen."""
+    return f"{table.removesuffix('-keys')}-branch-keys"
+
+
+async def _init(table: str, branch_keys_table: str, region: str, endpoint: str | None) -> None:
     from betrace_kms_server.stores.dynamodb.creation import create_table  # late: importing the AWS SDK takes a second
     from betrace_kms_server.stores.dynamodb.table import BRANCH_KEYS, KEY_STORE
 
     for name, kind in ((table, KEY_STORE), (branch_keys_table, BRANCH_KEYS)):
-        if name is not None:
-            async for done in create_table(name, region=region, endpoint=endpoint, kind=kind):
-                click.echo(done)
+        async for done in create_table(name, region=region, endpoint=endpoint, kind=kind):
+            click.echo(done)
+    click.echo(f"set kms.store.table={table} and kms.branch-keys.table={branch_keys_table}")

@@ -59,6 +59,11 @@ class Settings(ServerSettings, KeySettings, ProviderSettings):
         return self.branch_keys_logical_name or self.branch_keys_table or "betrace-kms"
 
     @property
+    def makes_branch_keys(self) -> bool:
+        """Return whether KMS is asked for branch keys: to seal under, or for MACs on a table that was named."""
+        return self.encryption_mode == "branch-key" or self.branch_keys_table is not None
+
+    @property
     def max_stale(self) -> float:
         """Seconds for which a tenant's shredding may be overlooked; always less than the wait before keys go."""
         return float(self.max_stale_seconds or min(self.encryption_key_ttl_minutes * 60, 86_400))

@@ -122,7 +122,7 @@ class NoBranchKeyStore(KmsError):
 
     def __init__(self) -> None:
         super().__init__(
-            "there is no table for the keys of MACs: make one with `betrace-kms keystore init --branch-keys-table`, and"
+            "there is no table for the keys of MACs: make one with `betrace-kms keystore init`, and"
             " set kms.branch-keys.table"
         )
 

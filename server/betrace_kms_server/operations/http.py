@@ -23,7 +23,8 @@ from betrace_kms_server.core.errors import StartRefused
 from betrace_kms_server.host.sockets import Address, listen_on
 from betrace_kms_server.operations.hosts import misdirected
 from betrace_kms_server.operations.monitor import KmsState
-from betrace_kms_server.operations.validation import Test, Validation
+from betrace_kms_server.operations.validation import Validation
+from betrace_kms_server.operations.validation_run import Test
 
 log = structlog.get_logger()
 

@@ -112,7 +112,10 @@ def _add_capacity(_error: KmsError, _arn: str, _endpoint: str | None) -> str:
 def _restore_store(error: KmsError, _arn: str, _endpoint: str | None) -> str:
     match error.place if isinstance(error, StoreUnavailable) else "volume":
         case "table":
-            return "check the table of kms.store.table and the daemon's permissions on it: see docs/dynamodb.md"
+            return (
+                "check the table (kms.store.table or kms.branch-keys.table) and the daemon's permissions on it: see"
+                " docs/dynamodb.md"
+            )
         case "process":
             return f"{DESCRIPTORS_STEP}; kms_rpc_requests_total and process_open_fds show what uses them"
     return "check the volume of kms.data-dir in the daemon's place (df, mount): mounted, writable, not full"

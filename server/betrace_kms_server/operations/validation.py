@@ -1,60 +1,34 @@
 """Tries everything that the daemon needs of KMS, of its store and of its clock, and says what to fix.
 
-It leaves nothing behind: data keys are dropped, the cache it tries is its own, and the store stays as it is. However
-often it is asked, KMS is called a bounded number of times, because an outcome is good for `FRESH_SECONDS`.
-
-What it says is for operators: it may name the daemon's own principal, which callers do not learn.
+It leaves nothing behind, and the store stays as it is. However often it is asked, KMS is called a bounded number of
+times, because an outcome is good for `FRESH_SECONDS`.
 """
 
 import asyncio
-import logging
-import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeVar
+from uuid import uuid4
 
-from betrace_kms_server.cache.key_cache import KeyCache
-from betrace_kms_server.core.errors import DoesNotOpen, KmsError
-from betrace_kms_server.core.keys import DataKey, KeyMaterial
-from betrace_kms_server.core.tenancy import encryption_context
-from betrace_kms_server.operations.remedies import endpoint_service, operator_message, region_of, remedy
+from betrace_kms_server.core.branch_rows import (
+    ACTIVE,
+    CUSTOM_PREFIX,
+    VERSION,
+    attributes_of,
+    row_context,
+    timestamp,
+    type_of,
+)
+from betrace_kms_server.core.errors import KmsError
+from betrace_kms_server.core.tenancy import Context
+from betrace_kms_server.operations.validation_run import TENANT, Run, Test
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.stores.branch_keys import BranchKeyStore
 from betrace_kms_server.stores.protocol import KeyStore
 
-log = logging.getLogger(__name__)
-
-V = TypeVar("V")
-
 FRESH_SECONDS = 5.0
 """How long an outcome is given again, counted from its end."""
-CALL_TARGET_MS = 100
-"""What a call to KMS may take, and with it a key that is not cached."""
-HIT_TARGET_MS = 10
-"""What a cached key may take."""
-MAX_SKEW_SECONDS = 60
-"""AWS refuses signatures that are off by more than five minutes; a minute leaves time to act."""
 READY = "✅ KMS configuration is valid and ready for production"
-
-_TENANT = "betrace-kms:validate"
-_CONTEXT = encryption_context(_TENANT, {})
-_OTHER_CONTEXT = encryption_context(_TENANT, {"purpose": "must not open"})
-_KEY_BYTES = 32
-_AFTER_DECRYPT = ("wrong_context", "key_retrieval_cache_miss", "key_retrieval_cache_hit")
-
-
-@dataclass(frozen=True, slots=True)
-class Test:
-    """The outcome of one test. `message` says what went wrong, or what there is to note."""
-
-    __test__: ClassVar[bool] = False  # pytest takes every Test* for one of its own
-
-    name: str
-    passed: bool
-    latency_ms: float | None = None
-    message: str = ""
-    target_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +53,12 @@ class Validation:
         return replace(self, tests=[*self.tests, test])
 
 
-class _ContractBroken(Exception):
-    """KMS answered, and not as every key-management service must."""
-
-
 class Validator:
     """Validates one daemon. `endpoint` is aws.kms.endpoint, `ephemeral` what makes the data folder's volume ephemeral.
 
-    `unfit` is what must not be so in production, each with what to do; `branch_keys` is the branch key store, if there
-    is one. `clock` is monotonic; `now` returns seconds since the Unix epoch.
+    `unfit` is what must not be so in production, each with what to do. `branch_keys` is the branch key store, if there
+    is one, and `logical_name` its name, if branch keys are to be made in it. `clock` is monotonic; `now` returns
+    seconds since the Unix epoch.
     """
 
     def __init__(
@@ -99,12 +70,14 @@ class Validator:
         ephemeral: str | None,
         unfit: Sequence[str] = (),
         branch_keys: BranchKeyStore | None = None,
+        logical_name: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._provider = provider
         self._store = store
         self._branch_keys = branch_keys
+        self._logical_name = logical_name
         self._endpoint = endpoint if provider.name == "aws" else None
         self._ephemeral = ephemeral
         local = ["provider local is NOT FOR PRODUCTION: set betrace.kms.provider=aws there"]
@@ -134,11 +107,13 @@ class Validator:
 
     async def _validate(self) -> Validation:
         try:
-            run = _Run(self._provider, self._endpoint, self._clock)
+            run = Run(self._provider, self._endpoint, self._clock)
             await run.try_kms()
             await run.attempt("key_store", self._store.check)
             if self._branch_keys is not None and self._store.shared:  # else it is in the key store's own file
                 await run.attempt("branch_key_store", self._branch_keys.check)
+            if self._logical_name is not None:
+                await run.try_row(row_context(self._row_attributes(), self._logical_name))
             run.judge_clock()
             run.note("configuration", [*self._notes(), *await self._shredding_notes()])
             return Validation(
@@ -146,6 +121,17 @@ class Validator:
             )
         finally:
             self._ended = self._clock()
+
+    def _row_attributes(self) -> Context:
+        """Return the attributes of an active branch key of the validation's own tenant: it has all that any row has."""
+        attributes = attributes_of(
+            TENANT,
+            ACTIVE,
+            kms_arn=self._provider.master_key_arn,
+            create_time=timestamp(self._now()),
+            custom={f"{CUSTOM_PREFIX}tenantId": TENANT},
+        )
+        return {**attributes, VERSION: type_of(uuid4())}
 
     async def _shredding_notes(self) -> Sequence[str]:
         if self._branch_keys is None:
@@ -161,119 +147,3 @@ class Validator:
         if self._ephemeral:
             notes.append(f"kms.data-dir is on {self._ephemeral}, and its keys die with it: mount a persistent volume")
         return notes
-
-
-class _Run:
-    """One run: the tests so far, and what to do next, one step for each cause."""
-
-    def __init__(self, provider: KeyProvider, endpoint: str | None, clock: Callable[[], float]) -> None:
-        self.tests: list[Test] = []
-        self.steps: dict[str, str] = {}
-        self._provider = provider
-        self._endpoint = endpoint
-        self._clock = clock
-
-    async def try_kms(self) -> None:
-        """Try each action of KMS on its own, that it binds keys to their context, and a cache in front of it."""
-        await self.attempt("describe_key", self._provider.check, CALL_TARGET_MS)
-        made = await self.attempt("generate_data_key", self._generate_data_key, CALL_TARGET_MS)
-        encrypted = await self.attempt("encrypt", self._encrypt, CALL_TARGET_MS)
-        if sample := made or encrypted:
-            await self._try_opening(sample)
-        else:
-            self._skip("neither generate_data_key nor encrypt gave a key", "decrypt", *_AFTER_DECRYPT)
-
-    async def _try_opening(self, sample: DataKey) -> None:
-        if await self.attempt("decrypt", lambda: self._decrypt(sample), CALL_TARGET_MS) is None:
-            self._skip("decrypt failed", *_AFTER_DECRYPT)
-            return
-        wrong_context, miss, hit = _AFTER_DECRYPT
-        await self.attempt(wrong_context, lambda: self._refuse_other_context(sample))
-        cache = KeyCache("validation", ttl=60.0, max_size=1, clock=self._clock)
-        key = ("validation", self._provider.master_key_arn, _TENANT)
-
-        async def retrieve() -> KeyMaterial:
-            return await cache.get_or_load(key, lambda: self._decrypt(sample))
-
-        if await self.attempt(miss, retrieve, CALL_TARGET_MS) is None:
-            self._skip(f"{miss} failed", hit)
-        else:
-            await self.attempt(hit, retrieve, HIT_TARGET_MS)
-        await cache.close()
-
-    async def attempt(self, name: str, action: Callable[[], Awaitable[V]], target_ms: int | None = None) -> V | None:
-        """Run one test. Returns what it gave, or None if it failed."""
-        began = self._clock()
-        try:
-            result = await action()
-        except KmsError as error:
-            step = remedy(error, self._provider.master_key_arn, self._endpoint)
-            self._fail(name, operator_message(error), step, error.metadata.get("action", error.reason))
-            return None
-        except _ContractBroken as error:
-            self._fail(name, str(error), "keep no keys behind this KMS: check what answers there", name)
-            return None
-        except Exception as error:  # a defect fails its test, and the others still run
-            log.error("Validation test %s failed", name, exc_info=error)
-            self._fail(name, "internal error", "find the traceback in the daemon's log, and report it", "INTERNAL")
-            return None
-        latency_ms, message = (self._clock() - began) * 1000, ""
-        if target_ms and latency_ms >= target_ms:
-            message = f"slower than the target of {target_ms} ms"
-            self._advise_on_latency(target_ms)
-        self.tests.append(Test(name, True, latency_ms, message, target_ms))
-        return result
-
-    def judge_clock(self) -> None:
-        """Judge how far this machine's clock was from KMS's when the master key was described."""
-        skew = self._provider.clock_skew_seconds
-        if skew is None:
-            self.tests.append(Test("clock_skew", True, message="not known"))
-        elif abs(skew) <= MAX_SKEW_SECONDS:
-            self.tests.append(Test("clock_skew", True))
-        else:
-            off = f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} KMS's"
-            step = "synchronise this machine's clock (chronyc tracking, timedatectl): AWS refuses what is 5 minutes off"
-            self._fail("clock_skew", f"this machine's clock is {off}", step, "CLOCK_SKEW")
-
-    def note(self, name: str, notes: Sequence[str]) -> None:
-        """Add a test that passes and recommends what its notes say."""
-        self.tests.append(Test(name, True, message="; ".join(notes)))
-        self.steps.update({note: note for note in notes})
-
-    async def _generate_data_key(self) -> DataKey:
-        return await self._provider.generate_data_key(_KEY_BYTES, _CONTEXT)
-
-    async def _encrypt(self) -> DataKey:
-        key = KeyMaterial(os.urandom(_KEY_BYTES))
-        return DataKey(key, await self._provider.wrap(key, _CONTEXT))
-
-    async def _decrypt(self, sample: DataKey) -> KeyMaterial:
-        opened = await self._provider.unwrap(sample.wrapped, _CONTEXT)
-        if opened.raw != sample.material.raw:
-            raise _ContractBroken("KMS gave back another key than it had wrapped")
-        return opened
-
-    async def _refuse_other_context(self, sample: DataKey) -> None:
-        try:
-            await self._provider.unwrap(sample.wrapped, _OTHER_CONTEXT)
-        except DoesNotOpen:
-            return
-        raise _ContractBroken("KMS opened a key under another encryption context: it would not keep tenants apart")
-
-    def _fail(self, name: str, message: str, step: str, cause: str) -> None:
-        self.tests.append(Test(name, False, message=message))
-        self.steps.setdefault(cause, step)
-
-    def _skip(self, reason: str, *names: str) -> None:
-        self.tests += [Test(name, False, message=f"not run: {reason}") for name in names]
-
-    def _advise_on_latency(self, target_ms: int) -> None:
-        region = region_of(self._provider.master_key_arn)
-        if target_ms == HIT_TARGET_MS:
-            self.steps["SLOW_CACHE"] = "give the daemon more CPU: a cached key needs no KMS and took too long"
-        else:
-            self.steps["SLOW_KMS"] = (
-                f"KMS answers slowly: run the daemon in the Region of the key ({region}), and reach KMS there by a VPC"
-                f" endpoint ({endpoint_service(self._provider.master_key_arn)})"
-            )

@@ -55,8 +55,8 @@ def _contended(_cause: BaseException, action: str, table: str) -> StoreUnavailab
 
 def _missing(_cause: BaseException, _action: str, table: str) -> StoreUnavailable:
     return StoreUnavailable(
-        f"the DynamoDB table {table} is not there: check kms.store.table and kms.store.region; if it was deleted,"
-        " restore it from a backup",
+        f"the DynamoDB table {table} is not there: check kms.store.table, kms.branch-keys.table and kms.store.region;"
+        " if it was deleted, restore it from a backup",
         place="table",
     )
 
@@ -164,8 +164,8 @@ def _of_answer(cause: ClientError, action: str, table: str) -> StoreUnavailable:
     code = code_of(cause)
     named = code if _CODE.fullmatch(code) else "an error without a name"
     return StoreUnavailable(
-        f"DynamoDB refuses dynamodb:{action} on {table} with {named}: check kms.store.endpoint and kms.store.table, and"
-        " report it if both are right",
+        f"DynamoDB refuses dynamodb:{action} on {table} with {named}: check kms.store.endpoint and the table's name,"
+        " and report it if both are right",
         metadata={"kind": "unknown_code"},
     )
 
