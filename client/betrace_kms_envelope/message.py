@@ -43,6 +43,8 @@ from betrace_kms_envelope.format import (
 MAX_FRAMES = 65_536
 """Of a message that is read: 4 MiB in frames of 64 bytes."""
 _REMEMBERED, _REMEMBERED_BYTES = 256, 4096
+_COPIED_BYTES = 4096
+"""A copy of fewer bytes is cheaper than a view."""
 
 
 @dataclass(slots=True)  # not frozen: that would make each of its nine fields several times dearer to set
@@ -156,12 +158,12 @@ class Message:
             if length > self.frame_length:
                 raise DoesNotOpen
             kind = FINAL_FRAME_AAD if final else FRAME_AAD
-            yield cipher.decrypt(iv, reader.take(length + TAG_BYTES), body_aad(self.message_id, kind, sequence, length))
+            yield cipher.decrypt(iv, reader.view(length + TAG_BYTES), body_aad(self.message_id, kind, sequence, length))
 
     def _block(self, cipher: AESGCM, reader: "_Reader") -> Iterator[bytes]:
         iv, length = reader.take(IV_BYTES), reader.integer(8)
         yield cipher.decrypt(
-            iv, reader.take(length + TAG_BYTES), body_aad(self.message_id, SINGLE_BLOCK_AAD, 1, length)
+            iv, reader.view(length + TAG_BYTES), body_aad(self.message_id, SINGLE_BLOCK_AAD, 1, length)
         )
 
     def _verify_footer(self, reader: "_Reader") -> None:
@@ -196,6 +198,16 @@ class _Reader:
         if end > len(self.data):
             raise DoesNotOpen
         return self.data[start:end]
+
+    def view(self, size: int) -> bytes | memoryview:
+        """Take bytes that are only looked at: many are not copied."""
+        if size < _COPIED_BYTES:
+            return self.take(size)
+        start = self.at
+        self.at = end = start + size
+        if end > len(self.data):
+            raise DoesNotOpen
+        return memoryview(self.data)[start:end]
 
     def skip(self) -> None:
         """Pass over a chunk; what follows it is read, so running past the end is noticed there."""

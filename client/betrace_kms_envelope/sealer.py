@@ -47,8 +47,9 @@ class Sealer:
         header, message_id, cipher = self.begin(data_key)
         parts = [header]
         frames = max(1, -(-len(plaintext) // FRAME_BYTES))
+        contents = plaintext if frames == 1 else memoryview(plaintext)  # whose slices are no copies
         for sequence in range(1, frames + 1):
-            content = plaintext[(sequence - 1) * FRAME_BYTES : sequence * FRAME_BYTES]
+            content = contents[(sequence - 1) * FRAME_BYTES : sequence * FRAME_BYTES]
             number, iv = sequence.to_bytes(4, "big"), sequence.to_bytes(IV_BYTES, "big")
             if sequence < frames:
                 parts += (number, iv)

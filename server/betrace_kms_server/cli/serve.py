@@ -33,7 +33,7 @@ Every setting may also come from the environment: kms.data-dir is KMS_DATA_DIR.
 @settings_options
 def serve(listen: str | None, options: SettingsOptions) -> None:
     """Run the daemon until SIGTERM or Ctrl-C."""
-    process.limit_malloc_arenas()
+    process.tune_malloc()
     process.raise_open_files()
     signals.outlive_hang_ups()
     with cli_errors():

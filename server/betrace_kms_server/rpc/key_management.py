@@ -75,9 +75,9 @@ class KeyManagementService(
     ) -> pb.DecryptResponse:
         """Open a ciphertext of Encrypt, or unwrap a key of GenerateDataKey."""
         tenant_id = check_tenant_id(request.tenant_id)
-        check_ciphertext(request.ciphertext_blob)
+        ciphertext = check_ciphertext(request.ciphertext_blob)  # each reading of the field is a copy
         opened = await self._keyring.open(
-            tenant_id, request.ciphertext_blob, check_caller_context(request.encryption_context), event
+            tenant_id, ciphertext, check_caller_context(request.encryption_context), event
         )
         return pb.DecryptResponse(plaintext=opened.plaintext, key_id=opened.master_key_arn)
 
@@ -87,10 +87,10 @@ class KeyManagementService(
     ) -> pb.ReEncryptResponse:
         """Seal what a ciphertext holds again, under today's keys."""
         tenant_id = check_tenant_id(request.tenant_id)
-        check_ciphertext(request.ciphertext_blob)
+        ciphertext = check_ciphertext(request.ciphertext_blob)
         sealed = await self._keyring.reseal(
             tenant_id,
-            request.ciphertext_blob,
+            ciphertext,
             check_caller_context(request.encryption_context),
             check_caller_context(request.destination_encryption_context, "destination_encryption_context"),
             event,
