@@ -1,8 +1,12 @@
 """What the script `betrace-kms` starts, apart from the command itself, whose imports take a good part of a second.
 
 Ctrl-C during these imports would end in a traceback. So this module imports nothing else before it can handle that.
+
+What an import makes stays, so the garbage collector, which would search it for garbage again and again, begins when the
+verb does: that saves a daemon a tenth of its start.
 """
 
+import gc
 import sys
 
 INTERRUPTED = 130
@@ -11,6 +15,7 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line of this process."""
+    gc.disable()
     try:
         from betrace_kms_client.cli import main as command
     except KeyboardInterrupt:

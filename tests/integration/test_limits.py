@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import struct
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -108,6 +109,28 @@ def test_requests_that_do_not_come_give_way(daemon: Process) -> None:
             assert connection.receive()
         assert MAX_SLOW == connection.open_streams
         assert healthy(daemon)
+
+
+def test_requests_that_come_a_little_later_are_waited_for(daemon: Process) -> None:
+    """As from callers that the machine stopped for 100 ms, between headers and message: each is read and answered."""
+
+    def answered() -> float:
+        return sum(
+            count
+            for name, count in daemon.metrics().items()
+            if name.startswith("kms_rpc_requests_total") and "Encrypt" in name and "INVALID_ARGUMENT" in name
+        )
+
+    before, calls = answered(), range(1, 2 * REQUESTS_AT_ONCE, 2)
+    with Connection(daemon.address, seconds=10) as connection:
+        for stream in calls:
+            connection.call(stream, ENCRYPT, b"", finish=False)
+        time.sleep(0.1)
+        for stream in calls:
+            connection.send(frame(DATA, END_STREAM, stream, framed(b"")))
+        while connection.open_streams:
+            assert connection.receive()
+    assert REQUESTS_AT_ONCE == answered() - before
 
 
 def test_watches_are_bounded_and_check_is_not(daemon: Process) -> None:

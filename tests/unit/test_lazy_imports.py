@@ -1,5 +1,6 @@
 """Names and verbs that are imported late are all there, and `health` imports little."""
 
+import gc
 import subprocess
 import sys
 from importlib import import_module
@@ -8,6 +9,7 @@ import betrace_kms_client
 import click
 import pytest
 from betrace_kms_client import cli
+from click.testing import CliRunner
 
 
 def test_every_public_name_is_there() -> None:
@@ -40,3 +42,15 @@ def test_health_needs_no_client() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert "['betrace_kms_client']" == done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("verb", ["version", "health", "serve", "no-such-verb"])
+def test_garbage_is_collected_when_the_verb_begins(verb: str) -> None:
+    """Only imports do without the collector: a daemon that never collected would grow."""
+    gc.disable()
+    try:
+        CliRunner().invoke(cli.main, [verb, "--help"])
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
+        gc.enable()

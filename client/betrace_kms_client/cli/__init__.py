@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 the answer is no (a signature is not valid, a service does
 output or the daemon's settings are wrong; 3 the call failed; 130 it was interrupted.
 """
 
+import gc
 from importlib import import_module, metadata
 from typing import Any
 
@@ -54,6 +55,13 @@ class _Group(click.Group):
         return sorted({*super().list_commands(ctx), *_HOMES, *metadata.entry_points(group=PLUGINS).names})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        try:
+            return self._load(ctx, cmd_name)
+        finally:
+            gc.freeze()  # it need not look at modules and their functions either
+            gc.enable()
+
+    def _load(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         command = super().get_command(ctx, cmd_name)
         if command is not None:
             return command

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import grpc
 import structlog
 
-from betrace_kms_server.access.certificates import CertificateAuthenticator
 from betrace_kms_server.access.identity import Authenticator, Caller, SameCaller
 from betrace_kms_server.access.policy_file import PolicyFile
 from betrace_kms_server.access.tls import TlsCredentials, TlsFiles
@@ -84,6 +83,8 @@ def open_listeners(settings: Settings) -> Listeners:
         for name in sorted({address.permissions.identity for address in named})
     ]
     if tls and by_tls:
+        from betrace_kms_server.access.certificates import CertificateAuthenticator  # late: X.509 takes 17 ms
+
         listeners.append(Listener(by_tls, CertificateAuthenticator(), tls.credentials))
     if plain:
         listeners.append(Listener(plain, tokens or SameCaller()))

@@ -19,8 +19,9 @@ from betrace_kms_server.rpc.status import of_error
 
 MAX_SLOW = 8
 """Requests that may be under way while there are more of them than that."""
-_TURNS, _TURN_SECONDS = 3, 0.005
-"""A request whose bytes are there has been taken after these turns of the loop, however long they are."""
+_TURNS, _TURN_SECONDS = 4, 0.05
+"""A request whose bytes are there has been taken after these turns of the loop, even on a machine without a free core:
+gRPC takes it from the socket in a thread of its own, and the caller may be descheduled before its last bytes."""
 LATEST_SECONDS = 120.0
 """When a request must be there: 4 MiB have come by then at 35 KiB a second."""
 _IDLE_SECONDS = 5.0
