@@ -1,6 +1,7 @@
 """Verification without the daemon: a key set, a span and what signing it gave."""
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cached_property, lru_cache
 from typing import Literal
 
 from betrace.kms.v1 import span_pb2 as pb
@@ -20,7 +21,10 @@ class SpanVerifier:
 
     def __init__(self, keys: KeySet) -> None:
         self._keys = keys
-        self._signed = lru_cache(maxsize=_REMEMBERED_HEADS)(self._verify_head)
+
+    @cached_property
+    def _signed(self) -> Callable[[str, bytes, bytes, int, int, int], bool]:
+        return lru_cache(maxsize=_REMEMBERED_HEADS)(self._verify_head)
 
     def verify(
         self, span: pb.ComplianceSpan, signature: bytes, key_id: str, proof: pb.InclusionProof | None = None

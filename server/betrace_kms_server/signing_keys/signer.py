@@ -110,7 +110,7 @@ class Signer:
                 cold.append(self._public_keys.get_or_load(key, load, event=event))
             else:
                 keys.append(found)
-        for outcome in await asyncio.gather(*cold, return_exceptions=True):
+        for outcome in await asyncio.gather(*cold, return_exceptions=True) if cold else ():
             if isinstance(outcome, _VerificationKey):
                 keys.append(outcome)
             elif not isinstance(outcome, NoSigningKey):
