@@ -62,7 +62,9 @@ def contenders(folder: Path) -> Iterator[Mapping[str, Contender]]:
         add("metrics", {})
         everything = {"KMS_AUDIT_FILE": f"{folder}/audit.jsonl", "KMS_LOG_FORMAT": "json"}
         add("metrics, logs, audit", everything)
-        add("metrics, logs, audit, traces", everything | {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url})
+        traced = everything | {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
+        add("and a tenth traced", traced)
+        add("and all traced", traced | {"OTEL_TRACES_SAMPLER": "parentbased_always_on"})
         yield found
 
 

@@ -159,7 +159,7 @@ def started_and_stopped() -> None:
     tracing = export.open_tracing(os.environ)
     metrics = export.open_metrics(figures(), os.environ)
     if tracing is not None:
-        span = tracing.begin_call("service", "method", {})
+        span = tracing.begin_call("service", "method", {"traceparent": f"00-{'1' * 32}-{'2' * 16}-01"})
         if span is not None:
             span.set_attribute("name", "value")
             span.end()

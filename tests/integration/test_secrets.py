@@ -165,7 +165,7 @@ def test_no_secret_shows_in_logs_errors_traces_metrics_or_audit_lines(
     }
     errors = Errors()
     with collecting() as collector:
-        environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.url
+        environ |= {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_TRACES_SAMPLER": "parentbased_always_on"}
         with spawned(environ=environ) as daemon:
             daemon.wait_for("serving")
             with (

@@ -276,7 +276,7 @@ def test_a_dead_collector_does_not_hold_up_the_stop(
 
 def test_signals_after_the_drain_change_nothing(tmp_path: Path, hanging: str) -> None:
     """Neither while the last telemetry is sent, nor while Python ends."""
-    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": hanging}
+    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": hanging, "OTEL_TRACES_SAMPLER": "parentbased_always_on"}
     with spawned("--data-dir", str(tmp_path), "--listen", f"unix:{tmp_path}/kms.sock", environ=environ) as daemon:
         daemon.wait_for("serving")
         daemon.process.send_signal(signal.SIGTERM)

@@ -30,6 +30,7 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
     """A collector that the daemon of this test sends to."""
     with collecting() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_always_on")
         yield collector
 
 
@@ -87,6 +88,36 @@ async def test_calls_that_are_not_sampled_leave_nothing(
     assert not collector.spans
 
 
+@pytest.mark.parametrize(
+    ("sampler", "argument", "low", "high"),
+    [
+        ("", "", 40, 160),
+        ("parentbased_traceidratio", "0.5", 400, 600),
+        ("parentbased_traceidratio", "", 1000, 1000),
+        ("traceidratio", "0.5", 400, 600),
+        ("parentbased_always_off", "", 0, 0),
+        ("PARENTBASED_ALWAYS_ON", "", 1000, 1000),
+    ],
+)
+async def test_calls_in_no_trace_are_sampled_by_their_share(
+    tmp_path: Path,
+    collector: Collector,
+    monkeypatch: pytest.MonkeyPatch,
+    sampler: str,
+    argument: str,
+    low: int,
+    high: int,
+) -> None:
+    """A tenth by default, else as the sampler says; what is no traceparent does not change it. (bounds: 6 sigma)."""
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", argument)
+    async with running(tmp_path) as daemon, grpc.aio.insecure_channel(daemon.addresses[0]) as channel:
+        stub: Any = KeyManagementServiceStub(channel)
+        for number in range(1000):
+            await stub.Encrypt(REQUEST, metadata=[("traceparent", "rubbish")] if number % 2 else [])
+    assert low <= len([span for span in collector.spans if span.name.endswith("/Encrypt")]) <= high
+
+
 async def test_metrics_are_pushed_with_their_histograms(tmp_path: Path, collector: Collector) -> None:
     """The last figures are pushed when the daemon stops."""
     async with running(tmp_path) as daemon, grpc.aio.insecure_channel(daemon.addresses[0]) as channel:
@@ -105,7 +136,8 @@ async def test_metrics_are_pushed_with_their_histograms(tmp_path: Path, collecto
 def test_a_dead_collector_holds_up_the_stop_for_two_seconds_at_most(tmp_path: Path) -> None:
     """A collector that takes connections and never answers, and spans and metrics that wait for it."""
     with socket.create_server(("127.0.0.1", 0)) as dead:
-        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{dead.getsockname()[1]}"}
+        endpoint = f"http://127.0.0.1:{dead.getsockname()[1]}"
+        environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_TRACES_SAMPLER": "parentbased_always_on"}
         arguments = ("--data-dir", str(tmp_path / "data"), "--listen", "127.0.0.1:0")
         with spawned(*arguments, environ=environ) as daemon:
             daemon.wait_for("serving")

@@ -22,7 +22,7 @@ from opentelemetry.sdk.resources import Resource
 from betrace_kms_server.telemetry.figures import Figures
 from betrace_kms_server.telemetry.metrics import Metrics
 from betrace_kms_server.telemetry.otel_environment import set_aside_unusable
-from betrace_kms_server.telemetry.tracing import Tracing
+from betrace_kms_server.telemetry.tracing import Tracing, share_of_roots
 
 log = structlog.get_logger()
 
@@ -43,9 +43,8 @@ def open_tracing(environ: MutableMapping[str, str]) -> Tracing | None:
     exporter = _exporter("traces", environ)
     if exporter is None:
         return None
-    sampler = environ.get("OTEL_TRACES_SAMPLER", "parentbased_always_on").strip().lower()
     try:
-        return Tracing(exporter, _resource(environ), follows_parent=sampler.startswith("parentbased"))
+        return Tracing(exporter, _resource(environ), share_of_roots(environ))
     except Exception as cause:  # noqa: BLE001  # whatever the SDK raises
         _warn_not_sent("traces", cause)
         return None
