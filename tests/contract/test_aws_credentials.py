@@ -20,6 +20,7 @@ from betrace_kms_server.core.errors import CredentialsUnavailable, StoreUnavaila
 from betrace_kms_server.providers.aws.provider import AwsProvider
 from betrace_kms_server.providers.aws.region import SdkClients
 from betrace_kms_server.stores.dynamodb.client import asking
+from botocore.loaders import JSONFileLoader
 
 from tests.aws_sources import Reply, Source, reply, scripted_source
 from tests.contract.doubles import FakeClock
@@ -113,6 +114,28 @@ async def test_refusals_of_sts_are_about_credentials(
         monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
         assert [expected] * CALLS == await kinds(aws)
         assert ({REGION: "closed"}, []) == (aws.breakers, kms.requests)
+
+
+async def test_attempts_share_what_the_sdk_reads(kms: Source, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A role that stays refused is asked for again and again, and only the first time reads the SDK's model of STS."""
+    web_identity(monkeypatch, tmp_path)
+    read = list[str]()
+    load_file = JSONFileLoader.load_file
+
+    def noted(self: JSONFileLoader, path: str) -> Any:
+        read.append(path)
+        return load_file(self, path)
+
+    monkeypatch.setattr(JSONFileLoader, "load_file", noted)
+    async with scripted_source(lambda *_: reply("", status=403)) as sts:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.url)
+        credentials = AwsCredentials(REGION, pause=0.0)
+        for _ in range(3):
+            with pytest.raises(CredentialsUnavailable):
+                await credentials.ready()
+        assert 3 <= len(sts.requests)
+    assert [path for path in read if path.endswith("/service-2")]
+    assert len(set(read)) == len(read)
 
 
 LATER = (datetime.now(UTC) + timedelta(hours=6)).isoformat()

@@ -5,6 +5,8 @@ anew, and differs from botocore in this:
 
 - STS is asked in the daemon's Region. Without one, botocore asks the global endpoint, which is in us-east-1 only.
 - A `credential_process` that is given up is killed with its whole process group, and reaped; and its output is bounded.
+- The SDK's own data, such as its model of STS, is read once. To read it for each attempt doubled how long one held the
+  event loop, and a source that fails is asked every two seconds.
 """
 
 import asyncio
@@ -20,6 +22,7 @@ from aiobotocore.credentials import AioAssumeRoleProvider, AioProcessProvider, c
 from aiobotocore.session import AioSession, get_session
 from botocore.credentials import ReadOnlyCredentials
 from botocore.exceptions import NoCredentialsError
+from botocore.loaders import Loader
 
 from betrace_kms_server.aws.tls import VerifyingConfig
 
@@ -43,6 +46,7 @@ class CredentialChain:
         self._region = region
         self._files: tuple[Path, ...] | None = None
         self._children: list[_Child] = []
+        self._sdk_data: Loader | None = None
 
     def fingerprint(self) -> Fingerprint:
         """Return what changes when one of the files is rewritten or replaced: one stat each."""
@@ -58,6 +62,8 @@ class CredentialChain:
         Raises what the SDK raises, and NoCredentialsError if no source has any.
         """
         session = get_session()
+        self._sdk_data = self._sdk_data or session.get_component("data_loader")
+        session.register_component("data_loader", self._sdk_data)
         session.set_config_variable("sts_regional_endpoints", "regional")
         session.set_default_client_config(VerifyingConfig())
         session.set_config_variable("retry_mode", "standard")
