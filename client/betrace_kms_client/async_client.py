@@ -14,7 +14,7 @@ from betrace_kms_client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, normalis
 from betrace_kms_client.credentials import File, Token, chosen, open_aio_channel
 from betrace_kms_client.errors import from_rpc_error
 from betrace_kms_client.files import Name, Progress
-from betrace_kms_client.messages import Context, Items, MacItems
+from betrace_kms_client.messages import Context, DataKeyItems, Items, MacItems
 from betrace_kms_client.results import (
     Ciphertext,
     DataKey,
@@ -84,6 +84,16 @@ class AsyncKmsClient:
         """Return a data key of 1 to 1,024 bytes; `fresh` makes it one that no other call gets."""
         request = messages.data_key_request(tenant_id, number_of_bytes, context, fresh)
         return messages.data_key(await self._call(self._stub.GenerateDataKey, request, timeout))
+
+    async def generate_data_keys(
+        self, tenant_id: str, items: DataKeyItems, *, timeout: float | None = None
+    ) -> list[DataKey | ItemRefusal]:
+        """Return 1 to 1,000 data keys, each asked for by its length in bytes, context (or None) and `fresh`; in order.
+
+        Items that are alike get one and the same key, unless they are fresh.
+        """
+        request = messages.data_keys_request(tenant_id, items)
+        return messages.data_keys(await self._call(self._stub.GenerateDataKeys, request, timeout))
 
     async def encrypt(
         self, tenant_id: str, plaintext: bytes, context: Context | None = None, *, timeout: float | None = None

@@ -26,6 +26,8 @@ from betrace_kms_client.results import (
 Context = Mapping[str, str]
 Items = Sequence[tuple[bytes, Context | None]]
 """Payloads with their encryption contexts."""
+DataKeyItems = Sequence[tuple[int, Context | None, bool]]
+"""Lengths of data keys in bytes, their encryption contexts, and whether each is to be fresh."""
 MacItems = Sequence[tuple[str, bytes, int]]
 """Purposes, messages, and the lengths of their MACs in bits."""
 
@@ -42,6 +44,27 @@ def data_key_request(
 def data_key(response: pb.GenerateDataKeyResponse) -> DataKey:
     """Read a GenerateDataKeyResponse."""
     return DataKey(response.plaintext, response.ciphertext_blob, response.key_id)
+
+
+def data_keys_request(tenant_id: str, items: DataKeyItems) -> pb.GenerateDataKeysRequest:
+    """Build a GenerateDataKeysRequest."""
+    return pb.GenerateDataKeysRequest(
+        tenant_id=tenant_id,
+        items=[
+            pb.GenerateDataKeysItem(number_of_bytes=number_of_bytes, encryption_context=context, fresh=fresh)
+            for number_of_bytes, context, fresh in items
+        ],
+    )
+
+
+def data_keys(response: pb.GenerateDataKeysResponse) -> list[DataKey | ItemRefusal]:
+    """Read a GenerateDataKeysResponse."""
+    return [
+        _item_refusal(result.status)
+        if result.status.code
+        else DataKey(result.plaintext, result.ciphertext_blob, result.key_id)
+        for result in response.results
+    ]
 
 
 def encrypt_request(tenant_id: str, plaintext: bytes, context: Context | None) -> pb.EncryptRequest:

@@ -13,7 +13,7 @@ from betrace_kms_client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, normalis
 from betrace_kms_client.credentials import File, Token, chosen, open_channel
 from betrace_kms_client.errors import from_rpc_error
 from betrace_kms_client.files import Name, Progress
-from betrace_kms_client.messages import Context, Items, MacItems
+from betrace_kms_client.messages import Context, DataKeyItems, Items, MacItems
 from betrace_kms_client.results import (
     Ciphertext,
     DataKey,
@@ -83,6 +83,16 @@ class KmsClient:
         """Return a data key of 1 to 1,024 bytes; `fresh` makes it one that no other call gets."""
         request = messages.data_key_request(tenant_id, number_of_bytes, context, fresh)
         return messages.data_key(self._call(self._stub.GenerateDataKey, request, timeout))
+
+    def generate_data_keys(
+        self, tenant_id: str, items: DataKeyItems, *, timeout: float | None = None
+    ) -> list[DataKey | ItemRefusal]:
+        """Return 1 to 1,000 data keys, each asked for by its length in bytes, context (or None) and `fresh`; in order.
+
+        Items that are alike get one and the same key, unless they are fresh.
+        """
+        request = messages.data_keys_request(tenant_id, items)
+        return messages.data_keys(self._call(self._stub.GenerateDataKeys, request, timeout))
 
     def encrypt(
         self, tenant_id: str, plaintext: bytes, context: Context | None = None, *, timeout: float | None = None

@@ -11,7 +11,15 @@ from betrace_kms_server.core.errors import DoesNotOpen, KmsUnreachable
 from betrace_kms_server.core.key_event import KeyEvent
 from betrace_kms_server.core.keys import KeyMaterial, WrappedKey
 from betrace_kms_server.core.tenancy import encryption_context
-from betrace_kms_server.data_keys.batches import Item, SharedContext, Turns, open_batch, seal_batch
+from betrace_kms_server.data_keys.batches import (
+    Item,
+    KeyItem,
+    SharedContext,
+    Turns,
+    data_key_batch,
+    open_batch,
+    seal_batch,
+)
 from betrace_kms_server.data_keys.keyring import KeyRing, digest
 from betrace_kms_server.data_keys.results import Sealed
 
@@ -44,7 +52,11 @@ async def test_every_use_notes_whether_the_cache_had_the_key(kms: CountedLocalPr
         await call(ring, cold)
         await call(ring, warm)
         assert (False, True) == (cold.cache_hit, warm.cache_hit), number
-    ring = KeyRing(kms, new_cache())
+    batched = [KeyEvent("call", "acme", cache_hit=True) for _ in range(3)]
+    ring, shared = KeyRing(kms, new_cache()), SharedContext({})
+    for event, is_fresh in zip(batched, (False, False, True), strict=True):
+        await data_key_batch(ring, "acme", [KeyItem(32, shared, is_fresh)] * 2, Turns(), event)
+    assert [False, True, False] == [event.cache_hit for event in batched]
     for fresh in (KeyEvent("call", "acme", cache_hit=True), KeyEvent("call", "acme", cache_hit=True)):
         await ring.data_key("acme", 32, {}, fresh=True, event=fresh)
         assert fresh.cache_hit is False
@@ -158,7 +170,7 @@ async def test_data_key_is_under_its_message_or_not(kms: CountedLocalProvider) -
 
 
 async def test_a_large_batch_gives_the_loop_turns(kms: CountedLocalProvider, new_cache: NewCache) -> None:
-    """Sealing and opening it, once its key is there: others are served between its milliseconds."""
+    """Sealing, opening, and making keys: others are served between its milliseconds."""
     ring, context, turns = KeyRing(kms, new_cache()), SharedContext({}), 0
     await ring.seal("acme", b"x", {})
 
@@ -174,5 +186,9 @@ async def test_a_large_batch_gives_the_loop_turns(kms: CountedLocalProvider, new
     turns = 0
     messages = [Item(each.ciphertext, context) for each in sealed if isinstance(each, Sealed)]
     assert 1000 == len(await open_batch(ring, "acme", messages, Turns()))
+    assert turns > 3
+    turns = 0
+    items = [KeyItem(32, context, fresh=True)] * 1000
+    assert 1000 == len({id(key) for key in await data_key_batch(ring, "acme", items, Turns())})
     assert turns > 3
     counting.cancel()

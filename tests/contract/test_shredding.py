@@ -19,7 +19,15 @@ from betrace_kms_server.core.errors import (
     TenantShredded,
 )
 from betrace_kms_server.core.key_event import KeyEvent
-from betrace_kms_server.data_keys.batches import Item, SharedContext, Turns, open_batch, seal_batch
+from betrace_kms_server.data_keys.batches import (
+    Item,
+    KeyItem,
+    SharedContext,
+    Turns,
+    data_key_batch,
+    open_batch,
+    seal_batch,
+)
 from betrace_kms_server.data_keys.branch_keys import BranchKeys
 from betrace_kms_server.data_keys.branch_messages import BranchMessages
 from betrace_kms_server.data_keys.keyring import KeyRing
@@ -155,6 +163,8 @@ class Pod:
             self.ring.reseal(tenant, message, CONTEXT, {}),
             self.ring.reseal(tenant, blob, {}, CONTEXT),
             self.branch_keys.active(tenant),
+            raising(data_key_batch(self.ring, tenant, [KeyItem(32, SharedContext({}))], Turns())),
+            raising(data_key_batch(self.ring, tenant, [KeyItem(32, SharedContext({}), fresh=True)], Turns())),
             raising(seal_batch(self.ring, tenant, [Item(b"secret", SharedContext(CONTEXT))], Turns())),
             raising(open_batch(self.ring, tenant, [Item(message, SharedContext(CONTEXT))], Turns())),
         ]

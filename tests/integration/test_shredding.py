@@ -122,6 +122,9 @@ async def test_every_call_that_encrypts_or_decrypts_is_refused(tmp_path: Path, m
         (hashed,) = await client.generate_mac_batch("acme", [("email", b"alice", 256)])
         assert isinstance(hashed, ItemRefusal)
         assert "TENANT_PENDING_SHRED" == hashed.reason
+        (key,) = await client.generate_data_keys("acme", [(32, None, False)])
+        assert isinstance(key, ItemRefusal)
+        assert "TENANT_PENDING_SHRED" == key.reason
         for batch in (client.encrypt_batch, client.decrypt_batch):
             (item,) = await batch("acme", [(sealed, CONTEXT)])
             assert isinstance(item, ItemRefusal)

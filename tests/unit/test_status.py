@@ -138,9 +138,9 @@ def test_who_may_try_again(kind: type[KmsError]) -> None:
 
 def test_a_delay_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """A delay is told to the millisecond."""
-    monkeypatch.setattr(Throttled, "retry_after", 1.25)
+    monkeypatch.setattr(Throttled, "retry_after", 1.2501)
     expected = error_details_pb2.RetryInfo()
-    expected.retry_delay.FromMilliseconds(1250)
+    expected.retry_delay.FromMilliseconds(1251)
     assert expected == details_of(status.of_error(Throttled("slow down"), REQUEST_ID))[-1]
 
 

@@ -67,6 +67,12 @@ WITHIN: dict[str, tuple[str, Message]] = {
         "EncryptBatch",
         pb.EncryptBatchRequest(items=[pb.EncryptBatchItem(plaintext=b"1234", encryption_context=pairs(40))] * 1_000),
     ),
+    "data keys": (
+        "GenerateDataKeys",
+        pb.GenerateDataKeysRequest(
+            items=[pb.GenerateDataKeysItem(number_of_bytes=32, encryption_context=pairs(40))] * 1_000
+        ),
+    ),
     "attributes of a span": ("SignSpan", pb.SignSpanRequest(span=a_span(1_024))),
     "a list": ("SignSpan", pb.SignSpanRequest(span=listed(16_000))),
     "a map": ("SignSpan", pb.SignSpanRequest(span=mapped(16_000))),
@@ -105,6 +111,16 @@ BEYOND: dict[str, tuple[str, Message, str]] = {
         "EncryptBatch",
         pb.EncryptBatchRequest(items=[pb.EncryptBatchItem(plaintext=b"1234")] * 1_001),
         "1,000 items",
+    ),
+    "data keys": (
+        "GenerateDataKeys",
+        pb.GenerateDataKeysRequest(items=[pb.GenerateDataKeysItem(number_of_bytes=1024, fresh=True)] * 1_001),
+        "1,000 items",
+    ),
+    "pairs of a data key of many": (
+        "GenerateDataKeys",
+        pb.GenerateDataKeysRequest(items=[pb.GenerateDataKeysItem(encryption_context=pairs(257))]),
+        "256 pairs in encryption_context",
     ),
     "pairs of an item": (
         "DecryptBatch",

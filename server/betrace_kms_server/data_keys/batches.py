@@ -1,4 +1,6 @@
-"""Sealing and opening many payloads of one tenant: what items have in common is done once, and each fails alone.
+"""Data keys for one tenant, and payloads to seal and open, many at a time: what items share is done once.
+
+Each item fails alone.
 
 Items of one context share a sealing key, and messages with the same header fields a data key, so KMS is asked once for
 each of those that is not cached. Threads would not help: OpenSSL keeps the interpreter's lock for payloads as short as
@@ -17,6 +19,7 @@ from betrace_kms_envelope import Message
 
 from betrace_kms_server.core.errors import DoesNotOpen, KmsError
 from betrace_kms_server.core.key_event import KeyEvent
+from betrace_kms_server.core.keys import DataKey
 from betrace_kms_server.core.tenancy import Context
 from betrace_kms_server.data_keys.keyring import KeyRing, is_message
 from betrace_kms_server.data_keys.results import Opened, OpeningKey, Sealed, SealingKey
@@ -24,6 +27,9 @@ from betrace_kms_server.data_keys.results import Opened, OpeningKey, Sealed, Sea
 KEYS_AT_ONCE = 8
 """Keys that a batch loads at a time: as many calls as KMS gets of one tenant (providers/aws)."""
 _TURN_SECONDS = 0.001
+
+_NO_KEY = KmsError("an item of a batch was given no key")
+"""Stands where each item's outcome will be. It has no status, so a defect that left it there is an internal error."""
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -44,6 +50,15 @@ class Item:
 
     payload: bytes = field(repr=False)
     context: SharedContext
+
+
+@dataclass(frozen=True, slots=True)
+class KeyItem:
+    """A data key to hand out: its length in bytes, and its context."""
+
+    number_of_bytes: int
+    context: SharedContext
+    fresh: bool = False
 
 
 class Turns:
@@ -116,6 +131,33 @@ async def seal_batch(
 
     await groups.each(key_for, turns)
     return await _outcomes(steps, turns)
+
+
+async def data_key_batch(
+    ring: KeyRing, tenant_id: str, items: Sequence[KeyItem | KmsError], turns: Turns, event: KeyEvent | None = None
+) -> list[DataKey | KmsError]:
+    """Return for each item its data key, or the error that it would meet alone; errors among `items` stay."""
+    outcomes: list[DataKey | KmsError] = [item if isinstance(item, KmsError) else _NO_KEY for item in items]
+    groups: _Groups[tuple[KeyItem, int]] = _Groups()
+    for index, item in enumerate(items):
+        if isinstance(item, KeyItem):
+            groups.add((item, index if item.fresh or ring.is_single_use else -1), index)
+
+    async def key_for(group: tuple[KeyItem, int], indices: Sequence[int]) -> None:
+        size, pairs, fresh = group[0].number_of_bytes, group[0].context.pairs, group[0].fresh
+        while indices:
+            try:
+                key, count = await ring.data_keys(tenant_id, size, pairs, fresh=fresh, event=event, uses=len(indices))
+            except KmsError as error:
+                for index in indices:
+                    outcomes[index] = error
+                return
+            for index in indices[:count]:
+                outcomes[index] = key
+            indices = indices[count:]
+
+    await groups.each(key_for, turns)
+    return outcomes
 
 
 async def open_batch(

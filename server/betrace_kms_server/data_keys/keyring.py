@@ -117,17 +117,36 @@ class KeyRing:
         event: KeyEvent | None = None,
     ) -> DataKey:
         """Return a data key of 1 to 1,024 bytes: the cached one, or one that no one else gets if `fresh`."""
+        return (await self.data_keys(tenant_id, number_of_bytes, caller, fresh=fresh, event=event))[0]
+
+    async def data_keys(
+        self,
+        tenant_id: str,
+        number_of_bytes: int,
+        caller: Context,
+        *,
+        fresh: bool = False,
+        event: KeyEvent | None = None,
+        uses: int = 1,
+    ) -> tuple[DataKey, int]:
+        """Return a data key, and how often of up to `uses` times it may be handed out: once if `fresh`."""
         context = encryption_context(tenant_id, caller)
-        if fresh or self._max_uses == 1:
+        if fresh or self.is_single_use:
             await self._cache.admit(tenant_id)
             note_miss(event)
-            return await self._provider.generate_data_key(number_of_bytes, context)
+            return await self._provider.generate_data_key(number_of_bytes, context), 1
 
         async def load() -> _HandedOut:
             return _HandedOut(await self._provider.generate_data_key(number_of_bytes, context), Budget(self._max_uses))
 
         key = ("data key", self._provider.master_key_arn, tenant_id, number_of_bytes, digest(caller))
-        return (await self._spend(key, load, event))[0].data_key
+        found, taken = await self._spend(key, load, event, uses)
+        return found.data_key, taken
+
+    @property
+    def is_single_use(self) -> bool:
+        """Whether each data key is handed out once, as if all callers asked for `fresh`."""
+        return self._max_uses == 1
 
     async def message_key(self, tenant_id: str, caller: Context, event: KeyEvent | None = None) -> MessageKey:
         """Return a new data key under which the caller seals messages itself, and what their headers must hold."""

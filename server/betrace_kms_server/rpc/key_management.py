@@ -1,6 +1,5 @@
 """KeyManagementService: checks what came over the wire, asks the core, and puts the answer into a message."""
 
-from collections.abc import Mapping
 from concurrent.futures import Executor
 from typing import Any
 
@@ -15,17 +14,14 @@ from betrace_kms_server.data_keys.keyring import KeyRing
 from betrace_kms_server.data_keys.macs import Macs
 from betrace_kms_server.rpc.data_key_batches import DataKeyBatchCalls
 from betrace_kms_server.rpc.macs import MacCalls
-from betrace_kms_server.rpc.payloads import check_ciphertext, check_plaintext
+from betrace_kms_server.rpc.payloads import check_ciphertext, check_number_of_bytes, check_plaintext
 from betrace_kms_server.rpc.spans import SpanCalls
 from betrace_kms_server.signing_keys.signer import Signer
 from betrace_kms_server.telemetry.observers import MessageShape, observed_as
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
-MAX_DATA_KEY_BYTES = 1024
-"""AWS KMS API reference, GenerateDataKey, NumberOfBytes."""
 _OF_DATA_KEYS = MessageShape("encryption", response_key_id=True)
-_SPEC_BYTES: Mapping[int, int] = {pb.AES_256: 32, pb.AES_128: 16}
 
 
 class KeyManagementService(
@@ -50,7 +46,7 @@ class KeyManagementService(
         tenant_id = check_tenant_id(request.tenant_id)
         key = await self._keyring.data_key(
             tenant_id,
-            _number_of_bytes(request),
+            check_number_of_bytes(request),
             check_caller_context(request.encryption_context),
             fresh=request.fresh,
             event=event,
@@ -130,14 +126,3 @@ class KeyManagementService(
         return pb.OpenMessageKeyResponse(
             plaintext=bytes(key.material.raw), header_context=message.context, key_id=key.master_key_arn
         )
-
-
-def _number_of_bytes(request: pb.GenerateDataKeyRequest) -> int:
-    spec, size = request.key_spec, request.number_of_bytes
-    if bool(spec) == bool(size):
-        raise InvalidRequest("give either key_spec (AES_256 or AES_128) or number_of_bytes (1 to 1,024)")
-    if spec and spec not in _SPEC_BYTES:
-        raise InvalidRequest("key_spec must be AES_256 or AES_128")
-    if size > MAX_DATA_KEY_BYTES:
-        raise InvalidRequest(f"number_of_bytes must be 1 to {MAX_DATA_KEY_BYTES}, not {size}")
-    return size or _SPEC_BYTES[spec]

@@ -65,7 +65,7 @@ def item_status(error: errors.KmsError) -> pb.ItemStatus:
         code=STATUS[type(error)].value[0], message=error.message[:_MESSAGE_CHARACTERS], reason=error.reason
     )
     if error.retry_after is not None:
-        status.retry_delay.FromMilliseconds(int(error.retry_after * 1000))
+        status.retry_delay.FromMilliseconds(math.ceil(error.retry_after * 1000))
     return status
 
 

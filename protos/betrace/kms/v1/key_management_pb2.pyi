@@ -223,6 +223,152 @@ class GenerateDataKeyResponse(_message.Message):
 Global___GenerateDataKeyResponse: _TypeAlias = GenerateDataKeyResponse  # noqa: Y015
 
 @_typing.final
+class GenerateDataKeysItem(_message.Message):
+    """GenerateDataKeysItem asks for one data key; give either key_spec or number_of_bytes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class EncryptionContextEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    KEY_SPEC_FIELD_NUMBER: _builtins.int
+    NUMBER_OF_BYTES_FIELD_NUMBER: _builtins.int
+    ENCRYPTION_CONTEXT_FIELD_NUMBER: _builtins.int
+    FRESH_FIELD_NUMBER: _builtins.int
+    key_spec: Global___KeySpec.ValueType
+    """Length of the key by name."""
+    number_of_bytes: _builtins.int
+    """Length of the key in bytes, 1 to 1,024."""
+    fresh: _builtins.bool
+    """Get a key that no other item or call gets, straight from KMS."""
+    @_builtins.property
+    def encryption_context(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """As in GenerateDataKeyRequest."""
+
+    def __init__(
+        self,
+        *,
+        key_spec: Global___KeySpec.ValueType = ...,
+        number_of_bytes: _builtins.int = ...,
+        encryption_context: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        fresh: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encryption_context", b"encryption_context", "fresh", b"fresh", "key_spec", b"key_spec", "number_of_bytes", b"number_of_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateDataKeysItem: _TypeAlias = GenerateDataKeysItem  # noqa: Y015
+
+@_typing.final
+class GenerateDataKeysRequest(_message.Message):
+    """GenerateDataKeysRequest asks for data keys. KMS is asked at most once for items that are alike, and once
+    for each that is `fresh`.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
+    tenant_id: _builtins.str
+    """Whose keys they are."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___GenerateDataKeysItem]:
+        """1 to 1,000 items."""
+
+    def __init__(
+        self,
+        *,
+        tenant_id: _builtins.str = ...,
+        items: _abc.Iterable[Global___GenerateDataKeysItem] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateDataKeysRequest: _TypeAlias = GenerateDataKeysRequest  # noqa: Y015
+
+@_typing.final
+class GenerateDataKeysResult(_message.Message):
+    """GenerateDataKeysResult is the outcome for one item of a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    PLAINTEXT_FIELD_NUMBER: _builtins.int
+    CIPHERTEXT_BLOB_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    plaintext: _builtins.bytes
+    """As in GenerateDataKeyResponse."""
+    ciphertext_blob: _builtins.bytes
+    """As in GenerateDataKeyResponse."""
+    key_id: _builtins.str
+    """ARN of the master key that wrapped it."""
+    @_builtins.property
+    def status(self) -> Global___ItemStatus:
+        """OK, or why there is no key for this item; then the other fields are empty."""
+
+    def __init__(
+        self,
+        *,
+        status: Global___ItemStatus | None = ...,
+        plaintext: _builtins.bytes = ...,
+        ciphertext_blob: _builtins.bytes = ...,
+        key_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ciphertext_blob", b"ciphertext_blob", "key_id", b"key_id", "plaintext", b"plaintext", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateDataKeysResult: _TypeAlias = GenerateDataKeysResult  # noqa: Y015
+
+@_typing.final
+class GenerateDataKeysResponse(_message.Message):
+    """GenerateDataKeysResponse holds the outcomes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___GenerateDataKeysResult]:
+        """One for each item, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___GenerateDataKeysResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GenerateDataKeysResponse: _TypeAlias = GenerateDataKeysResponse  # noqa: Y015
+
+@_typing.final
 class EncryptRequest(_message.Message):
     """EncryptRequest asks to seal a payload."""
 

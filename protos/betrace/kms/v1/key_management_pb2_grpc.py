@@ -44,6 +44,11 @@ class KeyManagementServiceStub(object):
                 request_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateDataKeyRequest.SerializeToString,
                 response_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateDataKeyResponse.FromString,
                 _registered_method=True)
+        self.GenerateDataKeys = channel.unary_unary(
+                '/betrace.kms.v1.KeyManagementService/GenerateDataKeys',
+                request_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateDataKeysRequest.SerializeToString,
+                response_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateDataKeysResponse.FromString,
+                _registered_method=True)
         self.Encrypt = channel.unary_unary(
                 '/betrace.kms.v1.KeyManagementService/Encrypt',
                 request_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.EncryptRequest.SerializeToString,
@@ -132,6 +137,14 @@ class KeyManagementServiceServicer(object):
     def GenerateDataKey(self, request, context):
         """GenerateDataKey returns a data key in plaintext and wrapped by the master key. Calls that are
         alike within the cache's time to live get one and the same key, unless they ask for `fresh`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GenerateDataKeys(self, request, context):
+        """GenerateDataKeys returns up to 1,000 data keys of one tenant. Items that are alike get one and the same
+        key, as calls for them would, unless they ask for `fresh`. A bad item fails alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -254,6 +267,11 @@ def add_KeyManagementServiceServicer_to_server(servicer, server):
                     request_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateDataKeyRequest.FromString,
                     response_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateDataKeyResponse.SerializeToString,
             ),
+            'GenerateDataKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.GenerateDataKeys,
+                    request_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateDataKeysRequest.FromString,
+                    response_serializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateDataKeysResponse.SerializeToString,
+            ),
             'Encrypt': grpc.unary_unary_rpc_method_handler(
                     servicer.Encrypt,
                     request_deserializer=betrace_dot_kms_dot_v1_dot_key__management__pb2.EncryptRequest.FromString,
@@ -362,6 +380,33 @@ class KeyManagementService(object):
             '/betrace.kms.v1.KeyManagementService/GenerateDataKey',
             betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateDataKeyRequest.SerializeToString,
             betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateDataKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateDataKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/betrace.kms.v1.KeyManagementService/GenerateDataKeys',
+            betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateDataKeysRequest.SerializeToString,
+            betrace_dot_kms_dot_v1_dot_key__management__pb2.GenerateDataKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

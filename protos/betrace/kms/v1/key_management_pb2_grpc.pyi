@@ -42,6 +42,10 @@ class KeyManagementServiceStub:
     """GenerateDataKey returns a data key in plaintext and wrapped by the master key. Calls that are
     alike within the cache's time to live get one and the same key, unless they ask for `fresh`.
     """
+    GenerateDataKeys: _grpc.UnaryUnaryMultiCallable[_key_management_pb2.GenerateDataKeysRequest, _key_management_pb2.GenerateDataKeysResponse]
+    """GenerateDataKeys returns up to 1,000 data keys of one tenant. Items that are alike get one and the same
+    key, as calls for them would, unless they ask for `fresh`. A bad item fails alone.
+    """
     Encrypt: _grpc.UnaryUnaryMultiCallable[_key_management_pb2.EncryptRequest, _key_management_pb2.EncryptResponse]
     """Encrypt seals a payload into an AWS Encryption SDK message (version 2, suite 0x0478)."""
     Decrypt: _grpc.UnaryUnaryMultiCallable[_key_management_pb2.DecryptRequest, _key_management_pb2.DecryptResponse]
@@ -94,6 +98,10 @@ class KeyManagementServiceAsyncStub(KeyManagementServiceStub):
     GenerateDataKey: _aio.UnaryUnaryMultiCallable[_key_management_pb2.GenerateDataKeyRequest, _key_management_pb2.GenerateDataKeyResponse]  # type: ignore[assignment]
     """GenerateDataKey returns a data key in plaintext and wrapped by the master key. Calls that are
     alike within the cache's time to live get one and the same key, unless they ask for `fresh`.
+    """
+    GenerateDataKeys: _aio.UnaryUnaryMultiCallable[_key_management_pb2.GenerateDataKeysRequest, _key_management_pb2.GenerateDataKeysResponse]  # type: ignore[assignment]
+    """GenerateDataKeys returns up to 1,000 data keys of one tenant. Items that are alike get one and the same
+    key, as calls for them would, unless they ask for `fresh`. A bad item fails alone.
     """
     Encrypt: _aio.UnaryUnaryMultiCallable[_key_management_pb2.EncryptRequest, _key_management_pb2.EncryptResponse]  # type: ignore[assignment]
     """Encrypt seals a payload into an AWS Encryption SDK message (version 2, suite 0x0478)."""
@@ -150,6 +158,16 @@ class KeyManagementServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_key_management_pb2.GenerateDataKeyResponse, _abc.Awaitable[_key_management_pb2.GenerateDataKeyResponse]]:
         """GenerateDataKey returns a data key in plaintext and wrapped by the master key. Calls that are
         alike within the cache's time to live get one and the same key, unless they ask for `fresh`.
+        """
+
+    @_abc_1.abstractmethod
+    def GenerateDataKeys(
+        self,
+        request: _key_management_pb2.GenerateDataKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_key_management_pb2.GenerateDataKeysResponse, _abc.Awaitable[_key_management_pb2.GenerateDataKeysResponse]]:
+        """GenerateDataKeys returns up to 1,000 data keys of one tenant. Items that are alike get one and the same
+        key, as calls for them would, unless they ask for `fresh`. A bad item fails alone.
         """
 
     @_abc_1.abstractmethod
