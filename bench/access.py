@@ -4,7 +4,7 @@ One daemon has a socket with an identity, where nothing is checked, and one wher
 beside the same. A third has no more than the first: where those two differ, processes do. Short rounds of calls take
 turns on all.
 
-`CPU` is the daemon's own microseconds a call (proc_pid_schedstat, all threads) with 16 calls in flight. `against
+`CPU` is the daemon's own microseconds a call (all threads) with 16 calls in flight. `against
 socket` is the median over the rounds of the ratio to the socket in the same round, with the interval of that median at
 95 % (bootstrap).
 """
@@ -22,8 +22,8 @@ from pathlib import Path
 import click
 from betrace_kms_client import AsyncKmsClient
 
+from bench.rounds import cpu_nanoseconds
 from bench.sign import span
-from bench.telemetry import cpu_nanoseconds
 from tests.daemon import spawned
 
 TENANT, IN_FLIGHT, CALLS = "acme", 16, 320

@@ -18,8 +18,8 @@ from pathlib import Path
 import click
 from betrace_kms_client import AsyncKmsClient
 
+from bench.rounds import cpu_nanoseconds
 from bench.sign import span
-from bench.telemetry import cpu_nanoseconds
 from tests.daemon import Process, spawned
 
 TENANT = "acme"

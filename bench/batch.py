@@ -3,7 +3,7 @@
 Short rounds of Encrypt, EncryptBatch, Decrypt and DecryptBatch take turns on one daemon with the local provider. All
 payloads are of one tenant; their contexts are the names of ten fields, as in records whose columns are sealed.
 
-`CPU` is the daemon's own microseconds a payload (proc_pid_schedstat, all threads). `times` is the median over the
+`CPU` is the daemon's own microseconds a payload (all threads). `times` is the median over the
 rounds of how often the batch's fits into the single call's of the same round, with the interval of that median at 95 %
 (bootstrap) and the quartiles of the rounds.
 """
@@ -20,7 +20,7 @@ import click
 from betrace_kms_client import AsyncKmsClient, Ciphertext, Plaintext
 
 from bench.access import interval
-from bench.telemetry import cpu_nanoseconds
+from bench.rounds import cpu_nanoseconds
 from tests.daemon import spawned
 
 TENANT, IN_FLIGHT, PAYLOADS, BATCH, PAYLOAD_BYTES, FIELDS = "acme", 16, 400, 100, 64, 10

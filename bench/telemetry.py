@@ -1,7 +1,7 @@
 """What metrics, logs, audit trail and traces cost a warm SignSpan: `make bench-telemetry`.
 
 Daemons that differ in nothing else take turns, so that a machine that slows down slows all of them. `rate` is calls a
-second with 16 in flight, `CPU` the daemon's own microseconds a call (proc_pid_schedstat, all threads); printed are
+second with 16 in flight, `CPU` the daemon's own microseconds a call (all threads); printed are
 medians with the 10th and 90th percentile, and the rate in relation to the daemon without any telemetry. The daemons
 with metrics are scraped after each round, about once a second: far more often than Prometheus usually does.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 import click
 from betrace_kms_client import AsyncKmsClient
 
+from bench.rounds import cpu_nanoseconds
 from bench.sign import span
 from tests.collector import collecting
 from tests.daemon import Process, spawned
@@ -37,11 +38,6 @@ class Contender:
     scraped: bool
     rates: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
-
-
-def cpu_nanoseconds(process_id: int) -> int:
-    """Return the time on a CPU of all threads of a process."""
-    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{process_id}/task").glob("*/schedstat"))
 
 
 @contextmanager
