@@ -1,10 +1,13 @@
 """kill -9 while a daemon makes and changes keys: what it acknowledged must be there after its restart.
 
 Callers create tenants' keys, sign, rotate one and all, revoke, seal, seal again, and lock and unlock the daemon until
-it is gone. `make drill-kill` (kill_all.py) kills a thousand times in all, `test_kill.py` a few.
+it is gone. With branch keys, half of them create branch keys, make new versions of earlier ones, and seal batches, in
+no order. A kill comes after a number of answers, so that it may come amid each of these also where they take long.
+`make drill-kill` (kill_all.py) kills a thousand times in all, `test_kill.py` a few.
 """
 
 import random
+import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +20,7 @@ from typing import Any
 import grpc
 from betrace.kms.v1 import admin_pb2
 from betrace.kms.v1.admin_pb2_grpc import KmsAdminServiceStub
-from betrace_kms_client import KmsClient, KmsClientError
+from betrace_kms_client import Ciphertext, KmsClient, KmsClientError
 
 from tests.daemon import Process, spawned
 from tests.faults.acknowledged import Ledger, span
@@ -27,6 +30,12 @@ BRANCH_KEYS = {"KMS_ENCRYPTION_MODE": "branch-key"}
 """What to start a daemon with, so that its messages are under branch keys, which it makes and rotates."""
 LOCKING = 5
 """One kill of so many comes while an operator locks and unlocks."""
+ANSWERS = 100
+"""A kill comes after less answers than this, from the start on,"""
+SECONDS = 3.0
+"""and after this time at the latest."""
+BATCH = 20
+"""Messages that are sealed at once under a branch key, each with an encryption context of its own."""
 
 
 @dataclass
@@ -50,14 +59,19 @@ class Drill:
         self._environ = dict(environ or {})
         self._random = random.Random(seed)  # noqa: S311  # moments to kill at, not secrets
         self._next_tenant = 0
+        self._branch_tenants: list[str] = []
         self._lock = threading.Lock()
 
     def run(self, kills: int) -> None:
         """Kill a number of times, and look in the end whether everything is there."""
         for number in range(kills):
-            callers = [self._operate] if number % LOCKING == LOCKING - 1 else [self._change_keys] * CALLERS
-            self._kill_once(callers)
+            self._kill_once([self._operate] if number % LOCKING == LOCKING - 1 else self._changing())
         self.check()
+
+    def _changing(self) -> Sequence[Callable[[KmsClient, Any], None]]:
+        if BRANCH_KEYS.items() <= self._environ.items():
+            return [self._change_keys, self._use_branch_keys] * (CALLERS // 2)
+        return [self._change_keys] * CALLERS
 
     def check(self) -> None:
         """Start a daemon once more, and add what is lost to the report."""
@@ -80,12 +94,20 @@ class Drill:
             self._served(daemon, began)
             with ThreadPoolExecutor(CALLERS) as pool:
                 calling = [pool.submit(self._call, caller, stopped) for caller in callers]
-                time.sleep(self._random.uniform(0.0, 0.6))
+                self._await_moment()
                 daemon.process.kill()
                 stopped.set()
             for each in calling:
                 each.result()
         self.report.kills += 1
+
+    def _await_moment(self) -> None:
+        """Wait for some answers, and a little longer, so that the next ones are under way."""
+        counts = self.report.ledger.counts
+        answers, deadline = counts.total() + self._random.randrange(ANSWERS), time.monotonic() + SECONDS
+        while counts.total() < answers and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(self._random.uniform(0.0, 0.03))
 
     def _call(self, caller: Callable[[KmsClient, Any], None], stopped: threading.Event) -> None:
         """Let a caller work until the daemon is gone."""
@@ -133,6 +155,25 @@ class Drill:
             if not admin.RotateKeys(admin_pb2.RotateKeysRequest(all=True), timeout=10).failed:
                 ledger.retired |= before
                 ledger.counts["rotated all"] += 1
+
+    def _use_branch_keys(self, client: KmsClient, admin: Any) -> None:
+        """Make a branch key, a new version of one, or neither; then seal under it, and note what was acknowledged."""
+        ledger = self.report.ledger
+        with self._lock:
+            chance = self._random.random()
+            created = chance < 0.3 or not self._branch_tenants
+            self._next_tenant += created
+            tenant = f"branch-{self._next_tenant}" if created else self._random.choice(self._branch_tenants)
+        if not created and chance < 0.6:
+            admin.RotateKeys(admin_pb2.RotateKeysRequest(tenant_id=tenant), timeout=3)
+            ledger.counts["versions"] += 1
+        items = [(secrets.token_bytes(16), {"record": f"{number}"}) for number in range(BATCH)]
+        for (plaintext, context), sealed in zip(items, client.encrypt_batch(tenant, items), strict=True):
+            if isinstance(sealed, Ciphertext):
+                ledger.sealed.append((tenant, context, sealed.ciphertext_blob, plaintext))
+        if created:
+            self._branch_tenants.append(tenant)
+        ledger.counts["batches of a new branch key" if created else "batches"] += 1
 
     def _operate(self, client: KmsClient, admin: Any) -> None:
         """Lock and unlock, and note what was acknowledged."""

@@ -35,11 +35,14 @@ def described(name: str, report: Report) -> str:
     text = f"{name}: {report.kills} kills, {len(report.lost)} lost"
     if report.restarts:
         slow = sum(seconds > 2 for seconds in report.restarts)
+        ordered = sorted(report.restarts)
+        p90, p99 = (ordered[int(len(ordered) * share)] for share in (0.9, 0.99))
         text += (
-            f"; to SERVING {statistics.median(report.restarts):.2f} s (median), {max(report.restarts):.2f} s (longest),"
-            f" {slow} of {len(report.restarts)} over 2 s"
+            f"; to SERVING {statistics.median(ordered):.2f} s (median), {p90:.2f} s (p90), {p99:.2f} s (p99),"
+            f" {ordered[-1]:.2f} s (longest), {slow} of {len(ordered)} over 2 s"
         )
-    return text + "".join(f"; {number:,} {what}" for what, number in sorted(report.ledger.counts.items()))
+    text += "".join(f"; {number:,} {what}" for what, number in sorted(report.ledger.counts.items()))
+    return text + (f"; {len(report.ledger.sealed):,} messages in all" if report.ledger.sealed else "")
 
 
 def drills(folder: Path, kills: dict[str, int]) -> Iterator[tuple[str, Report]]:
@@ -98,6 +101,7 @@ def main(kills: int, kind: str | None) -> None:
             so_far.lost += report.lost
             so_far.restarts += report.restarts
             so_far.ledger.counts += report.ledger.counts
+            so_far.ledger.sealed += report.ledger.sealed
     lost = [line for report in total.values() for line in report.lost]
     with suppress(OSError):
         click.echo(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
