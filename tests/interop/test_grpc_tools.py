@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 
 from tests.daemon import Process, spawned
 from tests.interop.tools import tool
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -38,6 +41,25 @@ def test_grpc_health_probe_reaches_a_unix_socket(daemon: Process, tmp_path: Path
     """The socket works for tools that are not ours."""
     done = run(tool("grpc_health_probe"), f"-addr=unix:{tmp_path / 'kms.sock'}")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("manifest", ["betrace-kms.yaml", "betrace-kms-sqlite.yaml"])
+def test_probes_of_the_manifests_work(tmp_path: Path, manifest: str) -> None:
+    """Each is run as it stands there, but for the folder of the socket; without a daemon each fails."""
+    listed = yaml.safe_load_all((ROOT / "deploy/kubernetes" / manifest).read_text("utf-8"))
+    [workload] = [each for each in listed if each["kind"] in ("Deployment", "StatefulSet")]
+    sidecar = workload["spec"]["template"]["spec"]["initContainers"][0]
+    socket = f"unix:{tmp_path / 'kms.sock'}"
+    probes = [sidecar[name]["exec"]["command"] for name in ("startupProbe", "livenessProbe", "readinessProbe")]
+    commands = [
+        [tool(command[0]), *(f"-addr={socket}" if flag.startswith("-addr=") else flag for flag in command[1:])]
+        for command in probes
+    ]
+    assert [2, 2, 2] == [run(*command).returncode for command in commands]
+    listen = f"{socket};identity=backend;mode=0660"
+    with spawned("--data-dir", str(tmp_path / "data"), "--listen", listen) as daemon:
+        daemon.wait_for("serving")
+        assert [0, 0, 0] == [run(*command).returncode for command in commands]
 
 
 def test_grpcurl_lists_and_describes_without_files(daemon: Process) -> None:

@@ -74,6 +74,13 @@ def test_image_runs_and_probes_with_our_command() -> None:
     check_probe(json.loads(last("HEALTHCHECK").partition("CMD ")[2]), KEY_MANAGEMENT)
 
 
+def test_image_has_the_probe_that_is_tested() -> None:
+    """What the manifests run is built at the version of the Makefile, with which the tests run their commands."""
+    [module] = re.findall(r"^HEALTH_PROBE := (\S+)$", (ROOT / "Makefile").read_text("utf-8"), flags=re.MULTILINE)
+    assert ("RUN", f"CGO_ENABLED=0 go install {module}") in instructions()
+    assert ("COPY", "--from=probe /go/bin/grpc-health-probe /usr/local/bin/grpc_health_probe") in instructions()
+
+
 def test_image_installs_pinned_packages_by_hash_and_nothing_else() -> None:
     """Every pip install has hashes, or takes no dependencies and builds with what is pinned."""
     installs = [rest for name, rest in instructions() if name == "RUN" and "pip install" in rest]
@@ -219,9 +226,12 @@ def test_manifest_starts_the_daemon_before_the_backend(sidecar: Any) -> None:
 )
 def test_probes_ask_the_health_service(sidecar: Any, probe: str, service: str) -> None:
     """Only readiness looks beyond the process: an outage of KMS must not restart a daemon that serves."""
-    command = sidecar[probe]["exec"]["command"]
-    timeout = check_probe(command, service)
-    assert timeout < sidecar[probe]["timeoutSeconds"]
+    listen = next(each["value"] for each in sidecar["env"] if each["name"] == "KMS_SERVER_LISTEN")
+    program, *flags = sidecar[probe]["exec"]["command"]
+    options = dict(flag.split("=", 1) for flag in flags)
+    assert ("grpc_health_probe", listen.partition(";")[0], service) == (program, options["-addr"], options["-service"])
+    seconds = [int(options[name].removesuffix("s")) for name in ("-connect-timeout", "-rpc-timeout")]
+    assert sum(seconds) < sidecar[probe]["timeoutSeconds"]
 
 
 def test_manifest_takes_every_privilege_away(pod: Any, sidecar: Any) -> None:
