@@ -18,9 +18,12 @@ TESTS := $(BIN)/python -m pytest -n 2
 APT := $(TOOLS)/apt
 APT_GET = apt-get -q -o Dir::State='$(CURDIR)/$(APT)' -o Dir::State::status=/var/lib/dpkg/status -o Dir::Cache='$(CURDIR)/$(APT)' \
   -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
+JAVA_SDK := tests/interop/java/sdk
+# Maven remembers a download that failed; -U lets it try again.
+COPY_JARS := mvn -q -B -f $(JAVA_SDK) dependency:copy-dependencies -DoutputDirectory=jars
 export PATH := $(CURDIR)/$(TOOLS):$(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test test-keyring test-install test-ranges coverage lint format types imports protos protos-check docs release tools prometheus node-modules bench-envelope bench-sign bench-telemetry bench-rotation bench-access bench-audit drill-race drill-kill drill-restart drill-audit drill-cold drill-overload test-faults fuzz mutants ci requirements clean sbom audit-deps drill-hostile drill-soak bench-branch-keys bench-batch
+.PHONY: help run test test-keyring test-install test-ranges coverage lint format types imports protos protos-check docs release tools prometheus node-modules java-libraries bench-envelope bench-sign bench-telemetry bench-rotation bench-access bench-audit drill-race drill-kill drill-restart drill-audit drill-cold drill-overload test-faults fuzz mutants ci requirements clean sbom audit-deps drill-hostile drill-soak bench-branch-keys bench-batch
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,7 +61,7 @@ protos: $(VENV)/dev.stamp ## regenerate the stubs from protos/
 	cd protos && ../$(BIN)/python -m grpc_tools.protoc -I . --grpc_python_out=. --mypy_grpc_out=quiet:. \
 	  betrace/kms/v1/admin.proto betrace/kms/v1/key_management.proto
 
-test-keyring: $(VENV)/dev.stamp ## exchange 500 messages with the official hierarchical keyring both ways
+test-keyring: $(VENV)/dev.stamp ## exchange 500 messages with the official hierarchical keyrings of Python and Java both ways
 	KEYRING_COMBINATIONS=500 $(BIN)/python -m pytest -v tests/interop/test_hierarchical_keyring.py
 
 test-install: ## install the pins and the declared ranges into empty environments of each Python that is here, and run the daemon
@@ -87,6 +90,10 @@ $(TOOLS)/prometheus:
 
 node-modules: ## install the AWS Encryption SDK for JavaScript for tests/interop (needs Node.js and npm)
 	npm install --no-package-lock --no-audit --no-fund --ignore-scripts --prefix tests/interop/node
+
+java-libraries: ## install the AWS Encryption SDK for Java for tests/interop (needs Maven, and Java 11 or newer)
+	rm -rf $(JAVA_SDK)/jars
+	$(COPY_JARS) || $(COPY_JARS) -U
 
 docs: $(VENV)/dev.stamp $(VENV)/tools.stamp ## write API documents of the Python packages and of the protos into dist/docs (needs Go)
 	$(GO_INSTALL) $(PROTOC_GEN_DOC)
@@ -172,7 +179,7 @@ sbom: $(VENV)/tools.stamp ## list what the image installs, as CycloneDX JSON, in
 audit-deps: $(VENV)/tools.stamp ## fail if a pin has a published advisory, or cannot be looked up (AUDITFLAGS=... of pip-audit)
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes --progress-spinner off $(AUDITFLAGS) $(addprefix -r ,$(wildcard requirements/*.txt))
 
-ci: ## everything that CI runs (needs Go, Node.js and Debian's apt-get)
+ci: ## everything that CI runs (needs Go, Node.js, Java, Maven and Debian's apt-get)
 	.ci/run
 
 requirements: $(VENV)/dev.stamp ## pin the newest versions that pyproject.toml allows

@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = shutil.ignore_patterns(
-    ".git", ".venv", ".tools", "node_modules", "__pycache__", ".*_cache", "data", "dist", ".hypothesis"
+    ".git", ".venv", ".tools", "node_modules", "jars", "__pycache__", ".*_cache", "data", "dist", ".hypothesis"
 )
 PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[^\]]*\])?==([^\s;\\]+)", re.MULTILINE)
 CANONICAL = re.compile(r"[-_.]+")

@@ -1,7 +1,9 @@
 """The official branch key store and hierarchical keyring, on the DynamoDB and KMS that moto plays."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import boto3  # type: ignore[import-untyped]
 from aws_cryptographic_material_providers.keystore.client import KeyStore  # type: ignore[import-untyped]
@@ -20,14 +22,67 @@ from aws_cryptographic_material_providers.mpl.models import (  # type: ignore[im
 from tests.interop.sdk import REGION, Sdk, material_providers
 
 
-@dataclass(frozen=True, slots=True)
-class OfficialBranchKeys:
-    """A branch key store of the official library on a table, with a logical name and a KMS key."""
+class SealsAndOpens(Protocol):
+    """An official SDK with a keyring."""
+
+    def seal(
+        self, plaintext: bytes, context: Mapping[str, str], *, suite: int = 0x0478, frame_length: int = 4096
+    ) -> bytes:
+        """Return a message."""
+        ...
+
+    def open(self, message: bytes) -> tuple[bytes, dict[str, str]]:
+        """Return a message's plaintext and the whole context of its header."""
+        ...
+
+
+@dataclass(frozen=True)
+class BranchKeyLibrary(ABC):
+    """A branch key store of an official library on a table, with a logical name and a KMS key."""
 
     endpoint: str
     kms_key: str
     table: str
     logical_name: str
+
+    takes_empty_values: ClassVar[bool] = True
+    """Whether the encryption context of a message may have a pair whose value is empty."""
+
+    @abstractmethod
+    def make_table(self) -> None:
+        """Make the table as the library does."""
+
+    @abstractmethod
+    def create(self, branch_key_id: str, context: dict[str, str]) -> None:
+        """Make a branch key with a custom encryption context."""
+
+    @abstractmethod
+    def rotate(self, branch_key_id: str) -> None:
+        """Make a new version of a branch key."""
+
+    @abstractmethod
+    def active_key(self, branch_key_id: str) -> tuple[str, bytes]:
+        """Return version and material of a branch key."""
+
+    @abstractmethod
+    def sdk(self, branch_key_id: str) -> SealsAndOpens:
+        """Return the official SDK with a new hierarchical keyring for one branch key, which caches nothing yet."""
+
+    def beacon(self, branch_key_id: str) -> tuple[dict[str, Any], bytes]:
+        """Return the row of a beacon key, and the key, unwrapped by KMS itself."""
+        session = boto3.session.Session()
+        item = session.client("dynamodb", region_name=REGION, endpoint_url=self.endpoint).get_item(
+            TableName=self.table, Key={"branch-key-id": {"S": branch_key_id}, "type": {"S": "beacon:ACTIVE"}}
+        )["Item"]
+        context = {name: next(iter(value.values())) for name, value in item.items() if name != "enc"}
+        opened = session.client("kms", region_name=REGION, endpoint_url=self.endpoint).decrypt(
+            CiphertextBlob=item["enc"]["B"], EncryptionContext={**context, "tablename": self.logical_name}
+        )
+        return item, opened["Plaintext"]
+
+
+class OfficialBranchKeys(BranchKeyLibrary):
+    """That of the official library for Python."""
 
     def _store(self) -> Any:
         session = boto3.session.Session()
@@ -42,37 +97,20 @@ class OfficialBranchKeys:
         )
 
     def make_table(self) -> None:
-        """Make the table as the library does."""
         self._store().create_key_store(CreateKeyStoreInput())
 
     def create(self, branch_key_id: str, context: dict[str, str]) -> None:
-        """Make a branch key with a custom encryption context."""
         self._store().create_key(CreateKeyInput(branch_key_identifier=branch_key_id, encryption_context=context))
 
-    def beacon(self, branch_key_id: str) -> tuple[dict[str, Any], bytes]:
-        """Return the row of a beacon key, and the key, unwrapped by KMS itself."""
-        session = boto3.session.Session()
-        item = session.client("dynamodb", region_name=REGION, endpoint_url=self.endpoint).get_item(
-            TableName=self.table, Key={"branch-key-id": {"S": branch_key_id}, "type": {"S": "beacon:ACTIVE"}}
-        )["Item"]
-        context = {name: next(iter(value.values())) for name, value in item.items() if name != "enc"}
-        opened = session.client("kms", region_name=REGION, endpoint_url=self.endpoint).decrypt(
-            CiphertextBlob=item["enc"]["B"], EncryptionContext={**context, "tablename": self.logical_name}
-        )
-        return item, opened["Plaintext"]
-
     def rotate(self, branch_key_id: str) -> None:
-        """Make a new version of a branch key."""
         self._store().version_key(VersionKeyInput(branch_key_identifier=branch_key_id))
 
     def active_key(self, branch_key_id: str) -> tuple[str, bytes]:
-        """Return version and material of a branch key."""
         found = self._store().get_active_branch_key(GetActiveBranchKeyInput(branch_key_identifier=branch_key_id))
         materials = found.branch_key_materials
         return str(materials.branch_key_version), bytes(materials.branch_key)
 
     def sdk(self, branch_key_id: str) -> Sdk:
-        """Return the official SDK with a new hierarchical keyring for one branch key, which caches nothing yet."""
         return Sdk(
             keyring=material_providers().create_aws_kms_hierarchical_keyring(
                 CreateAwsKmsHierarchicalKeyringInput(

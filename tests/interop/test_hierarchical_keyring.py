@@ -2,33 +2,24 @@
 
 import hmac
 import os
-import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import grpc
 import pytest
 from betrace.kms.v1 import admin_pb2 as pb
-from betrace.kms.v1.admin_pb2_grpc import KmsAdminServiceStub
-from betrace_kms_client import AsyncKmsClient, Ciphertext, Plaintext
+from betrace_kms_client import Ciphertext, Plaintext
 from betrace_kms_envelope import Message
-from betrace_kms_server.data_keys.hierarchy import version_of
-from betrace_kms_server.stores.dynamodb.creation import create_table
 
-from tests.daemon import running
-from tests.interop.hierarchy import OfficialBranchKeys
-from tests.interop.sdk import CONTEXTS, REGION, SUITES, TENANT, Combination, Sdk, differing
-
-if TYPE_CHECKING:
-    from tests.moto_server import MotoServer
+from tests.interop.hierarchy import BranchKeyLibrary, OfficialBranchKeys
+from tests.interop.java_sdk import JavaBranchKeys, JavaError
+from tests.interop.pods import Pod, pod, version_in
+from tests.interop.sdk import CONTEXTS, SUITES, TENANT, Combination, differing
 
 SIZES = (0, 17, 65_537)
 MORE = int(os.environ.get("KEYRING_COMBINATIONS", "162"))
-"""How many combinations at least, up to 594; `make test-keyring` asks for 500."""
+"""How many combinations with each library at least, up to 594; `make test-keyring` asks for 500."""
 LARGE = {f"field-{number:03}": "größe ☕ " * 4 for number in range(60)}
 """A context of nearly 4 KiB, the limit."""
 ROUNDS = 2 * 3 * (1 + len(SUITES))
@@ -50,111 +41,126 @@ def combinations(number: int) -> list[Combination]:
 COMBINATIONS = combinations(MORE)
 
 
-@dataclass(frozen=True, slots=True)
-class Pod:
-    """A daemon with branch keys on the shared table."""
+def combinations_for(library: BranchKeyLibrary) -> list[Combination]:
+    """Return the combinations without pairs that a library refuses."""
 
-    client: AsyncKmsClient
-    admin: Any
+    def taken(context: Mapping[str, str]) -> dict[str, str]:
+        return {name: value for name, value in context.items() if value or library.takes_empty_values}
 
-    async def seal(self, combination: Combination) -> bytes:
-        """Return a message that the daemon sealed."""
-        sealed = await self.client.encrypt(TENANT, combination.plaintext, combination.context)
-        return sealed.ciphertext_blob
-
-    async def open(self, message: bytes, combination: Combination) -> bytes:
-        """Return what the daemon opens."""
-        return (await self.client.decrypt(TENANT, message, combination.context)).plaintext
+    return [replace(one, context=taken(one.context)) for one in COMBINATIONS]
 
 
-@asynccontextmanager
-async def pod(folder: Path, official: OfficialBranchKeys, **others: str) -> AsyncIterator[Pod]:
-    """Run a daemon that shares the branch keys of the official library."""
-    table = f"keys-{secrets.token_hex(8)}"
-    async for _ in create_table(table, region=REGION, endpoint=official.endpoint):
-        pass
-    settings = {
-        "betrace_kms_provider": "aws",
-        "aws_kms_master_key_id": official.kms_key,
-        "aws_kms_region": REGION,
-        "aws_kms_endpoint": official.endpoint,
-        "kms_store": "dynamodb",
-        "kms_store_table": table,
-        "kms_store_endpoint": official.endpoint,
-        "kms_encryption_mode": "branch-key",
-        "kms_branch_keys_table": official.table,
-        "kms_branch_keys_logical_name": official.logical_name,
-    }
-    async with (
-        running(folder, **settings | others) as daemon,
-        AsyncKmsClient(daemon.addresses[0]) as client,
-        grpc.aio.insecure_channel(f"unix:{folder}/admin.sock") as channel,
-    ):
-        yield Pod(client, KmsAdminServiceStub(channel))
-
-
-@pytest.fixture
-def official(moto: "MotoServer", kms_key: str) -> OfficialBranchKeys:
-    """Give the official library on a new table that it made."""
-    found = OfficialBranchKeys(moto.url, kms_key, f"branch-keys-{secrets.token_hex(8)}", "shared-branch-keys")
-    found.make_table()
-    return found
-
-
-def version_in(message: bytes) -> str:
-    """Return the version of the branch key in a message."""
-    (encrypted,) = Message.parse(message).encrypted_data_keys
-    return str(version_of(encrypted))
-
-
-async def exchanged(here: Pod, theirs: Sdk) -> Sequence[Mapping[str, object] | object]:
+async def exchanged(here: Pod, library: BranchKeyLibrary) -> list[Combination]:
     """Return which combinations do not open on the other side, both ways, in both suites."""
+    combinations, theirs = combinations_for(library), library.sdk(TENANT)
 
     async def sealed_here(combination: Combination) -> bytes:
         plaintext, context = theirs.open(await here.seal(combination))
         assert combination.whole_context == context
         return plaintext
 
-    failed = list(await differing(COMBINATIONS, sealed_here))
+    failed = await differing(combinations, sealed_here)
     for suite in SUITES:
 
         async def sealed_there(combination: Combination, suite: int = suite) -> bytes:
             message = theirs.seal(combination.plaintext, combination.whole_context, suite=suite)
             return await here.open(message, combination)
 
-        failed += await differing(COMBINATIONS, sealed_there)
+        failed += await differing(combinations, sealed_there)
     return failed
 
 
 @pytest.mark.parametrize("maker", ["official", "daemon"])
 async def test_both_open_what_the_other_seals_whoever_made_and_rotated(
-    tmp_path: Path, official: OfficialBranchKeys, maker: str
+    tmp_path: Path, library: BranchKeyLibrary, maker: str
 ) -> None:
     """One branch key, three versions, each made by another side: every message opens on both."""
     one = COMBINATIONS[0]
     messages: list[bytes] = []
-    async with pod(tmp_path, official) as here:
+    async with pod(tmp_path, library) as here:
         if maker == "official":
-            official.create(TENANT, {"department": "admin"})
+            library.create(TENANT, {"department": "admin"})
         else:
             await here.seal(one)
-        assert [] == await exchanged(here, official.sdk(TENANT))
+        assert [] == await exchanged(here, library)
         messages.append(await here.seal(one))
 
-        official.rotate(TENANT)
+        library.rotate(TENANT)
         await here.admin.InvalidateTenant(pb.InvalidateTenantRequest(tenant_id=TENANT))
         messages.append(await here.seal(one))
-        assert official.active_key(TENANT)[0] == version_in(messages[-1])
-        assert [] == await exchanged(here, official.sdk(TENANT))
+        assert library.active_key(TENANT)[0] == version_in(messages[-1])
+        assert [] == await exchanged(here, library)
 
         rotated = await here.admin.RotateKeys(pb.RotateKeysRequest(tenant_id=TENANT))
         messages.append(await here.seal(one))
-        assert (1, official.active_key(TENANT)[0]) == (rotated.rotated, version_in(messages[-1]))
-        assert [] == await exchanged(here, official.sdk(TENANT))
+        assert (1, library.active_key(TENANT)[0]) == (rotated.rotated, version_in(messages[-1]))
+        assert [] == await exchanged(here, library)
 
         assert 3 == len(set(map(version_in, messages)))
         for message in messages:
-            assert one.plaintext == await here.open(message, one) == official.sdk(TENANT).open(message)[0]
+            assert one.plaintext == await here.open(message, one) == library.sdk(TENANT).open(message)[0]
+
+
+async def test_python_java_and_a_daemon_share_a_branch_key(
+    tmp_path: Path, official: OfficialBranchKeys, official_java: JavaBranchKeys
+) -> None:
+    """Java makes it, Python and the daemon make a version each, and every side opens what every side sealed."""
+    python = replace(official, table=official_java.table, kms_key=official_java.kms_key)
+    everyone = (official_java, python)
+    exchanged = [Combination(17, one.context) for one in combinations_for(official_java)[: len(CONTEXTS)]]
+    sealed: list[tuple[Combination, bytes]] = []
+    async with pod(tmp_path, official_java) as here:
+
+        async def seal() -> None:
+            await here.admin.InvalidateTenant(pb.InvalidateTenantRequest(tenant_id=TENANT))
+            for combination in exchanged:
+                messages = [await here.seal(combination)]
+                messages += [one.sdk(TENANT).seal(combination.plaintext, combination.whole_context) for one in everyone]
+                assert 1 == len(set(map(version_in, messages)))
+                sealed.extend((combination, message) for message in messages)
+
+        official_java.create(TENANT, {"größe": "☕"})
+        await seal()
+        python.rotate(TENANT)
+        await seal()
+        await here.admin.RotateKeys(pb.RotateKeysRequest(tenant_id=TENANT))
+        await seal()
+        official_java.rotate(TENANT)
+        await seal()
+        assert 4 == len({version_in(message) for _, message in sealed})
+        sdks = [one.sdk(TENANT) for one in everyone]
+        for combination, message in sealed:
+            assert combination.plaintext == await here.open(message, combination)
+            for sdk in sdks:
+                assert (combination.plaintext, combination.whole_context) == sdk.open(message)
+
+
+@pytest.mark.parametrize("suite", SUITES, ids=hex)
+async def test_frames_of_any_length_come_from_java(tmp_path: Path, official_java: JavaBranchKeys, suite: int) -> None:
+    """And messages without frames; the SDK for Python writes frames of some lengths only."""
+    theirs = official_java.sdk(TENANT)
+    combinations = [Combination(size, {}, frame) for size in (0, 1, 16, 17, 4097) for frame in (0, 1, 15, 16, 4097)]
+    official_java.create(TENANT, {"department": "admin"})
+    async with pod(tmp_path, official_java) as here:
+
+        async def reopened(combination: Combination) -> bytes:
+            whole, length = combination.whole_context, combination.frame_length
+            message = theirs.seal(combination.plaintext, whole, suite=suite, frame_length=length)
+            assert length == Message.parse(message).frame_length
+            return await here.open(message, combination)
+
+        assert [] == await differing(combinations, reopened)
+
+
+async def test_java_refuses_an_empty_value(tmp_path: Path, official_java: JavaBranchKeys) -> None:
+    """As docs/encryption.md says, and neither the daemon nor the SDK for Python does."""
+    theirs = official_java.sdk(TENANT)
+    async with pod(tmp_path, official_java) as here:
+        sealed = await here.seal(Combination(1, {"note": ""}))
+        with pytest.raises(JavaError, match="Value length must be greater than 0"):
+            theirs.open(sealed)
+        with pytest.raises(JavaError, match="keys and values in encryption context must be non-empty"):
+            theirs.seal(b"", {"note": ""})
 
 
 async def test_rotation_of_a_daemon_reaches_the_others(tmp_path: Path, official: OfficialBranchKeys) -> None:
@@ -182,22 +188,22 @@ async def test_data_key_mode_opens_messages_of_branch_keys(tmp_path: Path, offic
         assert ("aws-kms", one.plaintext) == (encrypted.provider_id, await there.open(moved.ciphertext_blob, one))
 
 
-async def test_batches_and_files_are_messages_like_others(tmp_path: Path, official: OfficialBranchKeys) -> None:
+async def test_batches_and_files_are_messages_like_others(tmp_path: Path, library: BranchKeyLibrary) -> None:
     """What EncryptBatch and the client's streams seal opens there, and what is sealed there opens with them."""
-    theirs = official.sdk(TENANT)
-    async with pod(tmp_path, official) as here:
-        batch = [(each.plaintext, each.context) for each in COMBINATIONS]
+    combinations, theirs = combinations_for(library), library.sdk(TENANT)
+    async with pod(tmp_path, library) as here:
+        batch = [(each.plaintext, each.context) for each in combinations]
         sealed = await here.client.encrypt_batch(TENANT, batch)
-        for item, each in zip(sealed, COMBINATIONS, strict=True):
+        for item, each in zip(sealed, combinations, strict=True):
             assert isinstance(item, Ciphertext)
             assert (each.plaintext, each.whole_context) == theirs.open(item.ciphertext_blob)
-        messages = [theirs.seal(each.plaintext, each.whole_context) for each in COMBINATIONS]
-        contexts = [each.context for each in COMBINATIONS]
+        messages = [theirs.seal(each.plaintext, each.whole_context) for each in combinations]
+        contexts = [each.context for each in combinations]
         opened = await here.client.decrypt_batch(TENANT, list(zip(messages, contexts, strict=True)))
-        assert [each.plaintext for each in COMBINATIONS] == [
+        assert [each.plaintext for each in combinations] == [
             each.plaintext for each in opened if isinstance(each, Plaintext)
         ]
-        for message, each in zip(messages, COMBINATIONS, strict=True):
+        for message, each in zip(messages, combinations, strict=True):
             stream = here.client.encrypt_stream(TENANT, pieces(each.plaintext), each.context)
             file = b"".join([piece async for piece in stream])
             assert (each.plaintext, each.whole_context) == theirs.open(file)
@@ -213,15 +219,15 @@ async def pieces(content: bytes) -> AsyncIterator[bytes]:
 
 @pytest.mark.parametrize("mode", ["branch-key", "data-key"])
 async def test_macs_are_under_the_beacon_key_that_the_official_library_made(
-    tmp_path: Path, official: OfficialBranchKeys, mode: str
+    tmp_path: Path, library: BranchKeyLibrary, mode: str
 ) -> None:
     """In either mode, as the standard library computes them; the row stays what it was."""
-    official.create(TENANT, {"tenantId": TENANT})
-    row, beacon_key = official.beacon(TENANT)
-    async with pod(tmp_path, official, kms_encryption_mode=mode) as here:
+    library.create(TENANT, {"tenantId": TENANT})
+    row, beacon_key = library.beacon(TENANT)
+    async with pod(tmp_path, library, kms_encryption_mode=mode) as here:
         made = (await here.client.generate_mac(TENANT, "users.email", b"alice")).mac
         assert await here.client.verify_mac(TENANT, "users.email", b"alice", made)
     extracted = hmac.digest(bytes(32), beacon_key, "sha256")
     key = hmac.digest(extracted, b"betrace-kms/mac/v1\x00users.email\x01", "sha256")
     assert hmac.digest(key, b"alice", "sha256") == made
-    assert row == official.beacon(TENANT)[0]
+    assert row == library.beacon(TENANT)[0]
