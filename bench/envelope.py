@@ -40,7 +40,7 @@ from aws_encryption_sdk.materials_managers.mpl.cmm import (  # type: ignore[impo
 from betrace_kms_server.data_keys.keyring import KeyRing
 from cryptography.hazmat.backends.openssl import backend
 
-from tests.interop.sdk import TENANT, Sdk, key_ring, keyring, material_providers, whole_context
+from tests.interop.sdk import TENANT, Sdk, key_ring, keyring, material_providers, sealed_context
 
 CALLER = {"field": "email"}
 PAYLOAD = os.urandom(1024)
@@ -89,7 +89,7 @@ class Theirs:
 
     def __init__(self, sdk: Sdk) -> None:
         self._sdk = sdk
-        self._context = whole_context(CALLER)
+        self._context = sealed_context(CALLER)
 
     async def seal(self, times: int) -> list[int]:
         """See Contender."""
