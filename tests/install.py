@@ -1,7 +1,7 @@
 """Installs this tree as a new user does, on a day when newer releases of everything are out, and runs the daemon.
 
     python -m tests.install pins      # for each Python that is here: make's install, the daemon, unit tests
-    python -m tests.install ranges    # pip chooses what pyproject.toml allows today, then the daemon
+    python -m tests.install ranges    # pip chooses what pyproject.toml allows today, then the daemon and a light client
 
 A clone is a copy of the tree in a folder with a space in its name, without git, with an empty HOME and no caches.
 Beside the registry, pip is offered a release 9999 of every package that is pinned: an install that resolves anything
@@ -107,13 +107,13 @@ def run(*command: str, cwd: Path, env: Mapping[str, str]) -> str:
     return done.stdout
 
 
-def try_daemon(folder: Path, env: Mapping[str, str]) -> None:
-    """Start the daemon as `make run` does, wait until it serves, and let it seal and open."""
-    command = str(folder / ".venv/bin/betrace-kms")
+def try_daemon(folder: Path, env: Mapping[str, str], client: str = ".venv") -> None:
+    """Start the daemon as `make run` does, wait until it serves, and let an environment's client seal and open."""
+    daemon_command, command = (str(folder / name / "bin/betrace-kms") for name in (".venv", client))
     address = f"unix:{folder.parent}/kms.sock"
     env = {**env, "KMS_SERVER_LISTEN": address, "KMS_OPS_LISTEN": "127.0.0.1:0", "BETRACE_KMS_ADDR": address}
     with open(folder.parent / "log", "w") as log:
-        daemon = subprocess.Popen([command, "serve"], cwd=folder, env=env, stderr=log)
+        daemon = subprocess.Popen([daemon_command, "serve"], cwd=folder, env=env, stderr=log)
     try:
         for _ in range(100):
             if subprocess.run([command, "health"], env=env, capture_output=True, check=False).returncode == 0:
@@ -159,10 +159,14 @@ def try_pins(version: str, python: str, *, unit_tests: bool) -> None:
 def try_ranges(version: str, python: str) -> None:
     """Let pip choose within the ranges of pyproject.toml."""
     with clone() as (folder, env):
-        run(python, "-m", "venv", ".venv", cwd=folder, env=env)
-        run(str(folder / ".venv/bin/python"), "-m", "pip", "install", "--quiet", ".[server]", cwd=folder, env=env)
-        try_daemon(folder, env)
-    print(f"Python {version}: what pyproject.toml allows today serves", flush=True)
+        for name, what in ((".venv", ".[server]"), ("light", ".")):
+            run(python, "-m", "venv", name, cwd=folder, env=env)
+            run(str(folder / name / "bin/python"), "-m", "pip", "install", "--quiet", what, cwd=folder, env=env)
+        try_daemon(folder, env, "light")
+        code = "from importlib.metadata import version; print(version('grpcio'))"
+        used = [run(str(folder / name / "bin/python"), "-c", code, cwd=folder, env=env) for name in (".venv", "light")]
+    server, light = map(str.strip, used)
+    print(f"Python {version}: what pyproject.toml allows today serves; grpcio {server}, client's {light}", flush=True)
 
 
 def main(what: str, *versions: str) -> None:
