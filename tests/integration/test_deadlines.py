@@ -4,8 +4,9 @@ import asyncio
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,27 +38,45 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_what_is_over_when_it_arrives_is_not_parsed() -> None:
-    """A message that came in time waited for the event loop too long: dropped unread, and counted as what it is."""
-    parsed, handled = list[bytes](), list[Any]()
+class Served:
+    """A server with one method, and what came of its calls."""
 
-    async def encrypt(request: Any, context: Any) -> pb.EncryptResponse:
-        handled.append(request)
+    def __init__(self) -> None:
+        self.parsed = list[bytes]()
+        self.handled = list[Any]()
+        self.stats, self.gate = CallStats(), CallGate()
+        self._interceptor = ErrorInterceptor(CallObserver(self.stats, None, None), self.gate, Access(SameCaller()))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[RawConnection]:
+        """Run the server, and connect to it."""
+        server = grpc.aio.server(interceptors=[self._interceptor])
+        method: Any = grpc.unary_unary_rpc_method_handler(
+            self._encrypt, self._parse, pb.EncryptResponse.SerializeToString
+        )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Encrypt": method}),))
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        await server.start()
+        connection = RawConnection(address)
+        try:
+            yield connection
+        finally:
+            connection.reset()
+            await server.stop(None)
+
+    async def _encrypt(self, request: Any, context: Any) -> pb.EncryptResponse:
+        self.handled.append(request)
         return pb.EncryptResponse()
 
-    def parse(message: bytes) -> Any:
-        parsed.append(message)
+    def _parse(self, message: bytes) -> Any:
+        self.parsed.append(message)
         return pb.EncryptRequest.FromString(message)
 
-    stats, gate = CallStats(), CallGate()
-    interceptor = ErrorInterceptor(CallObserver(stats, None, None), gate, Access(SameCaller()))
-    server = grpc.aio.server(interceptors=[interceptor])
-    method: Any = grpc.unary_unary_rpc_method_handler(encrypt, parse, pb.EncryptResponse.SerializeToString)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Encrypt": method}),))
-    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    await server.start()
-    connection = RawConnection(address)
-    try:
+
+async def test_what_is_over_when_it_arrives_is_not_parsed() -> None:
+    """A message that came in time waited for the event loop too long: dropped unread, and counted as what it is."""
+    served = Served()
+    async with served.running() as connection:
         for timeout, seconds in (("60S", 0.3), ("1S", 1.2)):
             connection.begin(f"/{SERVICE}/Encrypt", timeout=timeout)
             await asyncio.sleep(0.2)  # the server waits for the message now
@@ -65,13 +84,23 @@ async def test_what_is_over_when_it_arrives_is_not_parsed() -> None:
             sent.start()
             time.sleep(seconds)  # noqa: ASYNC251  # nothing else runs on the loop
             sent.join()
-            await until(lambda: 0 == gate.in_flight and 0 < gate.received)
-        await until(lambda: 2 == gate.received)
-    finally:
-        connection.reset()
-        await server.stop(None)
-    assert {("Encrypt", "OK"): 1, ("Encrypt", "DEADLINE_EXCEEDED"): 1} == stats.counts
-    assert (["60S"], 1) == ([request.tenant_id for request in handled], len(parsed))
+            await until(lambda: 0 == served.gate.in_flight and 0 < served.gate.received)
+        await until(lambda: 2 == served.gate.received)
+    assert {("Encrypt", "OK"): 1, ("Encrypt", "DEADLINE_EXCEEDED"): 1} == served.stats.counts
+    assert (["60S"], 1) == ([request.tenant_id for request in served.handled], len(served.parsed))
+
+
+async def test_calls_that_are_over_before_the_server_takes_them_are_all_counted() -> None:
+    """gRPC took them while the event loop was busy, and cancels them: none of them is read, or a part of it stays."""
+    served, message = Served(), pb.EncryptRequest(tenant_id="acme").SerializeToString()
+    async with served.running() as connection:
+        for _ in range(50):
+            connection.begin(f"/{SERVICE}/Encrypt", timeout="100m")
+            connection.send(message)
+        time.sleep(0.5)  # noqa: ASYNC251  # nothing else runs on the loop
+        await until(lambda: 50 == served.gate.ended)
+    assert {("Encrypt", "DEADLINE_EXCEEDED"): 50} == served.stats.counts
+    assert ([], []) == (served.parsed, served.handled)
 
 
 @pytest.mark.parametrize("ends", ["DEADLINE_EXCEEDED", "CANCELLED"])

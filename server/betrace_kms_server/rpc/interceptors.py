@@ -5,7 +5,7 @@ observers: gRPC itself would send the text of an exception to the caller. A call
 id is made when there is something to say. The caller may choose it with the metadata `x-request-id`.
 
 A call that no one waits for any more, because its caller left or its deadline is over, ends without an answer and is
-counted as what it is. If its time is over when it arrives, its request is not even parsed.
+counted as what it is. If its time is over when it arrives, its request is not even read.
 """
 
 import asyncio
@@ -117,14 +117,17 @@ def _guarded(
     is_limited = service == KEY_MANAGEMENT  # an operator's call, and a probe, must get through
 
     async def guarded(_: Any, context: _Context) -> Any:
-        received = await receive(context, gate)
+        deadline, received = Deadline(context), b""
+        if not deadline.was_over:  # or gRPC would keep 96 bytes for good: https://github.com/grpc/grpc/issues/43360
+            received = await receive(context, gate)
+            deadline = Deadline(context)
         gate.received += 1
         if gate.refusing:
             gate.refused += 1
             gate.ended += 1
             await context.abort_with_status(of_stop(_request_id(context)))
         began = time.perf_counter()
-        deadline, event, request = Deadline(context), None, _UNAWAITED
+        event, request = None, _UNAWAITED
         if not deadline.was_over:
             try:
                 if read is not unread:
