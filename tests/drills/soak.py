@@ -1,41 +1,40 @@
 """Mixed calls for minutes: does the daemon's memory grow, do files or threads stay behind? `make drill-soak`.
 
-Every RPC, well and badly: warm and cold tenants (a new one again and again, in a cache that is full), batches, callers
-that leave, deadlines that pass, requests that are refused, rotations and revocations. The key store grows with what is
-made; that is on the disk. The daemon runs by itself, and is measured from outside.
+Every RPC of tests/drills/calls.py, well and badly: warm and cold tenants (a new one again and again, in a cache that is
+full), batches, callers that leave, deadlines that pass, requests that are refused, rotations and revocations. The key
+store grows with what is made; that is on the disk. The daemon runs by itself, and is measured from outside.
+
+What has a bound grows until it is there, and that is no leak: before anything is measured, there are more tenants than
+any map of the daemon keeps, and more rows than SQLite's page cache holds (2,000 KiB,
+https://www.sqlite.org/pragma.html#pragma_cache_size).
 """
 
 import asyncio
 import json
-import random
 import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import click
 import grpc
-from betrace.kms.v1 import admin_pb2
 from betrace.kms.v1 import key_management_pb2 as pb
-from betrace.kms.v1.admin_pb2_grpc import KmsAdminServiceStub
 from betrace.kms.v1.key_management_pb2_grpc import KeyManagementServiceStub
-from betrace.kms.v1.span_pb2 import ComplianceSpan
 
 from tests.daemon import Process, spawned
+from tests.drills.calls import SHARES, Caller
 from tests.drills.slope import slope
 
 CALLERS = 16
-WARM = 20
 CACHE = 200
+TENANTS = 10_500
+"""Tenants that are there before anything is measured: more than have a bucket or a cached branch key (10,000 each)."""
 WARM_UP = 0.25
 """The share of the calls before which nothing is measured: caches and arenas fill up."""
-SPAN = ComplianceSpan(trace_id=b"t" * 16, span_id=b"s" * 8, name="user.login")
-BAD_SPAN = ComplianceSpan(trace_id=b"short", name="user.login")
 
 
 @dataclass
@@ -52,18 +51,32 @@ class Sample:
 class Soak:
     """What was called, how it ended, and what the daemon looked like meanwhile."""
 
-    calls: int = 0
-    outcomes: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """How calls ended for their callers, by kind of call and outcome."""
+    served: Counter[str] = field(default_factory=Counter)
+    """How all calls ended for the daemon, by status."""
     samples: list[Sample] = field(default_factory=list)
     seconds: float = 0.0
+
+    @property
+    def calls(self) -> int:
+        """How many calls there were."""
+        return self.outcomes.total()
 
     def measured(self) -> list[Sample]:
         """Return the samples after the warm-up."""
         return [sample for sample in self.samples if sample.calls >= WARM_UP * self.calls]
 
+    def ended(self) -> Mapping[str, int]:
+        """Return how many calls ended for their callers in each way."""
+        found = Counter[str]()
+        for (_, outcome), count in sorted(self.outcomes.items()):
+            found[outcome] += count
+        return found
+
     def lines(self) -> Iterator[str]:
         """Yield the figures as text."""
-        yield f"{self.calls:,} calls in {self.seconds:.0f} s: {json.dumps(dict(sorted(self.outcomes.items())))}"
+        yield f"{self.calls:,} calls in {self.seconds:.0f} s: {json.dumps(self.ended(), sort_keys=True)}"
         samples = self.measured()
         x = [sample.calls / 100_000 for sample in samples]
         for name, unit, values in (
@@ -82,104 +95,6 @@ class Soak:
             )
 
 
-class Caller:
-    """Makes calls of all kinds."""
-
-    def __init__(self, channel: grpc.aio.Channel, admin: grpc.aio.Channel, soak: Soak, seed: int) -> None:
-        self._kms: Any = KeyManagementServiceStub(channel)
-        self._admin: Any = KmsAdminServiceStub(admin)
-        self._soak = soak
-        self._random = random.Random(seed)  # noqa: S311  # a mix of calls, not secrets
-        self._cold = 0
-        self._seed = seed
-
-    async def run(self, over: asyncio.Event) -> None:
-        """Call until it is over."""
-        kinds: list[Callable[[str], Awaitable[None]]] = [self._warm] * 60
-        for kind, share in (
-            (self._batch, 4),
-            (self._refused, 10),
-            (self._cancelled, 10),
-            (self._too_late, 5),
-            (self._churned, 5),
-            (self._operated, 1),
-        ):
-            kinds += [kind] * share
-        while not over.is_set():
-            await self._random.choice(kinds)(f"warm-{self._random.randrange(WARM)}")
-
-    async def _ask(self, call: Callable[..., Awaitable[Any]], request: Any, seconds: float = 30.0) -> Any:
-        self._soak.calls += 1
-        try:
-            answer = await call(request, timeout=seconds)
-        except grpc.aio.AioRpcError as error:
-            self._soak.outcomes[error.code().name] += 1
-            return None
-        self._soak.outcomes["OK"] += 1
-        return answer
-
-    async def _warm(self, tenant: str) -> None:
-        sealed = await self._ask(self._kms.Encrypt, pb.EncryptRequest(tenant_id=tenant, plaintext=b"x" * 300))
-        if sealed:
-            blob = sealed.ciphertext_blob
-            await self._ask(self._kms.Decrypt, pb.DecryptRequest(tenant_id=tenant, ciphertext_blob=blob))
-            await self._ask(self._kms.ReEncrypt, pb.ReEncryptRequest(tenant_id=tenant, ciphertext_blob=blob))
-        signed = await self._ask(self._kms.SignSpan, pb.SignSpanRequest(tenant_id=tenant, span=SPAN))
-        if signed:
-            made = {"span": SPAN, "signature": signed.signature, "key_id": signed.key_id}
-            await self._ask(self._kms.VerifySpan, pb.VerifySpanRequest(tenant_id=tenant, **made))
-            await self._ask(
-                self._kms.VerifySpans, pb.VerifySpansRequest(tenant_id=tenant, spans=[pb.SignedSpan(**made)] * 5)
-            )
-        await self._ask(
-            self._kms.GenerateDataKey, pb.GenerateDataKeyRequest(tenant_id=tenant, key_spec=pb.AES_256, fresh=False)
-        )
-        await self._ask(self._kms.GetPublicKeys, pb.GetPublicKeysRequest(tenant_id=tenant))
-
-    async def _batch(self, tenant: str) -> None:
-        mode = self._random.choice([pb.EACH, pb.BATCH_PROOF])
-        spans = [SPAN] * 50 + [BAD_SPAN]
-        await self._ask(self._kms.SignSpans, pb.SignSpansRequest(tenant_id=tenant, spans=spans, mode=mode))
-
-    async def _refused(self, tenant: str) -> None:
-        await self._ask(self._kms.Encrypt, pb.EncryptRequest(tenant_id="no tenant", plaintext=b"x"))
-        await self._ask(self._kms.Decrypt, pb.DecryptRequest(tenant_id=tenant, ciphertext_blob=b"nonsense" * 20))
-        await self._ask(self._kms.SignSpan, pb.SignSpanRequest(tenant_id=tenant, span=BAD_SPAN))
-
-    async def _cancelled(self, tenant: str) -> None:
-        self._soak.calls += 1
-        request = pb.EncryptRequest(tenant_id=self._next() if self._random.random() < 0.1 else tenant, plaintext=b"x")
-        call = self._kms.Encrypt(request, timeout=30)
-        await asyncio.sleep(self._random.uniform(0, 0.002))
-        call.cancel()
-        code = await call.code()
-        self._soak.outcomes["left by the caller" if code is grpc.StatusCode.CANCELLED else code.name] += 1
-
-    async def _too_late(self, tenant: str) -> None:
-        await self._ask(self._kms.SignSpan, pb.SignSpanRequest(tenant_id=tenant, span=SPAN), 0.001)
-
-    async def _churned(self, _: str) -> None:
-        tenant = self._next()
-        await self._ask(self._kms.Encrypt, pb.EncryptRequest(tenant_id=tenant, plaintext=b"x"))
-        await self._ask(self._kms.SignSpan, pb.SignSpanRequest(tenant_id=tenant, span=SPAN))
-
-    async def _operated(self, tenant: str) -> None:
-        await self._ask(self._admin.InvalidateTenant, admin_pb2.InvalidateTenantRequest(tenant_id=tenant))
-        await self._ask(self._admin.GetStatus, admin_pb2.GetStatusRequest())
-        if self._random.random() < 0.05:  # each makes a row that GetPublicKeys returns from then on
-            churned = self._next()
-            signed = await self._ask(self._kms.SignSpan, pb.SignSpanRequest(tenant_id=churned, span=SPAN))
-            await self._ask(self._admin.RotateKeys, admin_pb2.RotateKeysRequest(tenant_id=churned))
-            if signed:
-                revoke = admin_pb2.RevokeKeyRequest(tenant_id=churned, key_id=signed.key_id)
-                await self._ask(self._admin.RevokeKey, revoke)
-            await self._ask(self._admin.Validate, admin_pb2.ValidateRequest())
-
-    def _next(self) -> str:
-        self._cold += 1
-        return f"cold-{self._seed}-{self._cold}"
-
-
 def sample(daemon: Process, calls: int) -> Sample:
     """Look at a daemon from outside, and let it answer its HTTP port meanwhile."""
     for page in ("/q/metrics", "/api/admin/kms/status"):
@@ -191,63 +106,110 @@ def sample(daemon: Process, calls: int) -> Sample:
     return Sample(calls, int(fields["VmRSS"].split()[0]), files, int(fields["Threads"]))
 
 
+def served(daemon: Process) -> Counter[str]:
+    """Return how many calls the daemon ended with each status."""
+    found = Counter[str]()
+    for name, value in daemon.metrics().items():
+        if name.startswith("kms_rpc_requests_total{"):
+            found[name.split('status="')[1].split('"')[0]] += int(value)
+    return found
+
+
 @contextmanager
-def subject() -> Iterator[tuple[Process, str, str]]:
+def subject(mode: str, command: Sequence[str] | None = None) -> Iterator[tuple[Process, str, str]]:
     """Run a daemon with a small cache; yield it, its address and its admin socket."""
     with tempfile.TemporaryDirectory(prefix="soak") as folder:
         listen = f"unix:{folder}/kms.sock"
         environ = {
             "KMS_CACHE_MAX_SIZE": str(CACHE),
+            "KMS_ENCRYPTION_MODE": mode,
             "KMS_AUDIT_FILE": f"{folder}/audit.log",
             "KMS_PROCESS_DUMPABLE": "true",  # so that its files can be counted from outside
         }
-        with spawned("--data-dir", f"{folder}/data", "--listen", listen, environ=environ) as daemon:
+        arguments = ("--data-dir", f"{folder}/data", "--listen", listen)
+        with spawned(*arguments, environ=environ, command=command) as daemon:
             yield daemon, listen, f"unix:{folder}/data/admin.sock"
 
 
 @asynccontextmanager
-async def calling(listen: str, admin: str, soak: Soak) -> AsyncIterator[None]:
+async def channels(listen: str, admin: str) -> AsyncIterator[tuple[grpc.aio.Channel, grpc.aio.Channel]]:
+    """Open a channel to either socket."""
+    async with grpc.aio.insecure_channel(listen) as channel, grpc.aio.insecure_channel(admin) as operator:
+        request = pb.EncryptRequest(tenant_id="warm-0", plaintext=b"x")
+        await KeyManagementServiceStub(channel).Encrypt(request, timeout=60, wait_for_ready=True)
+        yield channel, operator
+
+
+async def fill(channel: grpc.aio.Channel, operator: grpc.aio.Channel, tenants: int) -> None:
+    """Make keys of so many tenants, which are not called again."""
+    left, outcomes = iter(range(tenants)), Counter[tuple[str, str]]()
+
+    async def work(seed: int) -> None:
+        caller = Caller(channel, operator, outcomes, seed)
+        for _ in left:
+            await caller.begin_tenant()
+
+    await asyncio.gather(*(work(CALLERS + seed) for seed in range(CALLERS)))
+    if len(outcomes) > bool(tenants):
+        raise RuntimeError(f"tenants could not be made: {dict(outcomes)}")
+
+
+@asynccontextmanager
+async def calling(
+    channel: grpc.aio.Channel, operator: grpc.aio.Channel, soak: Soak, shares: Mapping[str, int]
+) -> AsyncIterator[None]:
     """Call while the body runs."""
     over = asyncio.Event()
-    async with (
-        grpc.aio.insecure_channel(listen) as channel,
-        grpc.aio.insecure_channel(admin) as operator,
-        asyncio.TaskGroup() as tasks,
-    ):
+    async with asyncio.TaskGroup() as tasks:
         for seed in range(CALLERS):
-            tasks.create_task(Caller(channel, operator, soak, seed).run(over))
+            tasks.create_task(Caller(channel, operator, soak.outcomes, seed).run(over, shares))
         try:
             yield
         finally:
             over.set()
 
 
-async def soaked(seconds: float, limit: int, pause: float) -> Soak:
-    """Call for some time, or until there were so many calls; look at the daemon every `pause` seconds."""
-    soak, began = Soak(), time.monotonic()
-    with subject() as (daemon, listen, admin):
+async def soaked(
+    seconds: float,
+    limit: int,
+    pause: float,
+    *,
+    tenants: int = TENANTS,
+    shares: Mapping[str, int] = SHARES,
+    mode: str = "data-key",
+    command: Sequence[str] | None = None,
+) -> Soak:
+    """Call for some time, or until there were so many calls; look at the daemon every `pause` seconds.
+
+    `tenants` are made before that. `shares` are those of the kinds of calls; `command` runs the daemon.
+    """
+    soak = Soak()
+    with subject(mode, command) as (daemon, listen, admin):
         await asyncio.to_thread(daemon.wait_for, "Listening", 60)
-        await _ready(listen)
-        async with calling(listen, admin, soak):
-            while time.monotonic() - began < seconds and soak.calls < limit:
-                await asyncio.sleep(pause)
-                soak.samples.append(await asyncio.to_thread(sample, daemon, soak.calls))
-    soak.seconds = time.monotonic() - began
+        async with channels(listen, admin) as (channel, operator):
+            await fill(channel, operator, tenants)
+            began = time.monotonic()
+            async with calling(channel, operator, soak, shares):
+                while time.monotonic() - began < seconds and soak.calls < limit:
+                    await asyncio.sleep(pause)
+                    soak.samples.append(await asyncio.to_thread(sample, daemon, soak.calls))
+            soak.seconds = time.monotonic() - began
+            soak.served = await asyncio.to_thread(served, daemon)
     return soak
-
-
-async def _ready(listen: str) -> None:
-    async with grpc.aio.insecure_channel(listen) as channel:
-        request = pb.EncryptRequest(tenant_id="warm-0", plaintext=b"x")
-        await KeyManagementServiceStub(channel).Encrypt(request, timeout=60, wait_for_ready=True)
 
 
 @click.command()
 @click.option("--minutes", default=10.0, show_default=True)
 @click.option("--calls", default=1_000_000, show_default=True, help="End earlier, after so many.")
-def main(minutes: float, calls: int) -> None:
+@click.option("--tenants", default=TENANTS, show_default=True, help="Tenants to make before that.")
+@click.option("--without", multiple=True, type=click.Choice(list(SHARES)), help="Leave this kind of call out.")
+@click.option("--only", multiple=True, type=click.Choice(list(SHARES)), help="This kind of call, and not all.")
+@click.option("--mode", type=click.Choice(["data-key", "branch-key"]), default="data-key", show_default=True)
+def main(minutes: float, calls: int, tenants: int, without: tuple[str, ...], only: tuple[str, ...], mode: str) -> None:
     """Call a daemon in every way, and print what it holds more and more of."""
-    for line in asyncio.run(soaked(minutes * 60, calls, 5.0)).lines():
+    shares = {kind: share for kind, share in SHARES.items() if kind in (only or SHARES) and kind not in without}
+    soak = asyncio.run(soaked(minutes * 60, calls, 5.0, tenants=tenants, shares=shares, mode=mode))
+    for line in soak.lines():
         click.echo(line)
 
 

@@ -1,26 +1,39 @@
 """The soak in short form: its machinery. Whether something grows, `make drill-soak` says."""
 
 import asyncio
+from collections import Counter
 
 import pytest
 
+from tests.drills.calls import LEFT, SHARES
 from tests.drills.slope import slope
 from tests.drills.soak import Sample, Soak, soaked
 
+GOOD = {"OK", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", LEFT}
+EXPECTED = {kind: "OK" for kind in SHARES} | {
+    "refused": "INVALID_ARGUMENT",
+    "left": LEFT,
+    "too late": "DEADLINE_EXCEEDED",
+}
 
-def test_a_soak_makes_calls_of_every_kind_and_measures_the_daemon() -> None:
-    """Calls end well, are refused, pass their deadline and are left; none meets a defect; the daemon is sampled."""
-    soak = asyncio.run(soaked(60, 3000, 0.2))
-    assert {"OK", "INVALID_ARGUMENT", "left by the caller"} <= set(soak.outcomes)
-    assert not {"UNKNOWN", "INTERNAL", "UNAVAILABLE", "UNIMPLEMENTED"} & set(soak.outcomes)
-    assert soak.calls == soak.outcomes.total() >= 3000
+
+@pytest.mark.parametrize("mode", ["data-key", "branch-key"])
+def test_a_soak_makes_calls_of_every_kind_and_measures_the_daemon(mode: str) -> None:
+    """Each kind of call ends as it should, in the daemon too; none meets a defect; the daemon is sampled."""
+    soak = asyncio.run(soaked(60, 3000, 0.2, tenants=30, mode=mode))
+    assert set(EXPECTED.items()) <= set(soak.outcomes)
+    assert not set(soak.ended()) - GOOD
+    assert soak.calls == sum(soak.ended().values()) >= 3000
+    assert min(soak.served[status] for status in ("OK", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "CANCELLED")) >= 1
+    assert soak.served["OK"] >= soak.ended()["OK"] + 2 * 30  # and the two first calls of each tenant
+    assert len(soak.samples) >= 2
     assert all(min(sample.rss_kib, sample.files, sample.threads) > 0 for sample in soak.samples)
 
 
 @pytest.mark.parametrize(("kib", "verdict"), [(200.0, "grows"), (0.0, "no growth")])
 def test_a_soak_tells_growth_from_noise(kib: float, verdict: str) -> None:
     """Memory that goes up and down by more than it grows with each sample still grows, or does not."""
-    soak = Soak(calls=1_000_000)
+    soak = Soak(Counter({("sealed", "OK"): 1_000_000}))
     for number in range(101):
         noise = -400 if number % 2 else 400
         soak.samples.append(Sample(number * 10_000, int(90_000 + kib * number / 10 + noise), 20, 10))
