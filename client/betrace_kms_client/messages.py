@@ -291,12 +291,16 @@ _CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 def _refusal(status: pb.ItemStatus) -> SpanRefusal | None:
-    return SpanRefusal(_CODES.get(status.code, "UNKNOWN"), status.message) if status.code else None
+    return SpanRefusal(*_refused(status)) if status.code else None
 
 
 def _item_refusal(status: pb.ItemStatus) -> ItemRefusal:
+    return ItemRefusal(*_refused(status))
+
+
+def _refused(status: pb.ItemStatus) -> tuple[str, str, str, float | None]:
     delay = status.retry_delay.ToMilliseconds() / 1000 if status.HasField("retry_delay") else None
-    return ItemRefusal(_CODES.get(status.code, "UNKNOWN"), status.message, status.reason, delay)
+    return _CODES.get(status.code, "UNKNOWN"), status.message, status.reason, delay
 
 
 def _time(time: Timestamp) -> str:

@@ -100,10 +100,15 @@ class SignedSpan:
 
 @dataclass(frozen=True, slots=True)
 class SpanRefusal:
-    """Why one span of a batch was neither signed nor judged: the name of a gRPC status, and what to fix."""
+    """Why one span of a batch was neither signed nor judged, as the error of a call for it alone would say.
+
+    `status` is the name of a gRPC status; `retry_after` is in seconds, where another try is worth it.
+    """
 
     status: str
     message: str
+    reason: str = ""
+    retry_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ async def test_a_bad_span_fails_alone(client: AsyncKmsClient, proofs: bool) -> N
     """Its result names what to mend; its neighbours are signed and verify."""
     batch = [*spans(2), BAD, *spans(2, first=3)]
     results = await client.sign_spans("acme", batch, proofs=proofs)
-    refusal = SpanRefusal("INVALID_ARGUMENT", "span.trace_id must be 16 bytes, not 5")
+    refusal = SpanRefusal("INVALID_ARGUMENT", "span.trace_id must be 16 bytes, not 5", "INVALID_REQUEST")
     good = [signed(span, result) for span, result in zip(batch, results, strict=True) if span is not BAD]
     assert results[2] == refusal
     assert await client.verify_spans("acme", good) == [VALID] * 4
@@ -107,12 +107,16 @@ async def test_verdicts_tell_what_is_wrong(client: AsyncKmsClient) -> None:
             SignedSpan(first.span, first.signature, first.key_id, later),
             SignedSpan(first.span, first.signature, "0" * 32, first.proof),
             SignedSpan(first.span, b"short", first.key_id, first.proof),
+            SignedSpan(first.span, first.signature, "nonsense", first.proof),
             third,
         ],
     )
     bad, unknown = Verdict(False, "BAD_SIGNATURE"), Verdict(False, "UNKNOWN_KEY")
-    refusal = SpanRefusal("INVALID_ARGUMENT", "signature must be 64 bytes, not 5")
-    assert judged == [VALID, bad, bad, bad, unknown, refusal, VALID]
+    refusal = SpanRefusal("INVALID_ARGUMENT", "signature must be 64 bytes, not 5", "INVALID_REQUEST")
+    with pytest.raises(InvalidRequest) as alone:
+        await client.verify_span("acme", first.span, first.signature, "nonsense", first.proof)
+    no_id = SpanRefusal("INVALID_ARGUMENT", alone.value.message, alone.value.reason)
+    assert judged == [VALID, bad, bad, bad, unknown, refusal, no_id, VALID]
     assert await client.verify_spans("rival", [first]) == [unknown]
 
 

@@ -142,6 +142,7 @@ def test_a_delay_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = error_details_pb2.RetryInfo()
     expected.retry_delay.FromMilliseconds(1251)
     assert expected == details_of(status.of_error(Throttled("slow down"), REQUEST_ID))[-1]
+    assert expected.retry_delay == status.item_status(Throttled("slow down")).retry_delay
 
 
 def test_a_defect_tells_nothing() -> None:

@@ -24,6 +24,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from betrace_kms_server.core.errors import InvalidRequest
 from betrace_kms_server.core.keys import SigningKey
+from betrace_kms_server.core.tenancy import check_key_id
 from betrace_kms_server.rpc.status import item_status
 
 
@@ -109,13 +110,15 @@ def verdicts_of(verifier: SpanVerifier, spans: Sequence[pb.SignedSpan]) -> list[
 
 
 def _verdict_of(verifier: SpanVerifier, signed: pb.SignedSpan) -> pb.VerifySpanResult:
+    if not signed.HasField("span"):
+        return pb.VerifySpanResult(status=_refused("span is missing"))
     if len(signed.signature) != SIGNATURE_BYTES:
         message = f"signature must be {SIGNATURE_BYTES} bytes, not {len(signed.signature)}"
         return pb.VerifySpanResult(status=_refused(message))
     proof = signed.proof if signed.HasField("proof") else None
     try:
-        reason = verifier.verify(signed.span, signed.signature, signed.key_id, proof)
-    except InvalidSpan as error:
+        reason = verifier.verify(signed.span, signed.signature, check_key_id(signed.key_id), proof)
+    except (InvalidSpan, InvalidRequest) as error:
         return pb.VerifySpanResult(status=_refused(str(error)))
     return pb.VerifySpanResult(valid=reason == "VALID", reason=pb.VerifyReason.Value(reason))
 
