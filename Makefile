@@ -21,12 +21,19 @@ APT_GET = apt-get -q -o Dir::State='$(CURDIR)/$(APT)' -o Dir::State::status=/var
 JAVA_SDK := tests/interop/java/sdk
 # Maven remembers a download that failed; -U lets it try again.
 COPY_JARS := mvn -q -B -f $(JAVA_SDK) dependency:copy-dependencies -DoutputDirectory=jars
+# Unpack packages of Debian into .tools/apt/unpacked.
+define unpack
+@command -v apt-get >/dev/null || { echo 'There is no apt-get here: put $(firstword $(1)) on the PATH yourself'; exit 1; }
+rm -rf $(APT) && mkdir -p $(APT)/lists/partial $(APT)/archives/partial
+-$(APT_GET) update
+cd $(APT) && $(APT_GET) download $(1) && for package in *.deb; do dpkg-deb -x "$$package" unpacked; done
+endef
 export PATH := $(CURDIR)/$(TOOLS):$(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help run test test-keyring test-install test-ranges coverage lint format types imports protos protos-check docs release tools prometheus node-modules java-libraries bench-envelope bench-sign bench-telemetry bench-rotation bench-access bench-audit drill-race drill-kill drill-restart drill-audit drill-cold drill-overload test-faults fuzz mutants ci requirements clean sbom audit-deps drill-hostile drill-soak bench-branch-keys bench-batch
+.PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/server.stamp ## run the daemon on 127.0.0.1:50051 with the local provider and ./data
 	@printf '%s\n' \
@@ -81,11 +88,19 @@ tools: ## build grpcurl and grpc_health_probe into .tools (needs Go)
 prometheus: $(TOOLS)/prometheus ## unpack Debian's prometheus and promtool into .tools (needs apt-get, not root)
 
 $(TOOLS)/prometheus:
-	@command -v apt-get >/dev/null || { echo 'There is no apt-get here: put prometheus and promtool on the PATH yourself'; exit 1; }
-	rm -rf $(APT) && mkdir -p $(APT)/lists/partial $(APT)/archives/partial
-	-$(APT_GET) update
-	cd $(APT) && $(APT_GET) download prometheus && dpkg-deb -x prometheus_*.deb unpacked
+	$(call unpack,prometheus)
 	mv -f $(APT)/unpacked/usr/bin/promtool $(APT)/unpacked/usr/bin/prometheus $(TOOLS)/
+	rm -rf $(APT)
+
+h2load: $(TOOLS)/h2load ## unpack Debian's h2load, the load generator of `make bench`, into .tools (needs apt-get, not root)
+
+# It comes with two libraries that a slim machine lacks, so a script stands before it.
+$(TOOLS)/h2load:
+	$(call unpack,nghttp2-client libev4 libjemalloc2)
+	rm -rf $(TOOLS)/nghttp2 && mkdir -p $(TOOLS)/nghttp2
+	mv $(APT)/unpacked/usr/bin/h2load $(APT)/unpacked/usr/lib/*/*.so* $(TOOLS)/nghttp2/
+	printf '%s\n' '#!/bin/sh' 'here=$$(dirname "$$(readlink -f "$$0")")/nghttp2' 'LD_LIBRARY_PATH=$$here exec "$$here/h2load" "$$@"' > $@
+	chmod 755 $@
 	rm -rf $(APT)
 
 node-modules: ## install the AWS Encryption SDK for JavaScript for tests/interop (needs Node.js and npm)
@@ -108,6 +123,9 @@ release: $(VENV)/dev.stamp $(VENV)/tools.stamp ## make release VERSION=1.2.3: se
 	$(BIN)/hatchling build
 	$(MAKE) sbom
 	@echo 'Made the tag v$(VERSION) and dist/. Push both: git push origin HEAD v$(VERSION)'
+
+bench: $(VENV)/dev.stamp $(TOOLS)/h2load ## measure every call against an empty echo, in under 10 minutes (BENCHFLAGS=--help)
+	$(BIN)/python -m bench.run $(BENCHFLAGS)
 
 bench-envelope: $(VENV)/dev.stamp ## compare seal and open with the official AWS Encryption SDK, and files with bare AES-GCM
 	$(BIN)/python -m bench.envelope

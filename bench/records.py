@@ -61,6 +61,8 @@ class Record:
     """Median over the rounds of this side's p99 divided by that of `ratio_to`."""
     rss_kib: int | None = None
     """Resident memory of the server when the rounds were over."""
+    repeated: int | None = None
+    """Turns that were dropped and made again because a call in them was refused, if there were any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ class Rounds:
     p99_ms: Sequence[float] = ()
     latencies_ms: Sequence[float] = ()
     """Of all calls of all rounds."""
+    repeated: int = 0
+    """Turns that were dropped and made again, because a call in them was refused."""
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
@@ -119,6 +123,7 @@ def summary(
         p99_ms=percentile(latencies, 0.99) if latencies else None,
         p99_ratio=statistics.median(tails) if tails else None,
         rss_kib=rss_kib,
+        repeated=rounds.repeated or None,
     )
 
 

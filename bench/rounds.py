@@ -26,6 +26,8 @@ class Turn:
     """From the first request to the last answer."""
     latencies_ms: tuple[float, ...] = ()
     """Of each call."""
+    repeated: int = 0
+    """Turns before this one that were dropped, because a call in them was refused."""
 
 
 @dataclass
@@ -38,6 +40,7 @@ class _Side:
             per_second=[turn.items / turn.seconds for turn in self.turns],
             p99_ms=[percentile(turn.latencies_ms, 0.99) for turn in self.turns if turn.latencies_ms],
             latencies_ms=[each for turn in self.turns for each in turn.latencies_ms],
+            repeated=sum(turn.repeated for turn in self.turns),
         )
 
 

@@ -38,6 +38,26 @@ def transport_limit(max_payload_bytes: int) -> int:
     return max_payload_bytes + max_payload_bytes // _OVERHEAD_SHARE + _OVERHEAD_BYTES
 
 
+def channel_options(max_payload_bytes: int) -> Sequence[tuple[str, int]]:
+    """Return the channel arguments of a server whose payloads have at most so many bytes."""
+    return [
+        ("grpc.so_reuseport", 0),  # a second daemon must not take calls from the first
+        ("grpc.max_receive_message_length", transport_limit(max_payload_bytes)),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_concurrent_streams", 100),  # for each connection; a client lets more calls wait
+        # It refuses streams of clients that keep to the limit, because it counts some that have just ended.
+        ("grpc.http.overload_protection", 0),
+        # gRPC inflates a request before it checks the size: 1 MB of gzip can hold 1,000
+        ("grpc.compression_enabled_algorithms_bitset", _UNCOMPRESSED),
+        # A stream gets 64 KiB until its message is asked for; gRPC would raise that to megabytes when it is busy.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.server_handshake_timeout_ms", 5_000),  # connections that never speak go away
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_ping_strikes", 0),  # clients that ping often do not get ENHANCE_YOUR_CALM
+    ]
+
+
 def build_server(
     key_management: KeyManagementService,
     health_service: HealthService,
@@ -92,23 +112,7 @@ def _server(
 ) -> grpc.aio.Server:
     return grpc.aio.server(
         interceptors=[ErrorInterceptor(observer, gate, access), *interceptors],
-        options=[
-            ("grpc.so_reuseport", 0),  # a second daemon must not take calls from the first
-            ("grpc.max_receive_message_length", transport_limit(max_payload_bytes)),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.max_concurrent_streams", 100),  # for each connection; a client lets more calls wait
-            # It refuses streams of clients that keep to the limit, because it counts some that have just ended.
-            ("grpc.http.overload_protection", 0),
-            # gRPC inflates a request before it checks the size: 1 MB of gzip can hold 1,000
-            ("grpc.compression_enabled_algorithms_bitset", _UNCOMPRESSED),
-            # A stream gets 64 KiB until its message is asked for; gRPC would raise that to megabytes when it is busy.
-            ("grpc.http2.bdp_probe", 0),
-            ("grpc.server_handshake_timeout_ms", 5_000),  # connections that never speak go away
-            ("grpc.keepalive_time_ms", 60_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.max_ping_strikes", 0),  # clients that ping often do not get ENHANCE_YOUR_CALM
-            *options,
-        ],
+        options=[*channel_options(max_payload_bytes), *options],
     )
 
 
