@@ -147,6 +147,9 @@ bench-access: $(VENV)/dev.stamp ## show what it costs to identify the caller of 
 bench-batch: $(VENV)/dev.stamp ## show what a payload of 64 bytes costs alone and in a batch of 100
 	$(BIN)/python -m bench.batch
 
+bench-peer: $(VENV)/dev.stamp $(VENV)/peers.stamp $(TOOLS)/h2load ## compare each call with OpenBao's transit engine, with and without audit logs (FLAGS=--help)
+	$(BIN)/python -m bench.peer $(FLAGS)
+
 bench-audit: $(VENV)/dev.stamp ## show what kms.audit.required and kms.audit.durable cost a warm SignSpan
 	$(BIN)/python -m bench.audit
 
@@ -205,6 +208,7 @@ requirements: $(VENV)/dev.stamp ## pin the newest versions that pyproject.toml a
 	$(COMPILE) pyproject.toml requirements/build.in --extra server -c requirements/dev.txt -o requirements/server.txt
 	$(COMPILE) --group fuzz -c requirements/dev.txt -o requirements/fuzz.txt
 	$(COMPILE) --group tools -c requirements/dev.txt -o requirements/tools.txt
+	$(COMPILE) --group peers -o requirements/peers.txt
 
 clean: ## remove what the other targets made, but not ./data
 	rm -rf $(VENV) .tools .fuzz .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist
@@ -216,6 +220,13 @@ $(BIN)/python:
 # A stamp stands for "what this requirements file pins, and the package itself, are installed". The pins are complete, so
 # --no-deps leaves pip nothing to resolve: what the registry published since does not matter.
 $(VENV)/fuzz.stamp $(VENV)/tools.stamp: $(VENV)/dev.stamp
+
+# What we are compared with has an environment of its own: it is no part of ours.
+$(VENV)/peers.stamp: requirements/peers.txt | $(BIN)/python
+	@echo 'Installing what requirements/peers.txt pins (71 MB) into $(VENV)/peers ...'
+	'$(PYTHON)' -m venv $(VENV)/peers
+	$(VENV)/peers/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes -r requirements/peers.txt
+	@touch $@
 
 $(VENV)/%.stamp: requirements/%.txt pyproject.toml | $(BIN)/python
 	@echo 'Installing what requirements/$*.txt pins into $(VENV) ...'

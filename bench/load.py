@@ -45,6 +45,8 @@ class Target:
     """Share by which the size of an answer may differ, where it holds the time of day."""
     token: str = ""
     """Bearer token of the caller."""
+    http1: tuple[str, ...] = ()
+    """Headers for a server that is no gRPC server: HTTP/1.1, and each call in flight has a connection of its own."""
 
 
 class LoadFailed(Exception):
@@ -69,15 +71,16 @@ class Load:
         """Return the command line of h2load."""
         target = self.target
         host, socket = ("localhost", target.address) if target.address.startswith("unix:") else (target.address, "")
-        headers = ["content-type: application/grpc", "te: trailers"]
+        headers = list(target.http1) or ["content-type: application/grpc", "te: trailers"]
         if target.token:
             headers.append(f"authorization: Bearer {target.token}")
         return [
             H2LOAD,
+            f"--requests={self.calls}",
             *(
-                f"--requests={self.calls}",
-                f"--clients={self.connections}",
-                f"--max-concurrent-streams={self.in_flight}",
+                ("--h1", f"--clients={self.connections * self.in_flight}")
+                if target.http1
+                else (f"--clients={self.connections}", f"--max-concurrent-streams={self.in_flight}")
             ),
             *(f"--data={target.body}", f"--log-file={log}"),
             *(f"--header={header}" for header in headers),
@@ -88,7 +91,7 @@ class Load:
     def check(self, output: str) -> None:
         """Raise LoadFailed unless h2load reports that all calls got an answer of the expected size."""
         succeeded, data = re.search(r"(\d+) succeeded", output), re.search(r"\((\d+)\) data", output)
-        expected = self.calls * (_PREFIX_BYTES + self.target.answer_bytes)
+        expected = self.calls * (self.target.answer_bytes + (0 if self.target.http1 else _PREFIX_BYTES))
         if succeeded and data and int(succeeded[1]) == self.calls:
             if abs(int(data[1]) - expected) <= expected * self.target.tolerance:
                 return
