@@ -66,7 +66,7 @@ async def serve(listen: list[str]) -> None:
 @click.option("--listen", multiple=True, default=["127.0.0.1:0"], show_default=True)
 def main(listen: tuple[str, ...]) -> None:
     """Echo until killed."""
-    process.limit_malloc_arenas()
+    process.tune_malloc()
     process.raise_open_files()
     uvloop.run(serve(list(listen)))
 
