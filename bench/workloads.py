@@ -89,6 +89,12 @@ def _data_key(daemon: Daemon, payload: int, batch: int) -> Workload:
     return daemon.workload("GenerateDataKey", request, payload=payload)
 
 
+def _data_keys(daemon: Daemon, payload: int, batch: int) -> Workload:
+    items = [pb.GenerateDataKeysItem(key_spec=pb.AES_256, encryption_context=CONTEXT) for _ in range(batch)]
+    request = pb.GenerateDataKeysRequest(tenant_id=daemon.tenant, items=items)
+    return daemon.workload("GenerateDataKeys", request, payload=payload)
+
+
 def _encrypt(daemon: Daemon, payload: int, batch: int) -> Workload:
     plaintext = os.urandom(payload)
     request = pb.EncryptRequest(tenant_id=daemon.tenant, plaintext=plaintext, encryption_context=CONTEXT)
@@ -198,6 +204,7 @@ def _public_keys(daemon: Daemon, payload: int, batch: int) -> Workload:
 
 KINDS: Mapping[str, Kind] = {
     "GenerateDataKey": Kind(_data_key, payload=32),
+    "GenerateDataKeys": Kind(_data_keys, payload=32, batch=100),
     "Encrypt": Kind(_encrypt, payload=1024),
     "Decrypt": Kind(_decrypt, payload=1024),
     "ReEncrypt": Kind(_re_encrypt, payload=1024),
