@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -10,6 +11,7 @@ from betrace.kms.v1.span_pb2 import ComplianceSpan, InclusionProof
 from betrace_kms_envelope import KeyMaterial, Opening
 
 from betrace_kms_client import files, messages
+from betrace_kms_client.async_coalescer import AsyncCoalescer
 from betrace_kms_client.channel import DEFAULT_TARGET, DEFAULT_TIMEOUT, normalised
 from betrace_kms_client.credentials import File, Token, chosen, open_aio_channel
 from betrace_kms_client.errors import from_rpc_error
@@ -40,6 +42,9 @@ class AsyncKmsClient:
     daemon has answered, calls wait for it while it restarts, unless `wait_for_ready` is False; before that, one that is
     not there fails at once. What proves who the client is, and is not given, comes from the environment: see
     betrace_kms_client.credentials.
+
+    With `coalesce`, calls of one turn of the event loop, or within `coalesce_delay` seconds, travel as one batch where
+    they are of one tenant and kind; each has its own result, error and deadline: see docs/batching.md.
     """
 
     def __init__(
@@ -52,6 +57,8 @@ class AsyncKmsClient:
         tls_ca_file: File = None,
         tls_cert_file: File = None,
         tls_key_file: File = None,
+        coalesce: bool = False,
+        coalesce_delay: float = 0.0,
     ) -> None:
         files = chosen(token_file, tls_ca_file, tls_cert_file, tls_key_file)
         self.target = normalised(target)
@@ -61,6 +68,11 @@ class AsyncKmsClient:
         self._answered = False
         self._channel = open_aio_channel(self.target, files)
         self._stub = KeyManagementServiceStub(self._channel)
+        self._coalescer = (
+            AsyncCoalescer(self._call_alone, partial(getattr, self._stub), self.target, coalesce_delay)
+            if coalesce
+            else None
+        )
 
     async def __aenter__(self) -> "AsyncKmsClient":
         return self
@@ -299,9 +311,14 @@ class AsyncKmsClient:
 
     async def _call(self, method: "grpc.aio.UnaryUnaryMultiCallable[Any, R]", request: Any, timeout: float | None) -> R:
         seconds = self._timeout if timeout is None else timeout
+        call = self._call_alone if self._coalescer is None else self._coalescer.call
+        response: R = await call(method, request, seconds)
+        return response
+
+    async def _call_alone(self, method: Any, request: Any, seconds: float) -> Any:
         try:
             try:
-                response: R = await self._send(method, request, seconds)
+                response = await self._send(method, request, seconds)
             except grpc.RpcError as error:
                 if error.code() is not grpc.StatusCode.UNAUTHENTICATED or not self._token.renewed():
                     raise

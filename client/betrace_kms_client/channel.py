@@ -8,6 +8,10 @@ DEFAULT_TARGET = "127.0.0.1:50051"
 DEFAULT_TIMEOUT = 10.0
 """Seconds that a call may take, its retries included: longer than the daemon waits for KMS, so that it can say why."""
 
+MAX_ATTEMPTS = 3
+INITIAL_BACKOFF, MAX_BACKOFF, BACKOFF_MULTIPLIER = 0.1, 1.0, 2
+"""Seconds before the second attempt, at most, and by how much it grows: of gRPC's retries, and of items of batches."""
+
 _SERVICE = key_management_pb2.DESCRIPTOR.services_by_name["KeyManagementService"].full_name
 
 # Every call of this service may be repeated: at worst a second try makes a key or a ciphertext that no one uses. The
@@ -19,10 +23,10 @@ _SERVICE_CONFIG = {
         {
             "name": [{"service": _SERVICE}],
             "retryPolicy": {
-                "maxAttempts": 3,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
+                "maxAttempts": MAX_ATTEMPTS,
+                "initialBackoff": f"{INITIAL_BACKOFF}s",
+                "maxBackoff": f"{MAX_BACKOFF}s",
+                "backoffMultiplier": BACKOFF_MULTIPLIER,
                 "retryableStatusCodes": ["UNAVAILABLE"],
             },
         }

@@ -24,6 +24,7 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 if TYPE_CHECKING:
+    from betrace.kms.v1.key_management_pb2 import ItemStatus
     from google.protobuf.any_pb2 import Any as AnyMessage
 
 _DETAILS = "grpc-status-details-bin"
@@ -134,7 +135,7 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> KmsClientError:
     elif code is grpc.StatusCode.RESOURCE_EXHAUSTED and not info.reason:
         message = f"the message is too large for the daemon: raise kms.server.max-message-bytes ({message})"
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        message = f"no answer from {target} in time: check that the daemon runs and what it logs, or raise the timeout"
+        message = _too_late(target)
     return EXCEPTIONS.get(code, InternalError)(
         message,
         reason=info.reason,
@@ -142,6 +143,38 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> KmsClientError:
         retry_after=None if retry is None else retry.retry_delay.ToMilliseconds() / 1000,
         metadata=info.metadata,
     )
+
+
+def too_late(target: str) -> DeadlineExceeded:
+    """Return the exception for a call to `target` that was not answered within its timeout."""
+    return DeadlineExceeded(_too_late(target))
+
+
+def from_item_status(status: "ItemStatus") -> KmsClientError:
+    """Return the exception for an item of a batch: the one that a call for it alone would raise."""
+    retry = status.retry_delay.ToMilliseconds() / 1000 if status.HasField("retry_delay") else None
+    kind = _BY_NUMBER.get(status.code, InternalError)
+    return kind(status.message, reason=status.reason, retry_after=retry)
+
+
+def again(error: KmsClientError) -> KmsClientError:
+    """Return an exception like this one, caused by it: each of several calls raises one of its own."""
+    copy = type(error)(
+        error.message,
+        reason=error.reason,
+        request_id=error.request_id,
+        retry_after=error.retry_after,
+        metadata=error.metadata,
+    )
+    copy.__cause__ = error
+    return copy
+
+
+_BY_NUMBER = {code.value[0]: kind for code, kind in EXCEPTIONS.items()}
+
+
+def _too_late(target: str) -> str:
+    return f"no answer from {target} in time: check that the daemon runs and what it logs, or raise the timeout"
 
 
 def _details(error: grpc.RpcError) -> "list[AnyMessage]":

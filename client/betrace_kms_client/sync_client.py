@@ -1,6 +1,7 @@
 """The client for threads."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -28,6 +29,7 @@ from betrace_kms_client.results import (
     Verdict,
 )
 from betrace_kms_client.sealer import DEFAULT_TTL, MAX_MESSAGES, KmsSealer
+from betrace_kms_client.sync_coalescer import Coalescer
 
 R = TypeVar("R")
 
@@ -39,6 +41,9 @@ class KmsClient:
     daemon has answered, calls wait for it while it restarts, unless `wait_for_ready` is False; before that, one that is
     not there fails at once. What proves who the client is, and is not given, comes from the environment: see
     betrace_kms_client.credentials.
+
+    With `coalesce`, calls that find another one of their tenant and kind on its way travel as one batch after it, and
+    the first one waits for `coalesce_delay` seconds; each has its own result, error and deadline: see docs/batching.md.
     """
 
     def __init__(
@@ -51,6 +56,8 @@ class KmsClient:
         tls_ca_file: File = None,
         tls_cert_file: File = None,
         tls_key_file: File = None,
+        coalesce: bool = False,
+        coalesce_delay: float = 0.0,
     ) -> None:
         files = chosen(token_file, tls_ca_file, tls_cert_file, tls_key_file)
         self.target = normalised(target)
@@ -60,6 +67,9 @@ class KmsClient:
         self._answered = False
         self._channel = open_channel(self.target, files)
         self._stub = KeyManagementServiceStub(self._channel)
+        self._coalescer = (
+            Coalescer(self._call_alone, partial(getattr, self._stub), self.target, coalesce_delay) if coalesce else None
+        )
 
     def __enter__(self) -> "KmsClient":
         return self
@@ -296,9 +306,14 @@ class KmsClient:
 
     def _call(self, method: "grpc.UnaryUnaryMultiCallable[Any, R]", request: Any, timeout: float | None) -> R:
         seconds = self._timeout if timeout is None else timeout
+        call = self._call_alone if self._coalescer is None else self._coalescer.call
+        response: R = call(method, request, seconds)
+        return response
+
+    def _call_alone(self, method: Any, request: Any, seconds: float) -> Any:
         try:
             try:
-                response: R = self._send(method, request, seconds)
+                response = self._send(method, request, seconds)
             except grpc.RpcError as error:
                 if error.code() is not grpc.StatusCode.UNAUTHENTICATED or not self._token.renewed():
                     raise
