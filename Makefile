@@ -150,6 +150,9 @@ bench-batch: $(VENV)/dev.stamp ## show what a payload of 64 bytes costs alone an
 bench-peer: $(VENV)/dev.stamp $(VENV)/peers.stamp $(TOOLS)/h2load ## compare each call with OpenBao's transit engine, with and without audit logs (FLAGS=--help)
 	$(BIN)/python -m bench.peer $(FLAGS)
 
+bench-coalesce: $(VENV)/dev.stamp ## show what a client that coalesces saves the daemon, with 64 callers of one tenant
+	$(BIN)/python -m bench.coalesce
+
 bench-audit: $(VENV)/dev.stamp ## show what kms.audit.required and kms.audit.durable cost a warm SignSpan
 	$(BIN)/python -m bench.audit
 
