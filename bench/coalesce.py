@@ -25,8 +25,8 @@ import click
 from betrace_kms_client import AsyncKmsClient, KmsClient, ResourceExhausted
 
 from bench.access import interval
+from bench.rounds import cpu_nanoseconds
 from bench.sign import span
-from bench.telemetry import cpu_nanoseconds
 from tests.daemon import spawned
 
 TENANT, CALLERS, SPANS_EACH = "acme", 64, 25
