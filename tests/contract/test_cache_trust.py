@@ -205,6 +205,28 @@ async def test_key_that_was_loaded_while_nobody_waited_for_the_store_is_checked(
     assert "new key" == await cache.get_or_load(KEY, load)
 
 
+async def test_warm_caller_goes_on_while_a_read_hangs(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that hangs costs one caller of a tenant a moment and the next ones nothing; its answer counts later."""
+    monkeypatch.setattr("betrace_kms_server.cache.generations._PATIENCE_SECONDS", 0.01)
+    store = Store()
+    gate, cache = gated(store, clock)
+    row = "key"
+
+    async def load() -> str:
+        return row
+
+    await cache.get_or_load(KEY, load)
+    clock.now += 60.0
+    store.answer = asyncio.Event()
+    row, store.value = "new key", 5
+    async with asyncio.timeout(5.0):
+        assert "key" == await cache.get_or_load(KEY, load)
+    assert (True, 2) == (gate.is_open("acme"), store.reads)
+    store.answer.set()
+    await asyncio.wait_for(gate._checks["acme"], 5.0)
+    assert "new key" == await cache.get_or_load(KEY, load)
+
+
 async def test_defect_of_a_read_costs_no_read_per_call(clock: FakeClock) -> None:
     """A generation that cannot be understood is tried again as seldom as one that cannot be read; warm keys serve."""
     store = Store()

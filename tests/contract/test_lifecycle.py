@@ -362,11 +362,11 @@ async def test_a_store_that_hangs_does_not_hold_up_what_is_cached(
     sealed = await pod.keyring.seal("acme", b"payload", {})
     await pod.keyring.open("acme", sealed.ciphertext, {})
 
-    async def hang(tenant_id: str) -> int:
+    async def hang(tenant_id: str) -> TenantHead:
         clock.now += 5
         raise StoreUnavailable("no answer")
 
-    monkeypatch.setattr(pod.store, "generation", hang)
+    monkeypatch.setattr(pod.store, "head", hang)
     provider.calls.clear()
     for _ in range(5):
         clock.now += MAX_AGE
