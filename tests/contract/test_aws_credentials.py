@@ -293,6 +293,33 @@ async def test_refused_credentials_are_read_again_within_the_call(kms: Source, t
     assert "AKIDSECOND" == kms.access_keys[-1]
 
 
+async def test_refusal_during_an_attempt_is_followed_by_another(kms: Source, tmp_path: Path) -> None:
+    """What an attempt has read before AWS refused it says nothing: the sources are asked again within the call."""
+    key, gate, reading, script = (tmp_path / name for name in ("key", "gate", "reading", "process.sh"))
+    script.write_text(
+        f"key=$(cat {key}); touch {reading}; while [ ! -e {gate} ]; do sleep 0.01; done\n"
+        """echo '{"Version": 1, "AccessKeyId": "'$key'", "SecretAccessKey": "s3cret"}'\n"""
+    )
+    key.write_text("AKIDFIRST")
+    gate.touch()
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = sh {script}\n")
+    credentials = AwsCredentials(REGION, pause=0.0)
+    await credentials.ready()
+    reading.unlink()
+    gate.unlink()
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = sh {script} again\n")
+    caller = asyncio.create_task(credentials.ready())
+    async with asyncio.timeout(20):
+        while not reading.exists():  # noqa: ASYNC110  # of a process there is no event
+            await asyncio.sleep(0.01)
+    key.write_text("AKIDSECOND")
+    credentials.refused(credentials.generation)
+    gate.touch()
+    assert await credentials.replaced()
+    await caller
+    assert "AKIDSECOND" == (await credentials.get_frozen_credentials()).access_key
+
+
 @pytest.mark.parametrize("content", ["", "[default]\naws_access_key_id = AKIDHALF\n", "[default", None])
 async def test_file_that_is_unreadable_for_a_moment_costs_nothing(
     kms: Source, tmp_path: Path, content: str | None, caplog: pytest.LogCaptureFixture

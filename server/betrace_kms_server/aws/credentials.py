@@ -83,14 +83,17 @@ class AwsCredentials:
         self._stale = True  # the sources are to be read anew, not only renewed
         self._awaited = False  # even calls with valid credentials wait for the attempt that runs
         self._attempt: asyncio.Task[None] | None = None
+        self._again = False  # the attempt that runs is to be followed by another
         self._next_check = self._last_attempt = float("-inf")
         self._refused_generation = 0
 
     async def ready(self) -> None:
         """Return when there are credentials to sign with. Raises CredentialsUnavailable."""
         self._check()
-        if self._attempt is not None and (self._awaited or not self._usable()):
+        while self._attempt is not None and (self._awaited or not self._usable()):
             await asyncio.wait([self._attempt])
+            if self._awaited:  # AWS has refused meanwhile what that attempt may have read
+                self._check()
         if not self._usable():
             failure = self._failure or _unavailable(NoCredentialsError(), self._seconds)
             raise CredentialsUnavailable(failure.message, metadata=failure.metadata) from failure.__cause__
@@ -100,8 +103,8 @@ class AwsCredentials:
         self._refused_generation = max(generation, self._refused_generation)
         rewritten = self._chain.fingerprint() != self._fingerprint
         if generation == self.generation and (rewritten or self._clock() >= self._last_attempt + self._pause):
-            self._stale = self._awaited = True
-            self._next_check = float("-inf")
+            self._again = self._attempt is not None
+            self._read_anew()
 
     async def replaced(self) -> bool:
         """Return whether there are others than those that AWS refused, read anew where that is due."""
@@ -133,6 +136,10 @@ class AwsCredentials:
         if self._attempt is not None:
             self._attempt.cancel()
             await asyncio.wait([self._attempt])
+
+    def _read_anew(self) -> None:
+        self._stale = self._awaited = True
+        self._next_check = float("-inf")
 
     def _usable(self) -> bool:
         held = self._held
@@ -167,6 +174,9 @@ class AwsCredentials:
             self._attempt, self._awaited = None, False
             self._last_attempt = self._clock()
             self._next_check = self._last_attempt + self._pause
+            if self._again:
+                self._again = False
+                self._read_anew()
 
     def _keep(self, held: _Held) -> None:
         before = self._held
