@@ -27,6 +27,7 @@ from betrace_kms_server.config.sources import described
 from betrace_kms_server.core.key_event import KeyEvent, recorded
 from betrace_kms_server.host.connection_bounds import ConnectionBounds
 from betrace_kms_server.host.connections import Callers
+from betrace_kms_server.host.descriptors import SpareDescriptor
 from betrace_kms_server.host.process import ROOT, runs_as_root
 from betrace_kms_server.host.signals import handle_signals
 from betrace_kms_server.host.sockets import Address, admin_socket, claimed
@@ -216,7 +217,8 @@ async def build_edges(
         gate,
     )
     ciphered = [bound[address] for each in listeners.listeners if each.credentials for address in each.addresses]
-    callers = Callers([*addresses, *bind(admin, [admin_address])], ciphered)
+    spare = resources.enter_context(SpareDescriptor())
+    callers = Callers([*addresses, *bind(admin, [admin_address])], ciphered, spare)
     resources.push_async_callback(drain, (*servers, admin), callers, gate, settings.drain_seconds, hurry)
     await asyncio.gather(*(server.start() for server in servers), admin.start())
     ops = build_app(

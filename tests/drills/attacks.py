@@ -6,6 +6,7 @@ at the latest after its share of frames; those that hold something hold it for `
 
 import os
 import resource
+import socket
 import struct
 import time
 import zlib
@@ -170,13 +171,20 @@ def compressed(address: str, scale: float) -> None:
 
 
 def unread(address: str, scale: float, *, open_windows: bool) -> None:
-    """Ask for four answers of 4 MiB on each of 100 connections, and read none."""
+    """Ask for 400 answers of 4 MiB, and read none: four on each of 100 connections, or one on each of 400.
+
+    A call that is sent reads until it is out. So an answer before it stays unread only if there is no window for it.
+    One that has a window stays in the daemon because the socket takes little.
+    """
     request = framed(pb.EncryptRequest(tenant_id="warm", plaintext=bytes(LARGEST)).SerializeToString())
+    calls = (1,) if open_windows else (1, 3, 5, 7)
     with ExitStack() as held:
-        for _ in range(int(100 * scale)):
+        for _ in range(int(400 * scale) // len(calls)):
             connection = held.enter_context(Connection(address, open_windows=open_windows, seconds=5))
+            if open_windows:
+                connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             with suppress(OSError):
-                for stream in (1, 3, 5, 7):
+                for stream in calls:
                     connection.call(stream, ENCRYPT, request)
         _hold(scale)
 
@@ -191,7 +199,7 @@ def watches(address: str, scale: float) -> None:
 
 
 def idle(address: str, scale: float) -> None:
-    """Open 2,000 connections that say nothing, or no more than their preface."""
+    """Open 2,000 connections that say nothing, or no more than their preface. One more is served meanwhile."""
     _many_files()
     with ExitStack() as held:
         for number in range(int(2_000 * scale)):
@@ -200,6 +208,8 @@ def idle(address: str, scale: float) -> None:
                     held.enter_context(dial(address, 5))
                 else:
                     held.enter_context(Connection(address, seconds=5))
+        with KmsClient(address, timeout=60) as client:
+            client.encrypt("warm", b"x")
         _hold(scale)
 
 

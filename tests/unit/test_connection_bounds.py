@@ -1,14 +1,17 @@
 """Which connections are ended, on real sockets: those past the limit, and those that stand still."""
 
+import os
+import resource
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from betrace_kms_server.host import connection_bounds
 from betrace_kms_server.host.connection_bounds import STALLED_SECONDS, ConnectionBounds
 from betrace_kms_server.host.connections import Callers
+from betrace_kms_server.host.descriptors import SpareDescriptor, open_descriptors
 
 
 class Listening:
@@ -20,7 +23,8 @@ class Listening:
         self._listener.bind(address)  # type: ignore[arg-type]
         self._listener.listen(100)
         name = self._listener.getsockname()
-        self.callers = Callers([f"unix:{name}" if family == socket.AF_UNIX else f"127.0.0.1:{name[1]}"])
+        address = f"unix:{name}" if family == socket.AF_UNIX else f"127.0.0.1:{name[1]}"
+        self.callers = Callers([address], spare=resources.enter_context(SpareDescriptor()))
 
     def connect(self) -> tuple[socket.socket, socket.socket]:
         """Return both ends of a new connection, the server's first."""
@@ -49,6 +53,37 @@ def is_open(caller: socket.socket) -> bool:
         return True
     except ConnectionResetError:
         return False
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """Take all descriptors that this process may open."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = [os.open(os.devnull, os.O_RDONLY)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_descriptors()) + 3, limits[1]))
+    try:
+        with suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_connections_past_the_limit_end_although_no_descriptor_is_left(listening: Listening) -> None:
+    """Who took all descriptors does not keep the daemon from closing connections; no duplicate stays behind."""
+    bounds = ConnectionBounds(listening.callers, 10)
+    connections = [listening.connect() for _ in range(13)]
+    with no_descriptor_left():
+        with pytest.raises(OSError, match="Too many open files"):
+            os.dup(0)
+        assert 3 == bounds.end_surplus()
+    assert 10 == sum(is_open(caller) for _, caller in connections)
+    for server, _ in connections:
+        server.close()
+    assert 0 == sum(is_open(caller) for _, caller in connections)
 
 
 def test_connections_past_the_limit_end(listening: Listening, monkeypatch: pytest.MonkeyPatch) -> None:

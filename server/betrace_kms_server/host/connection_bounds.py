@@ -3,7 +3,6 @@
 gRPC has no limit for either. Its sockets are shut down here, which is for gRPC as if the caller had hung up.
 """
 
-import os
 import resource
 import socket
 import struct
@@ -15,7 +14,8 @@ from dataclasses import dataclass
 
 import structlog
 
-from betrace_kms_server.host.connections import DESCRIPTORS, Callers, identity_of, shut, unsent
+from betrace_kms_server.host.connections import Callers, identity_of, shut, unsent
+from betrace_kms_server.host.descriptors import open_descriptors
 
 log = structlog.get_logger()
 
@@ -100,7 +100,7 @@ class ConnectionBounds:
 
 
 def _descriptors() -> int:
-    return len(os.listdir(DESCRIPTORS))
+    return len(open_descriptors())
 
 
 def _count(connection: socket.socket, peers: Set[str]) -> int | None:

@@ -6,30 +6,35 @@ announces the end first, answers what was sent before the client knew, and close
 """
 
 import array
+import errno
 import fcntl
 import os
 import socket
 import stat
 import termios
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+
+from betrace_kms_server.host.descriptors import SpareDescriptor, open_descriptors
 
 GOAWAY = b"\x00\x00\x08\x07\x00\x00\x00\x00\x00" + b"\x7f\xff\xff\xff" + b"\x00\x00\x00\x00"
 """Length 8, type GOAWAY, stream 0; the last stream is 2^31-1: all that were opened are answered; NO_ERROR."""
-
-DESCRIPTORS = "/dev/fd"
 
 
 class Callers:
     """The connections to some addresses of this process, and the sockets that listen there.
 
     An address is `unix:/path` or host:port with the port that was bound. `ciphered` addresses speak TLS: nothing can be
-    announced there, and connections are only closed.
+    announced there, and connections are only closed. Without a `spare` descriptor, none is found while the process may
+    open no more files.
     """
 
-    def __init__(self, addresses: Sequence[str], ciphered: Sequence[str] = ()) -> None:
+    def __init__(
+        self, addresses: Sequence[str], ciphered: Sequence[str] = (), spare: SpareDescriptor | None = None
+    ) -> None:
         self._names = {_name(address) for address in addresses}
         self._ciphered = {_name(address) for address in ciphered}
+        self._spare = spare
         self._empty: set[int] = set()
         self._announced: set[int] = set()
 
@@ -72,34 +77,39 @@ class Callers:
             shut(connection)
 
     def connected(self) -> Iterator[socket.socket]:
-        """Yield a socket of our own for each connection."""
+        """Yield a socket of our own for each connection, good until the next one is asked for."""
         for _, connection in self._sockets(_is_connected):
             yield connection
 
     def _sockets(self, wanted: Callable[[socket.socket], bool]) -> Iterator[tuple[int, socket.socket]]:
         try:
-            descriptors = [int(name) for name in os.listdir(DESCRIPTORS)]
-        except OSError:  # this process may open no file any more: then gRPC's own stop is all that there is
+            descriptors = open_descriptors()
+        except OSError:  # then gRPC's own stop is all that there is
             return
         for descriptor in descriptors:
-            with _duplicate(descriptor) as found:
+            with self._duplicate(descriptor) as found:
                 if found is not None and _name_of(found) in self._names and wanted(found):
                     yield descriptor, found
 
+    @contextmanager
+    def _duplicate(self, descriptor: int) -> Iterator[socket.socket | None]:
+        """Give a socket of our own for a file descriptor, or None if it is no stream socket or is closed by now."""
+        with ExitStack() as resources:
+            found = None
+            with suppress(OSError):
+                if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                    found = self._own(descriptor, resources)
+            yield found if found is not None and found.type == socket.SOCK_STREAM else None
 
-@contextmanager
-def _duplicate(descriptor: int) -> Iterator[socket.socket | None]:
-    """Give a socket of our own for a file descriptor, or None if it is no stream socket or is closed by now."""
-    try:
-        is_socket = stat.S_ISSOCK(os.fstat(descriptor).st_mode)
-        found = socket.socket(fileno=os.dup(descriptor)) if is_socket else None
-    except OSError:
-        found = None
-    if found is None:
-        yield None
-        return
-    with found:
-        yield found if found.type == socket.SOCK_STREAM else None
+    def _own(self, descriptor: int, resources: ExitStack) -> socket.socket:
+        try:
+            return resources.enter_context(socket.socket(fileno=os.dup(descriptor)))
+        except OSError as cause:
+            if cause.errno != errno.EMFILE or self._spare is None:
+                raise
+        found = socket.socket(fileno=resources.enter_context(self._spare.duplicate(descriptor)))
+        resources.callback(found.detach)
+        return found
 
 
 def _name(address: str) -> str | int:
