@@ -153,6 +153,9 @@ bench-peer: $(VENV)/dev.stamp $(VENV)/peers.stamp $(TOOLS)/h2load ## compare eac
 bench-coalesce: $(VENV)/dev.stamp ## show what a client that coalesces saves the daemon, with 64 callers of one tenant
 	$(BIN)/python -m bench.coalesce
 
+bench-grpcio: $(VENV)/dev.stamp $(TOOLS)/h2load ## compare releases of grpcio by a warm SignSpan: VERSIONS="1.78.2 1.85.3" (FLAGS=--help)
+	$(BIN)/python -m bench.grpcio $(or $(VERSIONS),1.78.2 1.85.3) $(FLAGS)
+
 bench-audit: $(VENV)/dev.stamp ## show what kms.audit.required and kms.audit.durable cost a warm SignSpan
 	$(BIN)/python -m bench.audit
 
