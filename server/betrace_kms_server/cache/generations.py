@@ -6,7 +6,7 @@ shared by all who wait for it. A generation that is not the one that was known d
 
 While the store cannot be read, what is cached serves to the end of its time to live: an outage of the store must not be
 one of ours. That is the bound within which a revocation may be overlooked. Nor does a caller wait for a store that
-hangs: after a quarter of a second it goes on with what is cached, and what the read brings later counts from then on.
+hangs: after a second it goes on with what is cached, and what the read brings later counts from then on.
 
 The same read says whether the tenant is to be shredded. `sealing` is the gate of the keys that encrypt and decrypt: it
 refuses a tenant that is not open, and one of which that could not be read for `max_stale` seconds. What is said of a
@@ -30,8 +30,8 @@ log = structlog.get_logger()
 
 RETRY_SECONDS = 5.0
 """How soon a store that could not be read is asked again about a tenant, at most."""
-_PATIENCE_SECONDS = 0.25
-"""How long a caller waits for a read of the store."""
+_PATIENCE_SECONDS, _PATIENCE_WHILE_FAILING = 1.0, 0.25
+"""How long a caller waits for a read of the store, and for a store that could not be read a moment ago."""
 _UNKNOWN = -1
 
 
@@ -88,7 +88,7 @@ class Generations:
         if check is None:
             check = self._checks[tenant] = asyncio.create_task(self._check(tenant), name="read generation")
             check.add_done_callback(lambda _: self._checks.pop(tenant, None))
-        await asyncio.wait([check], timeout=_PATIENCE_SECONDS)
+        await asyncio.wait([check], timeout=_PATIENCE_WHILE_FAILING if self._failing else _PATIENCE_SECONDS)
         if not check.done() and (known := self._known.get(tenant)) is not None and not self.is_open(tenant):
             # No one else waits either: the read ends by its own bound, and then says itself until when this is good.
             known = replace(known, good_until=self._clock() + min(RETRY_SECONDS, self._max_age))
