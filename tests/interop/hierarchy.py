@@ -11,7 +11,9 @@ from aws_cryptographic_material_providers.keystore.config import KeyStoreConfig 
 from aws_cryptographic_material_providers.keystore.models import (  # type: ignore[import-untyped]
     CreateKeyInput,
     CreateKeyStoreInput,
+    Discovery,
     GetActiveBranchKeyInput,
+    KMSConfigurationDiscovery,
     KMSConfigurationKmsKeyArn,
     VersionKeyInput,
 )
@@ -42,6 +44,7 @@ class BranchKeyLibrary(ABC):
 
     endpoint: str
     kms_key: str
+    """An ARN, or empty for that which each row names: such a library makes no branch keys or versions."""
     table: str
     logical_name: str
 
@@ -68,14 +71,24 @@ class BranchKeyLibrary(ABC):
     def sdk(self, branch_key_id: str) -> SealsAndOpens:
         """Return the official SDK with a new hierarchical keyring for one branch key, which caches nothing yet."""
 
+    def rows(self, branch_key_id: str) -> list[dict[str, Any]]:
+        """Return the rows of a branch key as DynamoDB has them, each value with its type."""
+        dynamodb = boto3.session.Session().client("dynamodb", region_name=REGION, endpoint_url=self.endpoint)
+        found: list[dict[str, Any]] = dynamodb.query(
+            TableName=self.table,
+            KeyConditionExpression="#id = :id",
+            ExpressionAttributeNames={"#id": "branch-key-id"},
+            ExpressionAttributeValues={":id": {"S": branch_key_id}},
+            ConsistentRead=True,
+        )["Items"]
+        return found
+
     def beacon(self, branch_key_id: str) -> tuple[dict[str, Any], bytes]:
         """Return the row of a beacon key, and the key, unwrapped by KMS itself."""
-        session = boto3.session.Session()
-        item = session.client("dynamodb", region_name=REGION, endpoint_url=self.endpoint).get_item(
-            TableName=self.table, Key={"branch-key-id": {"S": branch_key_id}, "type": {"S": "beacon:ACTIVE"}}
-        )["Item"]
+        (item,) = (row for row in self.rows(branch_key_id) if row["type"] == {"S": "beacon:ACTIVE"})
         context = {name: next(iter(value.values())) for name, value in item.items() if name != "enc"}
-        opened = session.client("kms", region_name=REGION, endpoint_url=self.endpoint).decrypt(
+        kms = boto3.session.Session().client("kms", region_name=REGION, endpoint_url=self.endpoint)
+        opened = kms.decrypt(
             CiphertextBlob=item["enc"]["B"], EncryptionContext={**context, "tablename": self.logical_name}
         )
         return item, opened["Plaintext"]
@@ -89,7 +102,9 @@ class OfficialBranchKeys(BranchKeyLibrary):
         return KeyStore(
             KeyStoreConfig(
                 ddb_table_name=self.table,
-                kms_configuration=KMSConfigurationKmsKeyArn(self.kms_key),
+                kms_configuration=(
+                    KMSConfigurationKmsKeyArn(self.kms_key) if self.kms_key else KMSConfigurationDiscovery(Discovery())
+                ),
                 logical_key_store_name=self.logical_name,
                 ddb_client=session.client("dynamodb", region_name=REGION, endpoint_url=self.endpoint),
                 kms_client=session.client("kms", region_name=REGION, endpoint_url=self.endpoint),

@@ -1,7 +1,7 @@
 """Daemons that share branch keys with official SDKs, on the table of a library."""
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ class Pod:
 
     client: AsyncKmsClient
     admin: Any
+    settings: Mapping[str, str]
 
     async def seal(self, combination: Combination) -> bytes:
         """Return a message that the daemon sealed."""
@@ -57,12 +58,13 @@ async def pod(folder: Path, library: BranchKeyLibrary, **others: str) -> AsyncIt
     table = f"keys-{secrets.token_hex(8)}"
     async for _ in create_table(table, region=REGION, endpoint=library.endpoint):
         pass
+    settings = shares(library) | {"kms_store_table": table} | others
     async with (
-        running(folder, **shares(library) | {"kms_store_table": table} | others) as daemon,
+        running(folder, **settings) as daemon,
         AsyncKmsClient(daemon.addresses[0]) as client,
         grpc.aio.insecure_channel(f"unix:{folder}/admin.sock") as channel,
     ):
-        yield Pod(client, KmsAdminServiceStub(channel))
+        yield Pod(client, KmsAdminServiceStub(channel), settings)
 
 
 def version_in(message: bytes) -> str:

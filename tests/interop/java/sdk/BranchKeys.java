@@ -21,6 +21,7 @@ import software.amazon.awssdk.services.kms.KmsClient;
 import software.amazon.cryptography.keystore.KeyStore;
 import software.amazon.cryptography.keystore.model.CreateKeyInput;
 import software.amazon.cryptography.keystore.model.CreateKeyStoreInput;
+import software.amazon.cryptography.keystore.model.Discovery;
 import software.amazon.cryptography.keystore.model.GetActiveBranchKeyInput;
 import software.amazon.cryptography.keystore.model.KMSConfiguration;
 import software.amazon.cryptography.keystore.model.KeyStoreConfig;
@@ -35,7 +36,8 @@ import software.amazon.cryptography.materialproviders.model.MaterialProvidersCon
  * {@code java -cp 'jars/*' BranchKeys.java ENDPOINT REGION}, which is where KMS and DynamoDB answer.
  *
  * <p>One JSON request a line on the standard input, one JSON answer a line on the standard output, in the same order.
- * Each request names a key store, by {@code "table"}, {@code "logicalName"} and {@code "kmsKey"} (an ARN):
+ * Each request names a key store, by {@code "table"}, {@code "logicalName"} and {@code "kmsKey"}, an ARN or empty for the
+ * one that each row names:
  *
  * <pre>
  * {"op": "makeTable"}                                                                      {}
@@ -129,9 +131,15 @@ public final class BranchKeys {
                         .ddbTableName(request.table)
                         .logicalKeyStoreName(request.logicalName)
                         .kmsClient(kms)
-                        .kmsConfiguration(KMSConfiguration.builder().kmsKeyArn(request.kmsKey).build())
+                        .kmsConfiguration(configuration(request.kmsKey))
                         .build())
                 .build());
+  }
+
+  private static KMSConfiguration configuration(String kmsKey) {
+    return kmsKey.isEmpty()
+        ? KMSConfiguration.builder().discovery(Discovery.builder().build()).build()
+        : KMSConfiguration.builder().kmsKeyArn(kmsKey).build();
   }
 
   private IKeyring keyring(Request request) {
