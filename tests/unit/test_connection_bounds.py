@@ -99,6 +99,18 @@ def test_connections_past_the_limit_end(listening: Listening, monkeypatch: pytes
     assert 0 == bounds.end_surplus()
 
 
+@pytest.mark.parametrize("listening", ["tcp"], indirect=True)
+def test_connections_that_never_called_end_first(listening: Listening) -> None:
+    """Whoever opens many at once was heard later than those who wait for their next call."""
+    bounds = ConnectionBounds(listening.callers, 10)
+    connections = [listening.connect() for _ in range(13)]
+    for sent, (server, caller) in zip([300] * 10 + [33] * 3, connections, strict=True):
+        caller.sendall(bytes(sent))
+        assert sent == len(server.recv(sent, socket.MSG_WAITALL | socket.MSG_PEEK))
+    assert 3 == bounds.end_surplus()
+    assert [True] * 10 + [False] * 3 == [is_open(caller) for _, caller in connections]
+
+
 def test_an_unread_connection_ends_and_a_slow_one_does_not(listening: Listening) -> None:
     """One that takes 320 KiB every few seconds goes on for as long as it likes."""
     now = 100.0

@@ -78,7 +78,7 @@ class ServerSettings(BaseModel):
         alias="kms.server.max-connections",
         ge=10,
         le=100_000,
-        description="connections of callers; past it those that were silent longest are closed",
+        description="connections of callers; past it those that never called, or were silent longest, are closed",
     )
     policy_file: Path | None = Field(
         None,

@@ -25,8 +25,10 @@ LEAST_BYTES = 160 * 1024
 """What it must take in that time over TCP: 16 KiB a second."""
 SPARE_DESCRIPTORS = 64
 """For files, the key store, KMS, operators and connections that are just coming in."""
-_LAST_DATA_RECEIVED_AT, _BYTES_ACKED_AT = 52, 120
-"""Offsets in tcp_info (linux/tcp.h): u32 in milliseconds, and u64."""
+_CALL_BYTES = 256
+"""What a connection has sent at least that has made a call: without one, a gRPC client sends about 100 bytes."""
+_LAST_DATA_RECEIVED_AT, _BYTES_ACKED_AT, _BYTES_RECEIVED_AT = 52, 120, 128
+"""Offsets in tcp_info (linux/tcp.h): u32 in milliseconds, and two u64."""
 _TCP_INFO_BYTES = 192
 
 
@@ -48,9 +50,10 @@ class ConnectionBounds:
         self._marks: dict[int, _Mark] = {}
 
     def end_surplus(self) -> int:
-        """End connections past the limit: of the peer that has most, the one that is silent longest. Returns how many.
+        """End connections past the limit. Returns how many.
 
-        A peer is a process at a unix socket, and an address by TCP.
+        Of the peer that has most, one that never called ends first, as others may wait for their next call; then the
+        one that is silent longest. A peer is a process at a unix socket, and an address by TCP.
         """
         if _descriptors() <= self._most:  # cheaper than to count connections
             return 0
@@ -63,7 +66,7 @@ class ConnectionBounds:
         self._end({identity for _, _, identity in found[:surplus]})
         log.warning(
             "There are more connections than kms.server.max-connections allows, or than the limit of open"
-            " files does: those that were silent longest were closed",
+            " files does: those that never called, or were silent longest, were closed",
             closed=surplus,
             limit=self._most,
         )
@@ -119,11 +122,15 @@ def _has_moved(connection: socket.socket, before: int, now: int) -> bool:
     return now != before if connection.family == socket.AF_UNIX else now - before >= LEAST_BYTES
 
 
-def _silence(connection: socket.socket) -> int:
-    """Return for how many milliseconds nothing came by TCP; 0 at a unix socket, where that is not known."""
+def _silence(connection: socket.socket) -> tuple[bool, int]:
+    """Return whether a connection never made a call, and for how many milliseconds nothing came.
+
+    That is known of TCP only.
+    """
     if connection.family == socket.AF_UNIX:
-        return 0
-    return _tcp_info(connection, "=I", _LAST_DATA_RECEIVED_AT) or 0
+        return False, 0
+    sent = _tcp_info(connection, "=Q", _BYTES_RECEIVED_AT)
+    return sent is not None and sent < _CALL_BYTES, _tcp_info(connection, "=I", _LAST_DATA_RECEIVED_AT) or 0
 
 
 def _peer(connection: socket.socket) -> str:
