@@ -26,6 +26,7 @@ from betrace_kms_client import (
     KmsClientError,
     PermissionDenied,
     ResourceExhausted,
+    SpanSignature,
     Unavailable,
 )
 
@@ -82,6 +83,8 @@ def calls_of(client: KmsClient) -> dict[str, Calls]:
     sealed = client.encrypt("acme", b"secret", CONTEXT).ciphertext_blob
     bare = client.generate_data_key("acme").ciphertext_blob
     signed = client.sign_span("acme", span(0))
+    proven = client.sign_spans("acme", [span(0), span(1)], proofs=True)[0]
+    assert isinstance(proven, SpanSignature)
 
     def verifying(changed: ComplianceSpan, signature: bytes, key_id: str) -> Callable[[Any], Any]:
         return lambda kms: kms.verify_span("acme", changed, signature, key_id)
@@ -97,6 +100,8 @@ def calls_of(client: KmsClient) -> dict[str, Calls]:
             verifying(span(1), signed.signature, signed.key_id),
             verifying(span(0), b"short", signed.key_id),
             verifying(ComplianceSpan(), signed.signature, signed.key_id),
+            lambda kms: kms.verify_span("acme", span(0), proven.signature, proven.key_id, proven.proof),
+            lambda kms: kms.verify_span("acme", span(1), proven.signature, proven.key_id, proven.proof),
             verifying(span(0), signed.signature, signed.key_id),
         ],
         "DecryptBatch": [
@@ -355,7 +360,7 @@ async def test_batch_of_callers_that_left_is_cancelled(daemon: Process) -> None:
     """The daemon need not work for no one."""
     async with (
         behind(daemon, held=True) as (proxy, address),
-        AsyncKmsClient(address, coalesce=True) as client,
+        AsyncKmsClient(address, coalesce=True, timeout=120) as client,
     ):
         tasks = [asyncio.ensure_future(client.sign_span("acme", span(number))) for number in range(3)]
         await proxy.begun.wait()
@@ -389,16 +394,18 @@ def test_thread_ends_by_its_own_deadline(daemon: Process) -> None:
 
     with ThreadPoolExecutor(8) as threads:
         serving = threads.submit(loop.run_until_complete, serve())
-        assert started.wait(20)
-        proxy, address = found
-        with KmsClient(address, coalesce=True, coalesce_delay=0.2) as client:
-            slow = [threads.submit(client.sign_span, "acme", span(number)) for number in range(3)]
-            while ("SignSpans", 3) not in proxy.calls:
-                threading.Event().wait(0.001)
-            with pytest.raises(DeadlineExceeded, match="in time"):
-                client.sign_span("acme", span(9), timeout=0.3)
-            loop.call_soon_threadsafe(proxy.go.set)
-            assert 3 == len({each.result(20).signature for each in slow})
-        ended.set()
-        serving.result(20)
+        try:
+            assert started.wait(60)
+            proxy, address = found
+            with KmsClient(address, coalesce=True, coalesce_delay=1.0, timeout=60) as client:
+                slow = [threads.submit(client.sign_span, "acme", span(number)) for number in range(3)]
+                while not any(name == "SignSpans" for name, _ in proxy.calls):
+                    threading.Event().wait(0.001)
+                with pytest.raises(DeadlineExceeded, match="in time"):
+                    client.sign_span("acme", span(9), timeout=1.5)
+                loop.call_soon_threadsafe(proxy.go.set)
+                assert 3 == len({each.result(60).signature for each in slow})
+        finally:
+            ended.set()
+        serving.result(60)
     loop.close()

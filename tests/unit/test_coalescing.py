@@ -266,7 +266,7 @@ async def test_calls_of_one_turn_travel_together() -> None:
 async def test_a_delay_gathers_more_turns() -> None:
     """With one, calls of some turns travel together."""
     daemon = Daemon()
-    coalescer = coalescing_with(daemon, delay=0.02)
+    coalescer = coalescing_with(daemon, delay=1.0)
 
     async def call(number: int) -> None:
         for _ in range(number):
@@ -316,11 +316,11 @@ async def test_a_batch_without_callers_is_cancelled() -> None:
     coalescer = AsyncCoalescer(send, str, TARGET, 0.0)
     hurried, *calls = (
         asyncio.ensure_future(coalescer.call("Encrypt", request_of("acme", b"x"), left))
-        for left in (0.01, SECONDS, SECONDS)
+        for left in (1.0, SECONDS, SECONDS)
     )
     await sending.wait()
-    asyncio.get_running_loop().call_later(0.02, hurried.cancel)
-    time.sleep(0.05)  # noqa: ASYNC251  # so that it is cancelled in the very turn in which its time is over
+    asyncio.get_running_loop().call_later(1.0, hurried.cancel)
+    time.sleep(1.1)  # noqa: ASYNC251  # so that it is cancelled in the very turn in which its time is over
     await asyncio.wait([hurried])
     for call in calls:
         assert not cancelled.is_set()
@@ -553,9 +553,9 @@ def test_a_lane_whose_leader_is_gone_is_taken_over() -> None:
     """A thread that died with a call on its way holds up no one for longer than its deadline."""
     held = Held()
     with ThreadPoolExecutor(1) as threads:
-        stuck = threads.submit(held.call, b"stuck", 0.05)
+        stuck = threads.submit(held.call, b"stuck", 1.0)
         assert held.begun.wait(SECONDS)
-        assert errors.DeadlineExceeded is held.call(b"waits", 0.2)
+        assert errors.DeadlineExceeded is held.call(b"waits", 1.5)
         assert sealed("acme", b"after") == held.call(b"after")
         held.go.set()
         stuck.result(SECONDS)
@@ -566,7 +566,7 @@ def test_a_lane_whose_leader_is_gone_is_taken_over() -> None:
 def test_a_delay_gathers_calls_of_threads() -> None:
     """The first one waits for others."""
     daemon = Daemon()
-    coalescer = in_threads_with(daemon, delay=0.3)
+    coalescer = in_threads_with(daemon, delay=1.0)
     with ThreadPoolExecutor(8) as threads:
         calls = threads.map(lambda at: coalescer.call("Encrypt", request_of("acme", b"%d" % at), SECONDS), range(8))
         assert [sealed("acme", b"%d" % at) for at in range(8)] == [each.ciphertext_blob for each in calls]
