@@ -11,6 +11,7 @@ PROTOC_GEN_DOC := github.com/pseudomuto/protoc-gen-doc/cmd/protoc-gen-doc@v1.5.1
 GO_INSTALL = GOBIN='$(CURDIR)/$(TOOLS)' GOFLAGS=-modcacherw go install
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-strip-extras --no-emit-index-url --no-emit-find-links --no-header
+RESULTS ?= docs/performance/results.jsonl
 SBOM ?= dist/betrace-kms.cdx.json
 TESTS := $(BIN)/python -m pytest -n 2
 # apt keeps its state in a folder of ours: no root, and the machine's own lists stay as they are. Debian's signatures
@@ -23,7 +24,7 @@ JAVA_SDK := tests/interop/java/sdk
 COPY_JARS := mvn -q -B -f $(JAVA_SDK) dependency:copy-dependencies -DoutputDirectory=jars
 # Unpack packages of Debian into .tools/apt/unpacked.
 define unpack
-@command -v apt-get >/dev/null || { echo 'There is no apt-get here: put $(firstword $(1)) on the PATH yourself'; exit 1; }
+@command -v apt-get >/dev/null || { echo 'There is no apt-get here: install $(1) yourself'; exit 1; }
 rm -rf $(APT) && mkdir -p $(APT)/lists/partial $(APT)/archives/partial
 -$(APT_GET) update
 cd $(APT) && $(APT_GET) download $(1) && for package in *.deb; do dpkg-deb -x "$$package" unpacked; done
@@ -124,8 +125,13 @@ release: $(VENV)/dev.stamp $(VENV)/tools.stamp ## make release VERSION=1.2.3: se
 	$(MAKE) sbom
 	@echo 'Made the tag v$(VERSION) and dist/. Push both: git push origin HEAD v$(VERSION)'
 
-bench: $(VENV)/dev.stamp $(TOOLS)/h2load ## measure every call against an empty echo, in under 10 minutes (BENCHFLAGS=--help)
+bench: $(VENV)/dev.stamp ## measure every call against an empty echo, in under 10 minutes (BENCHFLAGS=--help)
+	@command -v h2load >/dev/null || $(MAKE) h2load
 	$(BIN)/python -m bench.run $(BENCHFLAGS)
+
+bench-plot: $(VENV)/plot.stamp ## draw docs/performance/*.svg and *.png, and write the tables of docs/performance.md, from RESULTS=...
+	$(BIN)/python -m bench.tables '$(RESULTS)' docs/performance.md
+	$(BIN)/python -m bench.plot '$(RESULTS)' docs/performance
 
 bench-envelope: $(VENV)/dev.stamp ## compare seal and open with the official AWS Encryption SDK, and files with bare AES-GCM
 	$(BIN)/python -m bench.envelope
@@ -213,6 +219,7 @@ requirements: $(VENV)/dev.stamp ## pin the newest versions that pyproject.toml a
 	$(COMPILE) pyproject.toml requirements/build.in --extra server --extra otel --group dev -o requirements/dev.txt
 	$(COMPILE) pyproject.toml requirements/build.in --extra server -c requirements/dev.txt -o requirements/server.txt
 	$(COMPILE) --group fuzz -c requirements/dev.txt -o requirements/fuzz.txt
+	$(COMPILE) --group plot -c requirements/dev.txt -o requirements/plot.txt
 	$(COMPILE) --group tools -c requirements/dev.txt -o requirements/tools.txt
 	$(COMPILE) --group peers -o requirements/peers.txt
 
@@ -225,7 +232,7 @@ $(BIN)/python:
 
 # A stamp stands for "what this requirements file pins, and the package itself, are installed". The pins are complete, so
 # --no-deps leaves pip nothing to resolve: what the registry published since does not matter.
-$(VENV)/fuzz.stamp $(VENV)/tools.stamp: $(VENV)/dev.stamp
+$(VENV)/fuzz.stamp $(VENV)/plot.stamp $(VENV)/tools.stamp: $(VENV)/dev.stamp
 
 # What we are compared with has an environment of its own: it is no part of ours.
 $(VENV)/peers.stamp: requirements/peers.txt | $(BIN)/python

@@ -19,6 +19,8 @@ import click
 from bench import records
 from bench.records import Case, Record
 
+_OF_THE_RUN = ("commit", "load_average")
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -90,8 +92,8 @@ def compared(before: Sequence[Record], after: Sequence[Record]) -> tuple[list[Ch
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Return in what the machines differ, beside the commit."""
-    names = [name for name in {**before, **after} if name != "commit" and before.get(name) != after.get(name)]
+    """Return in what the machines differ, beside the commit and what else ran."""
+    names = [name for name in {**before, **after} if name not in _OF_THE_RUN and before.get(name) != after.get(name)]
     return [f"{name}: {before.get(name)} -> {after.get(name)}" for name in names]
 
 

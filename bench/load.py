@@ -112,7 +112,7 @@ def turn(target: Target, calls: int, in_flight: int, connections: int = 1) -> Tu
 
     A turn in which a call is refused is made again; raises LoadFailed if that does not help.
     """
-    return _repeated(lambda: _turn(Load(target, calls, in_flight, connections)))
+    return repeated(lambda: _turn(Load(target, calls, in_flight, connections)))
 
 
 def beside(small: Load, large: Load) -> Turn:
@@ -120,7 +120,7 @@ def beside(small: Load, large: Load) -> Turn:
 
     The server's CPU is that of both. Refused calls and LoadFailed as in `turn`.
     """
-    return _repeated(lambda: _beside(small, large))
+    return repeated(lambda: _beside(small, large))
 
 
 def _turn(load: Load) -> Turn:
@@ -146,10 +146,11 @@ def _of(calls: Sequence[Call], items: int, cpu: int) -> Turn:
     return Turn(len(calls) * items, cpu, (ended - began) / 1e6, tuple(call.took / 1000 for call in calls))
 
 
-def _repeated(make: Callable[[], Turn]) -> Turn:
-    for repeated in range(ATTEMPTS - 1):
+def repeated(make: Callable[[], Turn]) -> Turn:
+    """Make a turn until no call in it is refused. Raises LoadFailed if that does not help."""
+    for failed in range(ATTEMPTS - 1):
         with suppress(LoadFailed):
-            return replace(make(), repeated=repeated)
+            return replace(make(), repeated=failed)
     return replace(make(), repeated=ATTEMPTS - 1)
 
 

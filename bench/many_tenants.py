@@ -17,7 +17,8 @@ from typing import Any
 import grpc
 from betrace.kms.v1 import key_management_pb2 as pb
 
-from bench import echo_server, servers
+from bench import echo_server, load, servers
+from bench.load import LoadFailed
 from bench.records import Case, Record, summary
 from bench.rounds import Turn, cpu_nanoseconds, interleaved
 from bench.servers import Server
@@ -47,7 +48,10 @@ class Calls:
     answer_bytes: int
 
     async def made(self, count: int, in_flight: int) -> Sequence[float]:
-        """Make so many calls and return the milliseconds of each. Raises ValueError for an answer of another size."""
+        """Make so many calls and return the milliseconds of each, or fewer if some are refused.
+
+        Raises ValueError for an answer of another size.
+        """
         took: list[float] = []
         left = iter(range(count))
         async with grpc.aio.insecure_channel(self.address) as channel:
@@ -56,7 +60,12 @@ class Calls:
             async def some() -> None:
                 for _ in left:
                     request, began = next(self.requests), time.perf_counter()
-                    answer = await call(request)
+                    try:
+                        answer = await call(request)
+                    except grpc.aio.AioRpcError as refused:
+                        if refused.code() != grpc.StatusCode.RESOURCE_EXHAUSTED:
+                            raise
+                        continue
                     took.append((time.perf_counter() - began) * 1000)
                     if len(answer) != self.answer_bytes:
                         raise ValueError(f"{self.method} answered {len(answer)} bytes, not {self.answer_bytes}")
@@ -65,10 +74,15 @@ class Calls:
         return took
 
     def turn(self, count: int, in_flight: int) -> Turn:
-        """Make the calls of one turn."""
+        """Make the calls of one turn, and again if one is refused. Raises LoadFailed if that does not help."""
+        return load.repeated(lambda: self._turn(count, in_flight))
+
+    def _turn(self, count: int, in_flight: int) -> Turn:
         before, began = cpu_nanoseconds(self.server.process_id), time.perf_counter()
         took = asyncio.run(self.made(count, in_flight))
         seconds = time.perf_counter() - began
+        if len(took) < count:
+            raise LoadFailed(f"{self.method}: {len(took)} calls of {count} were answered")
         return Turn(count, cpu_nanoseconds(self.server.process_id) - before, seconds, tuple(took))
 
 

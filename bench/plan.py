@@ -40,6 +40,10 @@ def wire() -> Sequence[Case]:
         *(replace(base(row), batch=count) for row in ("SignSpans", "SignSpans, proofs") for count in (1, 10)),
         *(replace(base(row), batch=count) for row in ("EncryptBatch", "DecryptBatch") for count in (1, 10)),
         *(
+            replace(base(row), batch=1000, concurrency=LARGE_IN_FLIGHT)
+            for row in ("SignSpans", "SignSpans, proofs", "EncryptBatch", "DecryptBatch")
+        ),
+        *(
             replace(base(row), variant=variant)
             for row in ("SignSpan", "Encrypt", "Decrypt")
             for variant in (AUDIT, GUARDED)

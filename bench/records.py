@@ -6,6 +6,7 @@ here too, from rounds in which both sides took their turn, so that a machine tha
 """
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -147,6 +148,7 @@ def machine() -> dict[str, Any]:
             "uvloop": version("uvloop"),
             "libc": " ".join(platform.libc_ver()),
             "commit": _commit(),
+            "load_average": round(os.getloadavg()[0], 1),
         }
     }
 

@@ -18,6 +18,8 @@ import click
 from bench import libraries, load, many_tenants, neighbours, plan, records, startup, terminal, wire
 from bench.records import Case, Record
 
+BUSY = 1.0
+"""Load average from which something else runs."""
 _SLOW = 0.4
 """Share of the rounds in which what takes seconds has its turn."""
 
@@ -58,7 +60,10 @@ def main(output: Path, rounds: int, seconds: float, only: str, in_short: bool) -
     """Measure what calls cost."""
     described = records.machine()
     described["machine"]["load_generator"] = load.h2load_version()
-    click.echo(f"{terminal.described(described['machine'])}\n\n{terminal.HEAD}")
+    click.echo(terminal.described(described["machine"]))
+    if described["machine"]["load_average"] > BUSY:
+        click.echo("WARNING: something else runs on this machine; figures of a busy machine are not worth keeping")
+    click.echo(f"\n{terminal.HEAD}")
     found = []
     for record in quick() if in_short else full(rounds, seconds, only):
         found.append(record)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import records
+from bench import plan, records
 from bench.records import Case, Rounds
 from bench.rounds import Turn, cpu_nanoseconds, interleaved
+from bench.workloads import KINDS
 
 CASE = Case("SignSpan", concurrency=16, payload=300)
 
@@ -38,6 +39,20 @@ def test_the_ratio_is_that_of_rounds() -> None:
     made = records.summary(CASE, "ours", mine, base)
     assert (2.0, (2.0, 5.5), "echo") == (made.ratio, made.ratio_quartiles, made.ratio_to)
     assert (20.0, 3) == (made.server_cpu_us, made.rounds)
+
+
+def test_the_plan_varies_each_dimension() -> None:
+    """Every row at its base, and for each dimension its smallest, its largest and what is between."""
+    cases = [*plan.wire(), *plan.tenants()]
+    assert len(cases) == len(set(cases))
+    assert {plan.base(row) for row in KINDS} <= set(cases)
+    assert {"tcp", "unix"} == {case.transport for case in cases}
+    assert {1, 4, 16, 64} == {case.concurrency for case in cases}
+    assert {64, 1024, 16 * 1024, 256 * 1024, 2**20, 2**22} == {each.payload for each in cases if each.row == "Encrypt"}
+    for row in ("SignSpans", "SignSpans, proofs", "EncryptBatch", "DecryptBatch"):
+        assert {1, 10, 100, 1000} == {case.batch for case in cases if case.row == row}
+    assert {1, 100, 1000, 10_000} == {case.tenants for case in cases if case.row == "SignSpan"}
+    assert {"", "audit", "audit, token", "grpc.aio client"} == {case.variant for case in cases if case.row == "Decrypt"}
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 50), (0.99, 99), (1.0, 100), (0.001, 1)])
