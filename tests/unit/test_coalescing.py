@@ -277,6 +277,13 @@ async def test_a_delay_gathers_more_turns() -> None:
     assert [20] == list(map(len, daemon.batches))
 
 
+@pytest.mark.parametrize("client", [AsyncCoalescer, Coalescer])
+def test_a_delay_is_not_negative(client: Callable[..., object]) -> None:
+    """A thread could not wait for so long."""
+    with pytest.raises(ValueError, match="coalesce_delay"):
+        client(None, str, TARGET, -0.001)
+
+
 async def test_a_batch_lasts_as_long_as_the_longest_of_its_calls() -> None:
     """Whoever has less time raises DeadlineExceeded by then, and the others get their results."""
     seconds: list[float] = []
