@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tests.moto_server import MotoServer
 
 ONE = Combination(17, {"record": "17", "größe": "☕"})
+pytestmark = pytest.mark.timeout(300)  # a JVM on a busy machine
 ROWS = 4
 """Of a branch key with two versions: those, the active one, and the beacon key."""
 

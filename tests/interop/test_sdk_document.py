@@ -16,6 +16,7 @@ from tests.interop.pods import pod
 from tests.interop.sdk import REGION, Combination
 from tests.interop.tools import ROOT
 
+pytestmark = pytest.mark.timeout(300)
 COMMANDS: dict[str, Callable[[], Sequence[str]]] = {"python": lambda: [sys.executable], "java": java}
 
 
