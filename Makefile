@@ -195,8 +195,8 @@ drill-audit: $(VENV)/dev.stamp ## kill -9 a daemon 100 times in each mode of the
 	$(BIN)/python -m tests.faults.kill_audit --mode required
 	$(BIN)/python -m tests.faults.kill_audit --mode durable
 
-test-faults: $(VENV)/dev.stamp ## let KMS, credentials, disks and clocks fail, and write docs/reliability.md (FAULT_SECONDS=... each, FAMILIES=...)
-	$(BIN)/python -m tests.faults.suite --seconds $(or $(FAULT_SECONDS),10) $(FAMILIES)
+test-faults: $(VENV)/dev.stamp ## let KMS, credentials, DynamoDB, disks, clocks, memory and callers fail, and write docs/reliability.md (FAULT_SECONDS=... each, FAMILIES=...)
+	$(BIN)/python -m tests.faults.suite --seconds $(or $(FAULT_SECONDS),5) $(FAMILIES)
 
 fuzz: $(VENV)/fuzz.stamp ## fuzz each reader of bytes and each method, MINUTES=... each (1), guided by coverage (TARGETS=... for some)
 	$(BIN)/python -m tests.fuzz.run --minutes $(or $(MINUTES),1) $(TARGETS)

@@ -1,10 +1,11 @@
 """A proxy before moto that fails as AWS or the network may: moto itself never denies, throttles, stalls or drops."""
 
 import asyncio
+import re
 import ssl
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -15,11 +16,23 @@ import orjson
 from aiohttp import web
 
 Verdict = Literal[
-    "pass", "deny", "throttle", "error", "html", "half", "drip", "slow", "late", "stall", "drop", "drop-answer"
+    "pass",
+    "deny",
+    "expired",
+    "throttle",
+    "error",
+    "html",
+    "half",
+    "drip",
+    "slow",
+    "late",
+    "stall",
+    "drop",
+    "drop-answer",
 ]
-"""`error` answers 500, `html` a page with status 200, `half` half of a body, `drip` a byte every 100 ms, `slow` after
-1.5 seconds, in time, `late` after five. `drop` closes the connection before AWS hears of the call, `drop-answer` after
-AWS has done what it asks for.
+"""`expired` refuses the caller's credentials, `error` answers 500, `html` a page with status 200, `half` half of a
+body, `drip` a byte each 100 ms, `slow` after 1.5 seconds, in time, `late` after five. `drop` closes the connection
+before AWS hears of the call, `drop-answer` after AWS has done what it asks for.
 """
 PRINCIPAL = "arn:aws:sts::123456789012:assumed-role/betrace-backend-role/pod"
 
@@ -29,16 +42,20 @@ class AwsProxy:
     """A running proxy. `judge` decides on each call by its action, such as "GenerateDataKey".
 
     `doctor` alters the good answers that pass, given the action and the JSON object. `checks_clock` refuses what was
-    signed by a clock that is more than five minutes off, as AWS does.
+    signed by a clock that is more than five minutes off, as AWS does. `access_keys`, if given, are
+    all that are known.
     """
 
     url: str = ""
     judge: Callable[[str], Verdict] = lambda action: "pass"
     doctor: Callable[[str, dict[str, Any]], None] | None = None
     checks_clock: bool = False
+    access_keys: Container[str] | None = None
     calls: Counter[str] = field(default_factory=Counter)
     tenant_calls: Counter[str] = field(default_factory=Counter)
     """Calls by the tenant in their encryption context."""
+    attempts: Counter[str] = field(default_factory=Counter)
+    """Requests by the call of the SDK that they belong to."""
 
     def always(self, verdict: Verdict, *actions: str) -> None:
         """Give calls of these actions, by default of all, this verdict from now on."""
@@ -87,12 +104,18 @@ async def _handle(
 ) -> web.StreamResponse:
     action = request.headers.get("X-Amz-Target", "").rpartition(".")[2]
     proxy.calls[action] += 1
+    proxy.attempts[request.headers.get("amz-sdk-invocation-id", "")] += 1
     verdict = proxy.judge(action)
     body = await request.read()
     if action == "GenerateDataKey":
         proxy.tenant_calls[orjson.loads(body).get("EncryptionContext", {}).get("tenantId", "")] += 1
     if proxy.checks_clock and (refusal := _refused_for_its_clock(request.headers.get("X-Amz-Date", ""))):
         return refusal
+    signed = re.search(r"Credential=([^/]+)/", request.headers.get("Authorization", ""))
+    if proxy.access_keys is not None and (signed is None or signed[1] not in proxy.access_keys):
+        return _refused("UnrecognizedClientException", "The security token included in the request is invalid.")
+    if verdict == "expired":
+        return _refused("ExpiredTokenException", "The security token included in the request is expired")
     if verdict == "stall":
         await asyncio.sleep(3600)
     if verdict == "deny":

@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from betrace_kms_client import AsyncKmsClient, KmsClientError
+from betrace_kms_client import AsyncKmsClient
 
 from tests.aws_proxy import AwsProxy, aws_proxy
 from tests.daemon import COMMAND, spawned
 from tests.faults.interpose import Machine, machine
 from tests.faults.outcome import Outcome
 from tests.faults.race import emulator
-from tests.faults.warm import SPAN, Warm
+from tests.faults.warm import SPAN, Warm, recovered, refusal
 
 _HOUR, _TEN_YEARS = 3600, 10 * 365 * 86400
 _JUMPS = {
@@ -82,9 +82,9 @@ async def _jump(folder: Path, fault: str, unwell: Machine, seconds: float) -> Ou
             async with warm.calling():
                 await warm.alternate(lambda: unwell.set(clock_seconds=_JUMPS[fault]), unwell.set, seconds)
                 unwell.set(clock_seconds=_JUMPS[fault])
-                text = await _refusal(client, "cold")
+                text = await refusal(client, "cold")
                 unwell.set()
-                await _recovered(client, "cold")
+                await recovered(client, "cold")
             problems = [*warm.problems, *await warm.lost(), *await _too_many_keys(client, proxy)]
     if "clock" not in text:
         problems.append(f"a miss does not name the clock: {text}")
@@ -111,9 +111,9 @@ async def _disk(folder: Path, fault: str, unwell: Machine, seconds: float) -> Ou
             async with warm.calling():
                 await warm.alternate(lambda: unwell.set_disk(kind), lambda: unwell.set_disk("well"), seconds)
                 unwell.set_disk(kind)
-                text = await _refusal(client, "cold")
+                text = await refusal(client, "cold")
                 unwell.set_disk("well")
-                await _recovered(client, "cold")
+                await recovered(client, "cold")
             signed = await client.sign_span("cold", SPAN)
             daemon.process.terminate()
             await asyncio.to_thread(daemon.process.wait, 30)
@@ -143,7 +143,7 @@ async def _audit(folder: Path, fault: str, unwell: Machine) -> Outcome:
                 await asyncio.sleep(0.5)
             served, refused = warm.served, len(warm.refused)
             unwell.set_disk("well")
-            await _recovered(client, "cold")
+            await recovered(client, "cold")
             problems += await warm.lost()
             daemon.process.terminate()
             await asyncio.to_thread(daemon.process.wait, 30)
@@ -156,27 +156,6 @@ async def _audit(folder: Path, fault: str, unwell: Machine) -> Outcome:
     if verified.returncode:
         problems.append(verdict)
     return Outcome(fault, f"{served} calls served, {refused} refused; then {verdict}", problems)
-
-
-async def _refusal(client: AsyncKmsClient, tenant: str) -> str:
-    """Return why a tenant cannot get its first key."""
-    try:
-        await client.sign_span(tenant, SPAN)
-    except KmsClientError as error:
-        return str(error)
-    return "served: there was no fault"
-
-
-async def _recovered(client: AsyncKmsClient, tenant: str) -> None:
-    """Wait until a tenant gets its first key."""
-    for _ in range(200):
-        try:
-            await client.sign_span(tenant, SPAN)
-            return
-        except KmsClientError as error:
-            last = error
-        await asyncio.sleep(0.1)
-    raise AssertionError(f"calls still fail 20 s after the machine is well: {last}")
 
 
 def _reason(text: str) -> str:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.suite import FAMILIES, TABLE, read_table
+from tests.faults import suite
+from tests.faults.outcome import Outcome
+from tests.faults.suite import FAMILIES, TABLE, read_table, row, write_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,6 +27,22 @@ def test_table_has_a_row_for_each_fault() -> None:
     for name, family in FAMILIES.items():
         for fault, expected in family.FAULTS.items():
             assert rows[fault].startswith(f"| {fault} | {expected} | `tests/faults/{name}.py` | ")
+
+
+def test_writer_changes_rows_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new figure replaces the last one, rows come in the suite's order, former faults go, and the text stays."""
+    (first, one), (second, other), *_ = [(name, fault) for name, each in FAMILIES.items() for fault in each.FAULTS]
+    old, new = (row(first, Outcome(one, each)) for each in ("3 % served", "100 % served"))
+    last = row(second, Outcome(other, "99 % served"))
+    before, after = "# Reliability\n\nWhat it is.\n\n", "\n\nText with a | in it.\n\n| another | table |\n"
+    table = "| fault | expected | injected by | last figure |\n|---|---|---|---|\n"
+    document = tmp_path / "reliability.md"
+    document.write_text(f"{before}{table}{last}\n{old}\n| a former fault | x | y | z |{after}")
+    monkeypatch.setattr(suite, "TABLE", document)
+    rows = {**read_table(), one: new}
+    assert {other: last, one: new, "a former fault": "| a former fault | x | y | z |"} == rows
+    write_table(rows)
+    assert f"{before}{table}{new}\n{last}{after}" == document.read_text()
 
 
 def test_tests_that_the_document_names_exist() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from betrace.kms.v1.span_pb2 import ComplianceSpan
 from betrace_kms_client import AsyncKmsClient, Ciphertext, KmsClientError, SpanSignature
@@ -44,13 +45,14 @@ class Warm:
             stop.set()
             await asyncio.gather(*tasks)
 
-    async def alternate(self, fail: Callable[[], None], recover: Callable[[], None], seconds: float) -> None:
+    async def alternate(self, fail: Callable[[], Any], recover: Callable[[], Any], seconds: float) -> None:
         """Let something fail and recover in turns of a few hundred milliseconds, and compare the tenants' calls."""
         ends = time.monotonic() + seconds
         while time.monotonic() < ends:
             for change, times in ((fail, self._faulty), (recover, self._healthy)):
                 self._times = times
-                change()
+                if asyncio.iscoroutine(changing := change()):
+                    await changing
                 await asyncio.sleep(_PHASE)
         self._times = []
 
@@ -85,3 +87,24 @@ class Warm:
                 self.refused.append(str(error))
             times.append(time.monotonic() - began)
             await asyncio.sleep(0.005)
+
+
+async def refusal(client: AsyncKmsClient, tenant: str) -> str:
+    """Return why a tenant cannot get its first key."""
+    try:
+        await client.sign_span(tenant, SPAN)
+    except KmsClientError as error:
+        return str(error)
+    return "served: there was no fault"
+
+
+async def recovered(client: AsyncKmsClient, tenant: str) -> None:
+    """Wait until a tenant gets its first key."""
+    for _ in range(200):
+        try:
+            await client.sign_span(tenant, SPAN)
+            return
+        except KmsClientError as error:
+            last = error
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"calls still fail 20 s after the machine is well: {last}")
