@@ -386,3 +386,29 @@ def test_init_tells_what_keeps_it(moto: MotoServer) -> None:
     assert (2, "") == (result.exit_code, result.stdout)
     (line,) = result.stderr.splitlines()
     assert line.startswith("betrace-kms: kms.store.table '' is no name of a DynamoDB table")
+
+
+@pytest.mark.parametrize(
+    ("table", "branch_keys", "expected"),
+    [
+        ("one", "one", "kms.store.table and kms.branch-keys.table are both one: they are two tables"),
+        ("ab", "cde", "kms.store.table 'ab' is no name of a DynamoDB table"),
+        ("a table", "cde", "kms.store.table 'a table' is no name of a DynamoDB table"),
+        ("abc", "d/e/f", "kms.branch-keys.table 'd/e/f' is no name of a DynamoDB table"),
+    ],
+)
+def test_init_makes_no_table_if_a_name_is_wrong(moto: MotoServer, table: str, branch_keys: str, expected: str) -> None:
+    """Both names are checked before the first table is made: a table under deletion protection is hard to remove."""
+    arguments = ["--table", table, "--branch-keys-table", branch_keys, "--region", REGION, "--endpoint", moto.url]
+    result = CliRunner().invoke(init, arguments)
+    assert (2, "") == (result.exit_code, result.stdout)
+    assert result.stderr.startswith(f"betrace-kms: {expected}")
+
+
+@pytest.mark.parametrize("endpoint", ["localhost:8000", "http://", "http://user:secret@localhost:8000"])
+def test_init_refuses_an_endpoint_that_is_none(name: str, endpoint: str) -> None:
+    """It says what one looks like, and does not repeat what may hold a password."""
+    result = CliRunner().invoke(init, ["--table", name, "--region", REGION, "--endpoint", endpoint])
+    assert (2, "") == (result.exit_code, result.stdout)
+    assert "is no endpoint: write http://HOST:PORT or https://HOST" in result.stderr
+    assert "secret" not in result.stderr

@@ -4,9 +4,17 @@ import asyncio
 
 import click
 
+from betrace_kms_server.config.values import check_endpoint
 from betrace_kms_server.core.errors import KmsError, StartRefused
 
 NOT_DONE = 2
+
+
+def _endpoint(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    try:
+        return check_endpoint(value) if value else None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 @click.command(
@@ -35,11 +43,17 @@ Exit codes: 0 both tables are ready, 2 one is not.
     show_envvar=True,
     help="Name of the table of branch keys.  [default: the table's name, -branch-keys instead of -keys at its end]",
 )
-@click.option("--endpoint", envvar="KMS_STORE_ENDPOINT", show_envvar=True, help="DynamoDB endpoint, for emulators.")
+@click.option(
+    "--endpoint",
+    envvar="KMS_STORE_ENDPOINT",
+    show_envvar=True,
+    callback=_endpoint,
+    help="DynamoDB endpoint, for emulators.",
+)
 def init(table: str, region: str, branch_keys_table: str | None, endpoint: str | None) -> None:
     """Make the DynamoDB tables of signing keys and of branch keys, or turn on what they lack."""
     try:
-        asyncio.run(_init(table, branch_keys_table or branch_keys_table_of(table), region, endpoint or None))
+        asyncio.run(_init(table, branch_keys_table or branch_keys_table_of(table), region, endpoint))
     except (KmsError, StartRefused) as error:
         click.echo(f"betrace-kms: {error}", err=True)
         raise SystemExit(NOT_DONE) from None
@@ -52,9 +66,17 @@ def branch_keys_table_of(table: str) -> str:
 
 async def _init(table: str, branch_keys_table: str, region: str, endpoint: str | None) -> None:
     from betrace_kms_server.stores.dynamodb.creation import create_table  # late: importing the AWS SDK takes a second
-    from betrace_kms_server.stores.dynamodb.table import BRANCH_KEYS, KEY_STORE
+    from betrace_kms_server.stores.dynamodb.table import BRANCH_KEYS, KEY_STORE, check_name
 
-    for name, kind in ((table, KEY_STORE), (branch_keys_table, BRANCH_KEYS)):
+    if table == branch_keys_table:
+        raise StartRefused(
+            f"kms.store.table and kms.branch-keys.table are both {table}: they are two tables, choose another name for"
+            " one of them"
+        )
+    both = ((table, KEY_STORE), (branch_keys_table, BRANCH_KEYS))
+    for name, kind in both:
+        check_name(name, kind)
+    for name, kind in both:
         async for done in create_table(name, region=region, endpoint=endpoint, kind=kind):
             click.echo(done)
     click.echo(f"set kms.store.table={table} and kms.branch-keys.table={branch_keys_table}")

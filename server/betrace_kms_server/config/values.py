@@ -38,8 +38,8 @@ def _switch(value: Any) -> Any:
     return value.lower() == "true"
 
 
-def _endpoint(value: Any) -> Any:
-    """Check an endpoint. The error must not show it, because it may hold a password."""
+def check_endpoint(value: Any) -> Any:
+    """Return an endpoint, or raise ValueError, which does not show it: it may hold a password."""
     found = _ENDPOINT.fullmatch(value) if isinstance(value, str) else None
     if found is None or not 1 <= int(found["port"] or 1) <= _MAX_PORT:
         raise ValueError("is no endpoint: write http://HOST:PORT or https://HOST, without a user")
@@ -47,7 +47,7 @@ def _endpoint(value: Any) -> Any:
 
 
 def _endpoints(value: Any) -> Any:
-    return [_endpoint(part) for part in _split(value)] if isinstance(value, str) else value
+    return [check_endpoint(part) for part in _split(value)] if isinstance(value, str) else value
 
 
 def _group(value: Any) -> Any:
@@ -62,5 +62,5 @@ OpsAddress = Annotated[Address, BeforeValidator(parse_host_port)]
 WholeNumber = Annotated[int, BeforeValidator(_whole_number)]
 Group = Annotated[str, BeforeValidator(_group)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
-Endpoint = Annotated[str, BeforeValidator(_endpoint)]
+Endpoint = Annotated[str, BeforeValidator(check_endpoint)]
 Endpoints = Annotated[tuple[str, ...], BeforeValidator(_endpoints)]

@@ -3,11 +3,11 @@
 The daemon's role needs dynamodb:DescribeTable and dynamodb:DescribeContinuousBackups here.
 """
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
-from botocore.exceptions import ParamValidationError
 
 from betrace_kms_server.core.branch_rows import ID, TYPE
 from betrace_kms_server.core.errors import StartRefused, StoreUnavailable
@@ -36,6 +36,8 @@ BRANCH_KEYS = TableKind("kms.branch-keys.table", ((ID, "HASH", "S"), (TYPE, "RAN
 """AWS Encryption SDK specification, framework/branch-key-store.md, "KeySchema"."""
 
 _USABLE = ("ACTIVE", "UPDATING")  # a table that is being updated is read and written as ever
+_NAME = re.compile(r"[A-Za-z0-9_.-]{3,255}", re.ASCII)
+"""Amazon DynamoDB developer guide, "Naming rules"."""
 LONGEST_RECOVERY_DAYS = 35
 """Amazon DynamoDB developer guide, "Point-in-time recovery": also what it is if no other period was set."""
 _LEGACY = "2017.11.29"
@@ -63,21 +65,26 @@ async def inspect_table(client: "DynamoDBClient", table: str, kind: TableKind = 
     return arn
 
 
+def check_name(table: str, kind: TableKind = KEY_STORE) -> None:
+    """Raise StartRefused for what can be no table's name: DynamoDB would also take an ARN, and emulators anything."""
+    if _NAME.fullmatch(table) is None:
+        raise StartRefused(
+            f"{kind.setting} {table!r} is no name of a DynamoDB table: it takes 3 to 255 letters, digits, dots, dashes"
+            " and underscores"
+        )
+
+
 async def describe_table(
     client: "DynamoDBClient", table: str, kind: TableKind = KEY_STORE
 ) -> "TableDescriptionTypeDef | None":
     """Return what DynamoDB says of a table, or None if there is none. Raises StartRefused if it cannot be asked."""
+    check_name(table, kind)
     try:
         async with asking(client, "DescribeTable", table):
             return (await client.describe_table(TableName=table))["Table"]
     except StoreUnavailable as error:
         if code_of(error.__cause__) == "ResourceNotFoundException":
             return None
-        if code_of(error.__cause__) == "ValidationException" or isinstance(error.__cause__, ParamValidationError):
-            raise StartRefused(
-                f"{kind.setting} {table!r} is no name of a DynamoDB table: it takes 3 to 255 letters, digits, dots,"
-                " dashes and underscores"
-            ) from error
         raise StartRefused(f"the DynamoDB table {table} cannot be described: {error.message}") from error
 
 
