@@ -11,6 +11,7 @@ from typing import Any
 import click
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from bench import plan, records
 from bench.records import Record
@@ -54,6 +55,7 @@ def payload(axes: Any, found: Sequence[Record]) -> None:
             )
     ticks = [64, 1024, 16 * 1024, 256 * 1024, 2**20, 2**22]
     axes.set_xticks(ticks, [size(each) for each in ticks])
+    _plain_numbers(axes.yaxis)
     axes.set_xlabel("payload")
     axes.set_ylabel("server CPU of a call, microseconds")
     axes.legend()
@@ -76,6 +78,7 @@ def batch(axes: Any, found: Sequence[Record]) -> None:
         some.sort(key=lambda each: each.case.batch)
         axes.loglog([each.case.batch for each in some], [each.server_cpu_us for each in some], style, label=row)
     axes.set_xticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
+    _plain_numbers(axes.yaxis)
     axes.set_xlabel("items in a call")
     axes.set_ylabel("server CPU of an item, microseconds")
     axes.legend()
@@ -92,6 +95,13 @@ def tenants(axes: Any, found: Sequence[Record]) -> None:
     axes.set_xlabel("tenants, all with cached keys")
     axes.set_ylabel("server CPU of a call, microseconds")
     axes.legend()
+
+
+def _plain_numbers(axis: Any) -> None:
+    """Label a logarithmic axis with 10, 20, 50, 100 instead of powers."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 FIGURES: Mapping[str, tuple[str, Callable[[Any, Sequence[Record]], None]]] = {
