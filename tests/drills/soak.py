@@ -7,6 +7,9 @@ store grows with what is made; that is on the disk. The daemon runs by itself, a
 What has a bound grows until it is there, and that is no leak: before anything is measured, there are more tenants than
 any map of the daemon keeps, and more rows than SQLite's page cache holds (2,000 KiB,
 https://www.sqlite.org/pragma.html#pragma_cache_size).
+
+One thing has none: gRPC keeps 96 bytes of a call that is cancelled before its request was read (grpc/grpc#43360), which
+are 150 KiB of the 1,560 callers that leave in 100,000 calls. `--without left` shows what the daemon itself does.
 """
 
 import asyncio
