@@ -2,7 +2,10 @@
 
 import pytest
 
-from tests.drills.hostile import MOST_MEGABYTES, attacked
+from tests.drills.hostile import attacked
+
+MOST_MEGABYTES = 320
+"""What malloc keeps differs from run to run; without the bound for large answers it is 1,000."""
 
 
 @pytest.mark.parametrize("name", ["unread answers", "unread answers, closed windows"])
