@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from bench import plan, records
+from bench import plan, records, sizing
 from bench.records import Case, Record
 from bench.terminal import number, spread
 from bench.workloads import KINDS
@@ -105,11 +105,7 @@ def _payload(case: Case) -> bool:
     return (
         case.row in ("Encrypt", "Decrypt")
         and _unary(case)
-        and (case.transport, case.concurrency)
-        in (
-            ("tcp", 16),
-            ("tcp", plan.LARGE_IN_FLIGHT),
-        )
+        and (case.transport, case.concurrency) in (("tcp", 16), ("tcp", plan.LARGE_IN_FLIGHT))
     )
 
 
@@ -205,6 +201,12 @@ def libraries(_described: Mapping[str, Any], found: Found) -> str:
     return markdown(["work", "by", "CPU, us", "quartiles", "a second", "p50, ms"], rows)
 
 
+def million(_described: Mapping[str, Any], found: Found) -> str:
+    """Return what a million spans a second would take."""
+    base = {case.row: record for (case, side), record in found.items() if side == "ours" and is_base(case)}
+    return markdown(sizing.HEAD, sizing.rows(base))
+
+
 TABLES: Mapping[str, Callable[[Mapping[str, Any], Found], str]] = {
     "machine": machine,
     "calls": _calls(is_base, "call", lambda case: case.row + (f" of {case.batch}" if case.batch > 1 else "")),
@@ -222,6 +224,7 @@ TABLES: Mapping[str, Callable[[Mapping[str, Any], Found], str]] = {
     "beside": beside,
     "start": start,
     "libraries": libraries,
+    "million": million,
 }
 
 
