@@ -1,8 +1,10 @@
 """Coalescing for threads: calls that find one of their kind on its way gather, and travel together after it.
 
 No thread of its own: the call that waits longest in a batch leads it, so that its own deadline is that of the batch,
-and the others wait for it or for their own deadlines. A leader that leaves early, interrupted by a signal, hands on;
-and one that did not get as far as that is not waited for longer than its deadline.
+and the others wait for it or for their own deadlines. A leader that leaves early, interrupted by a signal, hands on.
+
+What is on its way holds up calls outside of it for at most `PATIENCE` seconds: it may wait for KMS for a key that they
+do not need, or its thread may be gone. Then the next batch begins beside it.
 """
 
 import threading
@@ -17,6 +19,9 @@ from betrace_kms_client.errors import KmsClientError, again, from_item_status, t
 
 Send: TypeAlias = Callable[[Any, Any, float], Any]
 """Makes a call: a method of the stub, its request, and the seconds that it may take. Raises KmsClientError."""
+
+PATIENCE = 0.1
+"""Seconds: longer than a batch takes whose keys are cached, and shorter than any deadline that is worth setting."""
 
 
 class _Waiter:
@@ -42,7 +47,7 @@ class _Lane:
     """The calls of one key, while one of them or a batch is on its way."""
 
     until: float
-    """Deadline of what is on its way."""
+    """When what is on its way holds up no one any more."""
     waiting: list[_Entry] = field(default_factory=list)
 
 
@@ -57,13 +62,20 @@ class _Lead:
 class Coalescer:
     """Makes batches of the calls of threads. `send` makes a call, and `method_of` returns the method of a name."""
 
-    def __init__(self, send: Send, method_of: Callable[[str], Any], target: str, delay: float) -> None:
-        if delay < 0:
-            raise ValueError("coalesce_delay must be 0 or more seconds")
+    def __init__(
+        self,
+        send: Send,
+        method_of: Callable[[str], Any],
+        target: str,
+        delay: float,
+        *,
+        patience: float = PATIENCE,
+    ) -> None:
         self._send = send
         self._method_of = method_of
         self._target = target
         self._delay = delay
+        self._patience = patience
         self._lock = threading.Lock()
         self._terms = Terms()
         self._lanes: dict[Key, _Lane] = {}
@@ -101,10 +113,12 @@ class Coalescer:
             if joins := lane is not None and lane.until > now:
                 lane.waiting.append(entry)
             else:
-                lane = self._lanes[key] = _Lane(entry.deadline, lane.waiting if lane else [])
+                until = min(entry.deadline, now + self._delay + self._patience)
+                lane = self._lanes[key] = _Lane(until, lane.waiting if lane else [])
+            until = lane.until
         outcome: Any = _Lead(lane, [entry])
         if joins:
-            outcome = self._wait(key, entry)
+            outcome = self._wait(key, entry, until)
         elif self._delay:
             outcome = self._gathered(key, lane, entry)
         if not isinstance(outcome, _Lead):
@@ -124,19 +138,31 @@ class Coalescer:
             self._hand_on(key, lane)
             raise
         self._hand_on(key, lane, [entry])
-        return self._wait(key, entry)
+        return self._wait(key, entry, entry.deadline)
 
-    def _wait(self, key: Key, entry: _Entry) -> Any:
-        """Return what a call gets, or raise DeadlineExceeded."""
+    def _wait(self, key: Key, entry: _Entry, until: float) -> Any:
+        """Return what a call gets, or raise DeadlineExceeded. It does not wait to be part of a batch after `until`."""
         try:
-            arrived = entry.waiter.arrived.wait(max(0.0, entry.deadline - time.monotonic()))
+            while not entry.waiter.arrived.wait(max(0.0, min(until, entry.deadline) - time.monotonic())):
+                if time.monotonic() >= entry.deadline:
+                    raise too_late(self._target)
+                until = self._go_past(key, entry)
         except BaseException:
             self._leave(key, entry)
             raise
-        if arrived:
-            return entry.waiter.outcome
-        self._leave(key, entry)
-        raise too_late(self._target)
+        return entry.waiter.outcome
+
+    def _go_past(self, key: Key, entry: _Entry) -> float:
+        """Begin the next batch if a call waits for one, and what is on its way takes long. Returns the next `until`."""
+        with self._lock:
+            lane = self._lanes.get(key)
+            if lane is None or entry not in lane.waiting:
+                return entry.deadline
+            if lane.until > time.monotonic():
+                return lane.until
+            lane = self._lanes[key] = _Lane(lane.until, lane.waiting)
+        self._hand_on(key, lane)
+        return lane.until
 
     def _leave(self, key: Key, entry: _Entry) -> None:
         with self._lock:
@@ -188,5 +214,5 @@ class Coalescer:
                 return
             lane.waiting = waiting[len(batch) :]
             leader = last(batch)
-            lane.until = leader.deadline
+            lane.until = min(leader.deadline, time.monotonic() + self._patience)
             leader.waiter.give(_Lead(lane, batch))
