@@ -10,7 +10,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
 from betrace_kms_client.batch_kinds import KINDS, Kind
-from betrace_kms_client.coalescing import ALONE, SAME_DEADLINE, Entry, Key, Terms, batches_of, last, pause_before
+from betrace_kms_client.coalescing import (
+    ALONE,
+    SAME_DEADLINE,
+    Entry,
+    Key,
+    Terms,
+    batches_of,
+    checked_delay,
+    last,
+    pause_before,
+)
 from betrace_kms_client.errors import KmsClientError, again, from_item_status, too_late
 
 Send: TypeAlias = Callable[[Any, Any, float], Awaitable[Any]]
@@ -55,7 +65,7 @@ class AsyncCoalescer:
         self._send = send
         self._method_of = method_of
         self._target = target
-        self._delay = delay
+        self._delay = checked_delay(delay)
         self._terms = Terms()
         self._waiting: dict[Key, tuple[Kind, list[_Entry]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()

@@ -8,6 +8,7 @@ batch where each call would have met it alone. In every other case the calls are
 call may fail because of its neighbours.
 """
 
+import math
 import random
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,13 @@ _REASONS_OF_ALL = frozenset({"BUDGET_EXCEEDED", "KMS_ACCESS_DENIED", "KMS_THROTT
 OVERLOADED, may be of calls that would have passed alone."""
 
 W = TypeVar("W")
+
+
+def checked_delay(seconds: float) -> float:
+    """Return for how long calls are to gather, or raise ValueError."""
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"coalesce_delay must be 0 or more seconds, not {seconds}")
+    return seconds
 
 
 class Alone:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from betrace_kms_client.batch_kinds import KINDS, Kind
-from betrace_kms_client.coalescing import ALONE, Entry, Key, Terms, batches_of, last, pause_before
+from betrace_kms_client.coalescing import ALONE, Entry, Key, Terms, batches_of, checked_delay, last, pause_before
 from betrace_kms_client.errors import KmsClientError, again, from_item_status, too_late
 
 Send: TypeAlias = Callable[[Any, Any, float], Any]
@@ -74,7 +74,7 @@ class Coalescer:
         self._send = send
         self._method_of = method_of
         self._target = target
-        self._delay = delay
+        self._delay = checked_delay(delay)
         self._patience = patience
         self._lock = threading.Lock()
         self._terms = Terms()

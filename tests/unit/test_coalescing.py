@@ -619,3 +619,11 @@ def test_a_delay_gathers_calls_of_threads() -> None:
         calls = threads.map(lambda at: coalescer.call("Encrypt", request_of("acme", b"%d" % at), SECONDS), range(8))
         assert [sealed("acme", b"%d" % at) for at in range(8)] == [each.ciphertext_blob for each in calls]
     assert ([], [8]) == (daemon.alone, list(map(len, daemon.batches)))
+
+
+@pytest.mark.parametrize("delay", [-0.001, float("nan"), float("inf")])
+def test_a_delay_that_is_none_is_refused(delay: float) -> None:
+    """At once, and not by the first call that would wait."""
+    for make in (coalescing_with, in_threads_with):
+        with pytest.raises(ValueError, match="coalesce_delay must be 0 or more seconds"):
+            make(Daemon(), delay)
