@@ -24,6 +24,7 @@ final class Main {
   static CompletionStage<List<Supplier<Integer>>> send(List<Integer> items) {
     if (items.size() > 1000) throw new IllegalArgumentException();
     batches++;
+    if (items.contains(-2)) throw new IllegalStateException("before it was sent");
     return CompletableFuture.supplyAsync(() -> {
       if (items.contains(-1)) throw new IllegalStateException("whole");
       return items.stream().<Supplier<Integer>>map(item -> () -> {
@@ -47,7 +48,7 @@ final class Main {
         else wrong++;
       }
     }
-    for (int item : new int[] {-1, -1, -1, 1, 1, 1}) {
+    for (int item : new int[] {-1, -2, -1, 1, 1, 1}) {
       try {
         if (coalescer.call(item).get() == 2) served++;
       } catch (java.util.concurrent.ExecutionException error) {
