@@ -205,5 +205,5 @@ def test_the_python_program_works(tmp_path: Path) -> None:
     """With a daemon, as it stands."""
     with spawned("--data-dir", str(tmp_path / "data"), "--listen", "127.0.0.1:0") as daemon:
         daemon.wait_for("serving")
-        printed = output(tmp_path, tool("python"), "-c", block("python"), BETRACE_KMS_ADDR=daemon.address)
+        printed = output(tmp_path, tool("python"), "-c", block("python"), ADDRESS=daemon.address)
     assert "100 payloads in two calls\n" == printed
