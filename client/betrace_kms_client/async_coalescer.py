@@ -60,8 +60,6 @@ class AsyncCoalescer:
     """Makes batches of calls. `send` makes a call, and `method_of` returns the method of a name."""
 
     def __init__(self, send: Send, method_of: Callable[[str], Any], target: str, delay: float) -> None:
-        if delay < 0:
-            raise ValueError("coalesce_delay must be 0 or more seconds")
         self._send = send
         self._method_of = method_of
         self._target = target

@@ -190,6 +190,23 @@ async def test_policy_that_denies_the_context_of_branch_keys_is_named(new_valida
         assert name in step
 
 
+@pytest.mark.parametrize(
+    ("metadata", "noted"), [({"action": "dynamodb:DeleteItem"}, True), ({}, False)], ids=["denied", "away"]
+)
+async def test_shredding_is_noted_where_it_is_denied(
+    kms: Kms, store: SqliteStore, metadata: Mapping[str, str], noted: bool
+) -> None:
+    """Who shreds no tenant denies it on purpose; a store that is away is no such choice."""
+
+    class BranchKeys:
+        async def check_destroy(self) -> None:
+            raise errors.StoreUnavailable("the reason", metadata=metadata)
+
+    branch_keys: Any = BranchKeys()
+    outcome = await Validator(kms.provider, store, endpoint=None, ephemeral=None, branch_keys=branch_keys).run()
+    assert noted == any("tenants cannot be shredded: the reason" in step for step in outcome.recommendations)
+
+
 async def test_outcome_is_given_again_for_a_while(kms: Kms, clock: FakeClock, new_validator: NewValidator) -> None:
     """However often it is asked, KMS is called once in five seconds."""
     validator = new_validator(kms.provider)

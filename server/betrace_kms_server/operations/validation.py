@@ -139,6 +139,8 @@ class Validator:
         try:
             await self._branch_keys.check_destroy()
         except KmsError as error:
+            if "action" not in error.metadata:  # no denial: a store that is away fails a test of its own
+                return []
             return [f"tenants cannot be shredded: {error.message}; if none is to be, that is as it should be"]
         return []
 
