@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
-from betrace_kms_client.batch_kinds import KINDS, Kind
+from betrace_kms_client.batch_kinds import Kind, kind_of
 from betrace_kms_client.coalescing import (
     ALONE,
     SAME_DEADLINE,
@@ -70,7 +70,7 @@ class AsyncCoalescer:
 
     async def call(self, method: Any, request: Any, seconds: float) -> Any:
         """Return what the call of `method` returns, or an item of a batch that reads like it."""
-        kind, loop = KINDS.get(type(request)), asyncio.get_running_loop()
+        kind, loop = kind_of(request), asyncio.get_running_loop()
         now = loop.time()
         deadline, attempt = now + seconds, 1
         if kind is not None and seconds > self._delay:

@@ -3,12 +3,15 @@
 An item's result has the fields of the single call's response, and is read in its place.
 """
 
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from betrace.kms.v1 import key_management_pb2 as pb
 from google.protobuf.message import Message
+
+_KEY_ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +92,14 @@ KINDS: Mapping[type[Message], Kind] = {
     pb.VerifySpanRequest: Kind("VerifySpans", _verifies, lambda request: request.key_id),
 }
 """By the request of the single call."""
+
+
+def kind_of(request: Any) -> Kind | None:
+    """Return how a request travels with others, or None if it travels alone.
+
+    A signed span whose key id is none gets a verdict in VerifySpans, as by every reader of evidence, and VerifySpan
+    refuses it.
+    """
+    if isinstance(request, pb.VerifySpanRequest) and not _KEY_ID.fullmatch(request.key_id):
+        return None
+    return KINDS.get(type(request))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from betrace_kms_client.batch_kinds import KINDS, Kind
+from betrace_kms_client.batch_kinds import Kind, kind_of
 from betrace_kms_client.coalescing import ALONE, Entry, Key, Terms, batches_of, checked_delay, last, pause_before
 from betrace_kms_client.errors import KmsClientError, again, from_item_status, too_late
 
@@ -82,7 +82,7 @@ class Coalescer:
 
     def call(self, method: Any, request: Any, seconds: float) -> Any:
         """Return what the call of `method` returns, or an item of a batch that reads like it."""
-        kind = KINDS.get(type(request))
+        kind = kind_of(request)
         deadline, attempt = time.monotonic() + seconds, 1
         if kind is not None and seconds > self._delay:
             key, size = Key(kind.batch, request.tenant_id, kind.shared(request)), request.ByteSize()

@@ -140,6 +140,19 @@ async def test_each_call_gets_what_it_gets_alone(daemon: Process, tmp_path: Path
     assert 1 == operations(tmp_path / "audit.jsonl")[batch, len(calls)]
 
 
+async def test_a_key_id_that_is_none_is_refused_as_alone(daemon: Process) -> None:
+    """VerifySpans judges it, as every reader of evidence does, and VerifySpan refuses it: such calls travel alone."""
+    async with AsyncKmsClient(daemon.address) as plain, AsyncKmsClient(daemon.address, coalesce=True) as client:
+
+        async def judged(kms: AsyncKmsClient, at: int) -> object:
+            return await raised(kms.verify_span("acme", span(at), bytes(64), "nonsense"))
+
+        alone = [await judged(plain, at) for at in range(3)]
+        together = await asyncio.gather(*(judged(client, at) for at in range(3)))
+    assert list(map(shown, alone)) == list(map(shown, together))
+    assert all(isinstance(outcome, KmsClientError) for outcome in alone)
+
+
 async def test_what_differs_each_time(daemon: Process, tmp_path: Path) -> None:
     """Ciphertexts open, in order; fresh keys are fresh, and cached ones do not wait for them; payloads are returned."""
     contexts = [{"field": str(number % 3)} for number in range(30)]

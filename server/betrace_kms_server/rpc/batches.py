@@ -24,7 +24,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from betrace_kms_server.core.errors import InvalidRequest
 from betrace_kms_server.core.keys import SigningKey
-from betrace_kms_server.core.tenancy import check_key_id
 from betrace_kms_server.rpc.status import item_status
 
 
@@ -117,8 +116,8 @@ def _verdict_of(verifier: SpanVerifier, signed: pb.SignedSpan) -> pb.VerifySpanR
         return pb.VerifySpanResult(status=_refused(message))
     proof = signed.proof if signed.HasField("proof") else None
     try:
-        reason = verifier.verify(signed.span, signed.signature, check_key_id(signed.key_id), proof)
-    except (InvalidSpan, InvalidRequest) as error:
+        reason = verifier.verify(signed.span, signed.signature, signed.key_id, proof)
+    except InvalidSpan as error:
         return pb.VerifySpanResult(status=_refused(str(error)))
     return pb.VerifySpanResult(valid=reason == "VALID", reason=pb.VerifyReason.Value(reason))
 
