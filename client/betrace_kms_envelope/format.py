@@ -46,7 +46,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
+from cryptography.hazmat.primitives.hmac import HMAC
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 MAX_WRAPPED_KEY_BYTES = 6144
 """Largest ciphertext that KMS Decrypt takes (AWS KMS API reference, Decrypt)."""
@@ -60,8 +61,8 @@ COMMITTING_SIGNED = 0x0578
 SUITES = {b"\x02\x04\x78": COMMITTING, b"\x02\x05\x78": COMMITTING_SIGNED}
 KNOWN_MESSAGES = tuple(SUITES)
 """How a message that we can open begins: version and suite, three bytes."""
-_COMMIT_INFO = b"COMMITKEY"
-_DERIVE_INFO = {suite: suite.to_bytes(2, "big") + b"DERIVEKEY" for suite in SUITES.values()}
+_COMMIT_BLOCK = b"COMMITKEY\x01"
+_DERIVE_BLOCK = {suite: suite.to_bytes(2, "big") + b"DERIVEKEY\x01" for suite in SUITES.values()}
 _SHA512 = hashes.SHA512()
 NON_FRAMED, FRAMED = 1, 2
 MESSAGE_ID_BYTES = COMMITMENT_BYTES = 32
@@ -111,7 +112,13 @@ def body_aad(message_id: bytes, kind: bytes, sequence: int, length: int) -> byte
 
 
 def derive(data_key: bytes | bytearray, suite: int, message_id: bytes) -> tuple[bytes, bytes]:
-    """Return the commitment key and the encryption key of one message, 32 bytes each."""
-    extracted = HKDF.extract(_SHA512, message_id, data_key)
-    commitment = HKDFExpand(_SHA512, 32, _COMMIT_INFO).derive(extracted)
-    return commitment, HKDFExpand(_SHA512, 32, _DERIVE_INFO[suite]).derive(extracted)
+    """Return the commitment key and the encryption key of one message, 32 bytes each.
+
+    Each is the beginning of the first block of HKDF-Expand (RFC 5869, section 2.3), HMAC(PRK, info 01). One HMAC key
+    serves both, which takes three quarters of the time of two expansions.
+    """
+    commitment = HMAC(HKDF.extract(_SHA512, message_id, data_key), _SHA512)
+    encryption = commitment.copy()
+    commitment.update(_COMMIT_BLOCK)
+    encryption.update(_DERIVE_BLOCK[suite])
+    return commitment.finalize()[:COMMITMENT_BYTES], encryption.finalize()[:DATA_KEY_BYTES]

@@ -135,8 +135,8 @@ def test_hkdf_of_the_keys(monkeypatch: pytest.MonkeyPatch) -> None:
         if "invalid" == test["result"]:  # asks for more than HKDF has; ours asks for 32 bytes
             continue
         data_key, message_id, info, expected = octets(test, "ikm", "salt", "info", "okm")
-        monkeypatch.setattr(message_format, "_COMMIT_INFO", info)
-        monkeypatch.setattr(message_format, "_DERIVE_INFO", {0x0478: info})
+        monkeypatch.setattr(message_format, "_COMMIT_BLOCK", info + b"\x01")
+        monkeypatch.setattr(message_format, "_DERIVE_BLOCK", {0x0478: info + b"\x01"})
         for derived in message_format.derive(data_key, 0x0478, message_id):
             assert expected[:32] == derived[: len(expected)]
         count += 1
