@@ -152,9 +152,13 @@ def too_late(target: str) -> DeadlineExceeded:
 
 def from_item_status(status: "ItemStatus") -> KmsClientError:
     """Return the exception for an item of a batch: the one that a call for it alone would raise."""
-    retry = status.retry_delay.ToMilliseconds() / 1000 if status.HasField("retry_delay") else None
     kind = _BY_NUMBER.get(status.code, InternalError)
-    return kind(status.message, reason=status.reason, retry_after=retry)
+    return kind(status.message, reason=status.reason, retry_after=retry_after_of(status))
+
+
+def retry_after_of(status: "ItemStatus") -> float | None:
+    """Return after how many seconds another try of an item is worth it, or None if the daemon does not say."""
+    return status.retry_delay.ToMilliseconds() / 1000 if status.HasField("retry_delay") else None
 
 
 def again(error: KmsClientError) -> KmsClientError:

@@ -9,6 +9,7 @@ from betrace_kms_envelope import EncryptedDataKey, KeyMaterial
 from betrace_kms_evidence import PublicKey
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from betrace_kms_client.errors import retry_after_of
 from betrace_kms_client.results import (
     Ciphertext,
     DataKey,
@@ -299,8 +300,7 @@ def _item_refusal(status: pb.ItemStatus) -> ItemRefusal:
 
 
 def _refused(status: pb.ItemStatus) -> tuple[str, str, str, float | None]:
-    delay = status.retry_delay.ToMilliseconds() / 1000 if status.HasField("retry_delay") else None
-    return _CODES.get(status.code, "UNKNOWN"), status.message, status.reason, delay
+    return _CODES.get(status.code, "UNKNOWN"), status.message, status.reason, retry_after_of(status)
 
 
 def _time(time: Timestamp) -> str:
