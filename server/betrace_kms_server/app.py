@@ -148,7 +148,13 @@ async def running(settings: Settings, hurry: asyncio.Event | None = None) -> Asy
 
 async def _leave_former_keys(core: Core, settings: Settings) -> None:
     await leave_former_keys(
-        core.provider, core.store, core.branch_store, settings.logical_name, core.monitor.usable, core.record
+        core.provider,
+        core.store,
+        core.branch_store,
+        settings.logical_name,
+        core.monitor.usable,
+        core.record,
+        core.figures.left.__setitem__,
     )
 
 

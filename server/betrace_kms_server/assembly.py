@@ -23,6 +23,7 @@ from betrace_kms_server.jobs import on_kms_state
 from betrace_kms_server.operations.emergency_stop import EmergencyStop
 from betrace_kms_server.operations.monitor import KmsMonitor
 from betrace_kms_server.operations.validation import Validator
+from betrace_kms_server.provider_startup import open_provider
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.rpc.gate import CallGate
 from betrace_kms_server.rpc.health import KEY_MANAGEMENT, HealthService
@@ -30,7 +31,7 @@ from betrace_kms_server.rpc.large_messages import LargeMessages
 from betrace_kms_server.signing_keys.lifecycle import Lifecycle
 from betrace_kms_server.signing_keys.rotation import Rotation
 from betrace_kms_server.signing_keys.signer import Signer
-from betrace_kms_server.startup import open_audit, open_branch_keys, open_provider, open_store
+from betrace_kms_server.startup import open_audit, open_branch_keys, open_store
 from betrace_kms_server.stores.branch_keys import BranchKeyStore
 from betrace_kms_server.stores.protocol import KeyStore
 from betrace_kms_server.telemetry import export

@@ -11,6 +11,7 @@ from betrace_kms_server.cache.key_caches import KeyCaches
 from betrace_kms_server.config.settings import Settings
 from betrace_kms_server.core.errors import KmsError
 from betrace_kms_server.core.key_event import Recorder
+from betrace_kms_server.core.moving import Report
 from betrace_kms_server.data_keys.row_keys import rewrap_branch_keys
 from betrace_kms_server.host.connection_bounds import ConnectionBounds
 from betrace_kms_server.operations.emergency_stop import EmergencyStop
@@ -105,6 +106,7 @@ async def leave_former_keys(
     logical_name: str,
     usable: asyncio.Event,
     record: Recorder,
+    report: Report,
 ) -> None:
     """Once the master key is usable, check the former ones, and move signing keys and branch keys off them."""
     await usable.wait()
@@ -112,12 +114,12 @@ async def leave_former_keys(
         try:
             await provider.check(arn)
         except KmsError as error:
-            log.error(f"A key of aws.kms.decrypt-key-ids cannot be used: {error.message}", master_key=arn)  # noqa: G004
+            log.error(f"A former master key cannot be used: {error.message}", master_key=arn)  # noqa: G004
         else:
             log.info("A former master key is usable for Decrypt", master_key=arn)
-    await rewrap_signing_keys(provider, store, record=record)
+    await rewrap_signing_keys(provider, store, record=record, report=report)
     if branch_store is not None:
-        await rewrap_branch_keys(provider, branch_store, logical_name, record=record)
+        await rewrap_branch_keys(provider, branch_store, logical_name, record=record, report=report)
 
 
 async def rotate_on_schedule(settings: Settings, rotation: Rotation, usable: asyncio.Event) -> None:

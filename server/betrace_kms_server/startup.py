@@ -1,8 +1,7 @@
-"""Opens what the daemon stands on: its data folder, its provider and its audit trail. Refuses what would lose keys."""
+"""Opens what the daemon stands on: its data folder, its key store and its audit trail. Refuses what would lose keys."""
 
 import os
 from contextlib import AsyncExitStack
-from itertools import repeat
 from pathlib import Path
 
 import structlog
@@ -11,13 +10,10 @@ from betrace_kms_server.audit.file import STDOUT
 from betrace_kms_server.audit.trail import AuditTrail
 from betrace_kms_server.config.settings import Settings
 from betrace_kms_server.core.errors import StartRefused
-from betrace_kms_server.core.key_event import KmsObserver
 from betrace_kms_server.host.modes import check_file, check_folder
 from betrace_kms_server.host.sockets import exclusive
 from betrace_kms_server.host.volume import ephemeral_kind
-from betrace_kms_server.providers.budget import BudgetedProvider
-from betrace_kms_server.providers.local import MASTER_KEY_FILE, LocalProvider, is_local, load_master_key
-from betrace_kms_server.providers.protocol import KeyProvider
+from betrace_kms_server.providers.local import MASTER_KEY_FILE
 from betrace_kms_server.stores.branch_keys import BranchKeyStore
 from betrace_kms_server.stores.protocol import KeyStore
 from betrace_kms_server.stores.sqlite.branch_keys import SqliteBranchKeys
@@ -91,60 +87,6 @@ async def open_branch_keys(settings: Settings, store: KeyStore, resources: Async
 
     return await resources.enter_async_context(
         open_branch_keys(settings.branch_keys_table, region=settings.dynamodb_region, endpoint=settings.store_endpoint)
-    )
-
-
-async def open_provider(
-    settings: Settings,
-    store: KeyStore,
-    branch_keys: BranchKeyStore | None,
-    observe: KmsObserver,
-    resources: AsyncExitStack,
-) -> KeyProvider:
-    """Return the provider that the settings ask for. Raises StartRefused if the store's keys are another's."""
-    log.info(f"Initializing KMS provider: {settings.provider}")  # noqa: G004  # the words of BeTrace's documents
-    arns = await branch_keys.wrapped_by() if branch_keys else ()
-    rows = sorted({*await store.wrapped_by(), *(("local" if is_local(arn) else "aws", arn) for arn in arns)})
-    for name, _ in rows:
-        if name != settings.provider:
-            raise StartRefused(
-                f"the key store holds keys wrapped by provider {name}, which {settings.provider} cannot use: set"
-                f" betrace.kms.provider={name}, or choose another kms.data-dir"
-            )
-    if settings.provider == "local":
-        path = settings.data_dir / MASTER_KEY_FILE
-        local = LocalProvider(load_master_key(path, create=not rows), observe=observe)
-        if any(arn not in local.decrypt_key_arns for _, arn in rows):
-            raise StartRefused(
-                f"the key store holds keys that another {MASTER_KEY_FILE} wrapped: restore that file, or choose another"
-                " kms.data-dir"
-            )
-        log.warning("Using the local provider - NOT FOR PRODUCTION USE", master_key_file=str(path))
-        return local
-    from betrace_kms_server.providers.aws.provider import (  # late: the AWS SDK takes most of a second
-        AwsProvider,
-        Replica,
-    )
-
-    log.info(f"Using AWS KMS - region: {settings.kms_region}, key: {settings.master_key_id}")  # noqa: G004
-    if settings.endpoint:
-        log.warning("aws.kms.endpoint is set: calls do not go to AWS KMS", endpoint=settings.endpoint)
-    aws = await resources.enter_async_context(
-        AwsProvider(
-            settings.master_key_id or "",
-            region=settings.kms_region,
-            endpoint=settings.endpoint,
-            replicas=list(map(Replica, settings.replica_key_ids, settings.replica_endpoints or repeat(None))),
-            former_key_arns=settings.decrypt_key_ids,
-            call_seconds=settings.call_timeout_ms / 1000,
-            observe=observe,
-        )
-    )
-    return BudgetedProvider(
-        aws,
-        tenant_per_second=settings.budget_tenant_per_second,
-        tenant_burst=settings.budget_tenant_burst,
-        per_second=settings.budget_per_second,
     )
 
 

@@ -118,7 +118,7 @@ async def test_row_that_cannot_move_stays_and_others_move(place: Place) -> None:
     (moved,) = [line for line in logs if line["log_level"] == "info"]
     assert ("Branch keys were moved to the master key", 5, 4) == (moved["event"], moved["moved"], moved["left"])
     problems = {line["problem"]: line["keys"] for line in logs if line["log_level"] == "error"}
-    assert 3 == problems.pop(f"they were wrapped by {UNLISTED}: list it in aws.kms.decrypt-key-ids")
+    assert 3 == problems.pop(f"they were wrapped by {UNLISTED}: add aws to kms.former-providers")
     ((problem, count),) = problems.items()
     assert ("of branch key acme does not unwrap" in problem, count) == (True, 1)
 

@@ -14,6 +14,7 @@ from betrace_kms_envelope import (
 )
 from betrace_kms_server.cache.key_cache import KeyCache
 from betrace_kms_server.core.errors import DoesNotOpen
+from betrace_kms_server.core.master_keys import message_provider_id
 from betrace_kms_server.core.tenancy import Context, DataKeyType, encryption_context, signing_context
 from betrace_kms_server.data_keys.keyring import KeyRing
 from betrace_kms_server.providers.protocol import KeyProvider
@@ -57,7 +58,8 @@ def wrapped_key_of(message: bytes) -> bytes:
 async def message_with_context(provider: KeyProvider, whole: Context) -> bytes:
     """Return a message as somebody else with access to the master key may write it, under any context."""
     key = await provider.generate_data_key(DATA_KEY_BYTES, whole)
-    wrapped = EncryptedDataKey(provider.message_provider_id, key.wrapped.master_key_arn, key.wrapped.blob)
+    arn = key.wrapped.master_key_arn
+    wrapped = EncryptedDataKey(message_provider_id(arn), arn, key.wrapped.blob)
     return Sealer(wrapped, whole).seal(b"secret", key.material.raw)
 
 

@@ -10,6 +10,7 @@ from betrace_kms_server.cache.key_cache import KeyCache
 from betrace_kms_server.core.errors import DoesNotOpen, KmsUnreachable
 from betrace_kms_server.core.key_event import KeyEvent
 from betrace_kms_server.core.keys import KeyMaterial, WrappedKey
+from betrace_kms_server.core.master_keys import message_provider_id
 from betrace_kms_server.core.tenancy import encryption_context
 from betrace_kms_server.data_keys.batches import (
     Item,
@@ -91,13 +92,12 @@ async def test_unwrapped_key_names_its_master_key(kms: CountedLocalProvider, new
 async def test_number_of_wrapped_keys_is_bounded_as_configured(kms: CountedLocalProvider, new_cache: NewCache) -> None:
     """The bound of the key ring is the one that holds, below and above the default."""
     data_key = await kms.generate_data_key(32, encryption_context("acme", {}))
-    ours = EncryptedDataKey(kms.message_provider_id, data_key.wrapped.master_key_arn, data_key.wrapped.blob)
+    provider_id = message_provider_id(kms.master_key_arn)
+    ours = EncryptedDataKey(provider_id, data_key.wrapped.master_key_arn, data_key.wrapped.blob)
     message = Sealer(ours, encryption_context("acme", {})).seal(b"x", data_key.material.raw)
     fields = Message.parse(message).fields
     foreign = b"".join((5).to_bytes(2, "big") + b"other" + b"\0\1x\0\1x" for _ in range(10))
-    at = message.index(fields) + fields.index(
-        (1).to_bytes(2, "big") + (len(kms.message_provider_id)).to_bytes(2, "big")
-    )
+    at = message.index(fields) + fields.index((1).to_bytes(2, "big") + len(provider_id).to_bytes(2, "big"))
     many = message[:at] + (11).to_bytes(2, "big") + foreign + message[at + 2 :]
     for bound, asked in ((10, 0), (11, 1)):
         kms.calls.clear()
@@ -156,7 +156,8 @@ async def test_data_key_is_under_its_message_or_not(kms: CountedLocalProvider) -
     """Its commitment and the header's tag decide, and a key of another length is none."""
     context = encryption_context("acme", {})
     data_key = await kms.generate_data_key(32, context)
-    encrypted = EncryptedDataKey(kms.message_provider_id, data_key.wrapped.master_key_arn, data_key.wrapped.blob)
+    arn = data_key.wrapped.master_key_arn
+    encrypted = EncryptedDataKey(message_provider_id(arn), arn, data_key.wrapped.blob)
     message = Sealer(encrypted, context).seal(b"x", data_key.material.raw)
     raw, parsed = bytes(data_key.material.raw), Message.parse(message)
     tag_at = len(message) - (4 + 4 + 12 + 4 + 1 + 16) - 16

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from betrace_kms_server.core.errors import DoesNotOpen
 from betrace_kms_server.core.keys import KeyMaterial, WrappedKey
+from betrace_kms_server.core.master_keys import message_provider_id, provider_of
 from betrace_kms_server.core.tenancy import Context
 
 from tests.contract.doubles import Kms
@@ -159,4 +160,5 @@ async def test_usable_master_key_passes_the_check(kms: Kms) -> None:
 async def test_names_are_those_of_the_formats(kms: Kms) -> None:
     """Rows and messages that are written today hold these names for ever, so they must not change."""
     expected = {"local": "betrace-local", "aws": "aws-kms"}
-    assert expected[kms.provider.name] == kms.provider.message_provider_id
+    assert expected[kms.provider.name] == message_provider_id(kms.provider.master_key_arn)
+    assert kms.provider.name == provider_of(kms.provider.master_key_arn)

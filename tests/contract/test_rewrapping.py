@@ -44,8 +44,11 @@ async def test_keys_of_a_listed_master_key_move(store: SqliteStore) -> None:
     before = [await stored(store, former, tenant) for tenant in ("acme", "globex")]
     at_home = await stored(store, today, "initech")
     events: list[KeyEvent] = []
+    reports: list[tuple[str, int]] = []
     with capture_logs() as logs:
-        await rewrap_signing_keys(today, store, sleep=no_pause, record=events.append)
+        await rewrap_signing_keys(
+            today, store, sleep=no_pause, record=events.append, report=lambda *left: reports.append(left)
+        )
     for key in before:
         moved = await store.get(key.tenant_id, key.key_id)
         assert moved is not None
@@ -56,6 +59,7 @@ async def test_keys_of_a_listed_master_key_move(store: SqliteStore) -> None:
         (event.operation, event.tenant_id, event.key_id, event.result) for event in events
     }
     assert 4 == len(events)
+    assert [("signing keys", 2), ("signing keys", 0)] == reports
     assert [("Signing keys were moved to the master key", 2, 0)] == [
         (line["event"], line["moved"], line["left"]) for line in logs
     ]
@@ -87,7 +91,7 @@ async def test_what_cannot_move_stays_and_is_named(store: SqliteStore) -> None:
     assert (1, 3) == (logs[0]["moved"], logs[0]["left"])
     problems = [line["problem"] for line in logs[1:]]
     assert [1, 1, 1] == [line["keys"] for line in logs[1:]]
-    for words in ("wrapped by unlisted: list it in aws.kms.decrypt-key-ids", "does not unwrap", "kms:Decrypt"):
+    for words in ("wrapped by unlisted: add aws to kms.former-providers", "does not unwrap", "kms:Decrypt"):
         assert any(words in problem for problem in problems), words
 
 

@@ -143,7 +143,7 @@ async def test_nothing_is_left_behind(kms: Kms, new_validator: NewValidator, sto
     assert {"GenerateDataKey": 1, "Encrypt": 1, "Decrypt": 3} == {
         action: count for action, count in kms.calls.items() if action != "DescribeKey"
     }
-    assert ([key], {("aws", ARN)}) == (await store.all("acme"), await store.wrapped_by())
+    assert ([key], {ARN}) == (await store.all("acme"), await store.wrapped_by())
 
 
 async def test_calls_are_for_a_tenant_of_its_own(new_validator: NewValidator) -> None:

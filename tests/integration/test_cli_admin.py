@@ -346,6 +346,12 @@ audit         a.jsonl, lost 3: disk full
         ({"shredding": {"pending": 0}}, ""),
         ({"shredding": {"pending": 1200, "failing": 1}}, "shredding     1,200 pending, 1 failing\n"),
         ({"uptime_seconds": 200000}, "uptime        2 d 7 h\n"),
+        ({"former_master_keys": {"configured": [], "left": {"signing keys": 0}}}, ""),
+        ({"former_master_keys": {"configured": ["a", "b"], "left": {}}}, "former keys   a; b\n"),
+        (
+            {"former_master_keys": {"configured": ["a"], "left": {"signing keys": 1200, "branch keys": 0}}},
+            "former keys   a; 1,200 signing keys left\n",
+        ),
     ],
 )
 def test_status_does_without_what_is_missing(run: Run, admin: FakeAdmin, status: dict[str, Any], shown: str) -> None:

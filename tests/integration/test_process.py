@@ -1,10 +1,11 @@
 """The daemon as a process: starts, refusals to start, signals, restarts."""
 
+import os
 import signal
 import socket
 import stat
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +24,15 @@ SPAN = ComplianceSpan(trace_id=b"t" * 16, span_id=b"s" * 8, name="user.login")
 ANY_PORT = "127.0.0.1:0"
 
 
-def refused(*arguments: str) -> str:
-    """Run a daemon that must not start, and return what it wrote to stderr."""
+def refused(*arguments: str, environ: Mapping[str, str] | None = None) -> str:
+    """Run a daemon that must not start, and return what it wrote to stderr. `environ` is added to our environment."""
     done = subprocess.run(
         [str(COMMAND), "serve", "--set", "kms.log.level=error", *arguments],
         capture_output=True,
         text=True,
         timeout=30,
         check=False,
+        env={**os.environ, **(environ or {})},
     )
     assert done.returncode == 2, done.stderr
     return done.stderr

@@ -511,8 +511,8 @@ def test_settings_of_several_regions_and_pods_are_checked(values: dict[str, str]
         of_aws(**values)
 
 
-def test_dynamodb_needs_provider_aws() -> None:
+def test_dynamodb_needs_another_provider_than_local() -> None:
     """With provider local, other pods could not unwrap."""
-    with pytest.raises(StartRefused, match=r"betrace\.kms\.provider is not aws"):
+    with pytest.raises(StartRefused, match=r"betrace\.kms\.provider is local"):
         settings_of({"kms.store": "dynamodb", "kms.store.table": "keys"})
     assert of_aws(kms_store="dynamodb", kms_store_table="keys").dynamodb_region == "us-east-1"

@@ -156,6 +156,7 @@ def _head(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "shredding", _shredding(found.get("shredding") or {})
     yield "process", _process(found.get("process") or {})
     yield "master key", kms.get("master_key") or ""
+    yield "former keys", _former(found.get("former_master_keys") or {})
     yield "region", kms.get("region") or ""
     yield "KMS", _kms(kms)
     yield "breakers", ", ".join(_breaker(region, state) for region, state in (kms.get("breakers") or {}).items())
@@ -188,6 +189,12 @@ def _lock(lock: Mapping[str, Any]) -> str:
         return ""
     since = datetime.fromtimestamp(lock.get("since") or 0, UTC)
     return click.style(f"LOCKED since {since:%Y-%m-%d %H:%M:%S} UTC: {lock.get('reason') or ''}", fg="red", bold=True)
+
+
+def _former(former: Mapping[str, Any]) -> str:
+    parts = [f"{_count(count)} {kind} left" for kind, count in (former.get("left") or {}).items() if count]
+    left = [click.style(", ".join(parts), fg="red")] if parts else []
+    return "; ".join([*(former.get("configured") or ()), *left])
 
 
 def _shredding(shredding: Mapping[str, Any]) -> str:

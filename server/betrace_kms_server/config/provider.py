@@ -1,9 +1,9 @@
 """Settings of the key provider: who wraps keys, and which master keys there are."""
 
 import re
-from typing import Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from betrace_kms_server.aws.arns import are_replicas, region_of
 from betrace_kms_server.config.values import REGION, Endpoint, Endpoints, WholeNumber, Words
@@ -11,13 +11,30 @@ from betrace_kms_server.config.values import REGION, Endpoint, Endpoints, WholeN
 _KEY_ARN = re.compile(r"arn:aws[a-z-]*:kms:(?P<region>[a-z0-9-]+):[0-9]{12}:key/[A-Za-z0-9-]+")
 
 
+ProviderName = Literal["local", "aws"]
+
+
+def _providers(value: Any) -> Any:
+    for name in value:
+        if name not in get_args(ProviderName):
+            raise ValueError(f"{name!r} is no provider: name some of {', '.join(get_args(ProviderName))}")
+    if len(set(value)) < len(value):
+        raise ValueError("names a provider twice")
+    return value
+
+
 class ProviderSettings(BaseModel):
-    """`betrace.kms.provider` and `aws.kms.*`."""
+    """`betrace.kms.provider`, `kms.former-providers` and `aws.kms.*`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    provider: Literal["local", "aws"] = Field(
+    provider: ProviderName = Field(
         "local", alias="betrace.kms.provider", description="who wraps keys: `aws`, or `local` (not for production)"
+    )
+    former_providers: Annotated[Words, AfterValidator(_providers)] = Field(
+        (),
+        alias="kms.former-providers",
+        description="providers that a deployment leaves: they still unwrap what they wrapped, and wrap nothing",
     )
     master_key_id: str | None = Field(
         None, alias="aws.kms.master-key-id", description="full ARN of the KMS key (a bare id only with an endpoint)"
@@ -83,7 +100,12 @@ class ProviderSettings(BaseModel):
 
     @model_validator(mode="after")
     def _aws_needs_a_key(self) -> "ProviderSettings":
-        if self.provider != "aws":
+        if self.provider in self.former_providers:
+            raise ValueError(
+                f"kms.former-providers names {self.provider}, which is betrace.kms.provider: leave it out; former"
+                " master keys of provider aws go into aws.kms.decrypt-key-ids"
+            )
+        if not self.uses("aws"):
             return self
         if self.master_key_id is None:
             raise ValueError("aws.kms.master-key-id is missing: give the full ARN of the KMS key")
@@ -118,6 +140,10 @@ class ProviderSettings(BaseModel):
                 " aws.kms.endpoint is set, and none otherwise"
             )
         return self
+
+    def uses(self, provider: str) -> bool:
+        """Return whether a provider wraps keys, or unwraps what it wrapped in former times."""
+        return provider == self.provider or provider in self.former_providers
 
     @property
     def kms_region(self) -> str:

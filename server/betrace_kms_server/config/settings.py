@@ -45,8 +45,8 @@ class Settings(ServerSettings, KeySettings, ProviderSettings):
     def _dynamodb_needs_a_table(self) -> "Settings":
         if self.store == "dynamodb" and self.store_table is None:
             raise ValueError("kms.store.table is missing: name the DynamoDB table that keystore init made")
-        if self.store == "dynamodb" and self.provider != "aws":
-            raise ValueError("kms.store is dynamodb, and betrace.kms.provider is not aws: other pods could not unwrap")
+        if self.store == "dynamodb" and self.provider == "local":
+            raise ValueError("kms.store is dynamodb, and betrace.kms.provider is local: other pods could not unwrap")
         if self.store == "dynamodb" and self.encryption_mode == "branch-key" and self.branch_keys_table is None:
             raise ValueError("kms.branch-keys.table is missing: name the DynamoDB table that keystore init made")
         if self.store != "dynamodb" and self.branch_keys_table is not None:

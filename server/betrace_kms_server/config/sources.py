@@ -169,10 +169,10 @@ def resolve(sources: Iterable[Source]) -> tuple[Settings, Mapping[str, str]]:
             name = str(error["loc"][0]) if error["loc"] else ""
             lines.append(f"{name} (from {origins[name]}): {message}" if name else message)
         raise StartRefused("\n".join(lines)) from None
-    if settings.provider == "local":
+    if not settings.uses("aws"):
         _refuse(
             [
-                f"{name} (from {origins[name]}): betrace.kms.provider is local (from"
+                f"{name} (from {origins[name]}): betrace.kms.provider is {settings.provider} (from"
                 f" {origins['betrace.kms.provider']}): set betrace.kms.provider=aws, or remove {name}"
                 for name in sorted(values)
                 if name.startswith("aws.kms.")

@@ -104,8 +104,8 @@ class DoesNotOpen(KmsError):
     def __init__(self) -> None:
         super().__init__(
             "the ciphertext does not open: check that it is whole and that tenant_id and encryption_context are those"
-            " it was made with; if its master key is no longer aws.kms.master-key-id, list that key in"
-            " aws.kms.decrypt-key-ids"
+            " it was made with; if its master key is no longer the daemon's, list that key in aws.kms.decrypt-key-ids,"
+            " or its provider in kms.former-providers"
         )
 
 

@@ -8,13 +8,21 @@ from typing import TypeVar
 import structlog
 
 from betrace_kms_server.core.errors import AccessDenied, KeyDamaged, KmsError, MasterKeyUnusable
+from betrace_kms_server.core.master_keys import step_to_configure
 
 log = structlog.get_logger()
 N = TypeVar("N")
 K = TypeVar("K")
 
+Report = Callable[[str, int], object]
+"""Gets a kind of key, and how many of them former master keys still wrap."""
+
 PAUSE_SECONDS = 30.0
 """How long to wait before another try, when KMS or the store failed."""
+
+
+def unreported(kind: str, left: int) -> None:
+    """Report to no one."""
 
 
 async def move_keys(
@@ -24,6 +32,7 @@ async def move_keys(
     rewrap: Callable[[N, K], Awaitable[object]],
     *,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    report: Report = unreported,
 ) -> None:
     """Move every key of a kind ("signing keys") that `left` names, and try again until none is left that can be.
 
@@ -33,12 +42,14 @@ async def move_keys(
     while True:
         try:
             names = await left()
+            report(kind, len(names))
             if not names:
                 return
             done, stuck = await _move(names, unwrap, rewrap)
         except KmsError as error:
             log.warning(f"Moving {kind} to the master key is interrupted, trying again", problem=error.message)  # noqa: G004
         else:
+            report(kind, sum(stuck.values()))
             if done or stuck:
                 log.info(
                     f"{kind.capitalize()} were moved to the master key",  # noqa: G004
@@ -55,9 +66,9 @@ async def move_keys(
         await sleep(PAUSE_SECONDS)
 
 
-def not_configured(arn: str) -> MasterKeyUnusable:
-    """Return the error for keys whose master key no one listed."""
-    return MasterKeyUnusable(f"they were wrapped by {arn}: list it in aws.kms.decrypt-key-ids")
+def not_configured(arn: str, provider: str) -> MasterKeyUnusable:
+    """Return the error for keys whose master key is unknown to a daemon of `provider`."""
+    return MasterKeyUnusable(f"they were wrapped by {arn}: {step_to_configure(arn, provider)}")
 
 
 async def _move(

@@ -25,6 +25,7 @@ from betrace_kms_server.cache.key_cache import Key, KeyCache, Load
 from betrace_kms_server.core.errors import DoesNotOpen, InvalidRequest, KmsError
 from betrace_kms_server.core.key_event import KeyEvent, note_miss
 from betrace_kms_server.core.keys import DataKey, WrappedKey
+from betrace_kms_server.core.master_keys import message_provider_id
 from betrace_kms_server.core.tenancy import Context, DataKeyType, belongs_to, encryption_context, fits_kms
 from betrace_kms_server.data_keys.branch_messages import BranchMessages
 from betrace_kms_server.data_keys.budget import Budget
@@ -246,7 +247,8 @@ class KeyRing:
 
     def _encrypted(self, data_key: DataKey) -> EncryptedDataKey:
         wrapped = data_key.wrapped
-        return EncryptedDataKey(self._provider.message_provider_id, wrapped.master_key_arn, wrapped.blob)
+        provider_id = message_provider_id(wrapped.master_key_arn)
+        return EncryptedDataKey(provider_id, wrapped.master_key_arn, wrapped.blob)
 
     async def key_of(
         self, tenant_id: str, message: Message, caller: Context, event: KeyEvent | None = None
@@ -274,7 +276,7 @@ class KeyRing:
         """Return the message's wrapped keys that one of our master keys may unwrap."""
         candidates = []
         for encrypted in message.encrypted_data_keys:
-            if encrypted.provider_id == self._provider.message_provider_id:
+            if encrypted.provider_id == message_provider_id(encrypted.provider_info):
                 arn = self._provider.unwrapping_key_for(encrypted.provider_info)
                 if arn is not None and 1 <= len(encrypted.ciphertext) <= MAX_WRAPPED_KEY_BYTES:
                     candidates.append(WrappedKey(encrypted.ciphertext, arn))

@@ -12,7 +12,8 @@ from betrace_kms_server.core.branch_rows import KMS_ARN, BranchKeyRow, row_conte
 from betrace_kms_server.core.errors import DoesNotOpen, KeyDamaged, MasterKeyUnusable
 from betrace_kms_server.core.key_event import KeyEvent, Recorder, ignore, recorded
 from betrace_kms_server.core.keys import KeyMaterial, WrappedKey
-from betrace_kms_server.core.moving import move_keys, not_configured
+from betrace_kms_server.core.master_keys import step_to_configure
+from betrace_kms_server.core.moving import Report, move_keys, not_configured, unreported
 from betrace_kms_server.data_keys.hierarchy import BRANCH_KEY_BYTES
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.stores.branch_keys import BranchKeyStore
@@ -37,8 +38,8 @@ class RowKeys:
         arn = self._provider.unwrapping_key_for(row.kms_arn)
         if arn is None:
             raise MasterKeyUnusable(
-                f"branch key {row.branch_key_id} was wrapped by {row.kms_arn}, which is not configured: list it in"
-                " aws.kms.decrypt-key-ids"
+                f"branch key {row.branch_key_id} was wrapped by {row.kms_arn}, which is not configured:"
+                f" {step_to_configure(row.kms_arn, self._provider.name)}"
             )
         try:
             material = await self._provider.unwrap(WrappedKey(row.enc, arn), self.context(row.attributes))
@@ -74,6 +75,7 @@ async def rewrap_branch_keys(
     *,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     record: Recorder = ignore,
+    report: Report = unreported,
 ) -> None:
     """Wrap every row of a former master key under today's: see `move_keys`.
 
@@ -86,7 +88,7 @@ async def rewrap_branch_keys(
         if row is None or provider.is_current(row.kms_arn):
             return None
         if provider.unwrapping_key_for(row.kms_arn) is None:
-            raise not_configured(row.kms_arn)
+            raise not_configured(row.kms_arn, provider.name)
         material, _ = await recorded(KeyEvent("UnwrapBranchKey", *name), record, keys.unwrap(row))
         return row, material
 
@@ -95,5 +97,10 @@ async def rewrap_branch_keys(
         await store.replace(found[0], anew)
 
     await move_keys(
-        "branch keys", lambda: store.wrapped_by_other_keys(provider.master_key_arn), unwrap, rewrap, sleep=sleep
+        "branch keys",
+        lambda: store.wrapped_by_other_keys(provider.master_key_arn),
+        unwrap,
+        rewrap,
+        sleep=sleep,
+        report=report,
     )

@@ -43,11 +43,6 @@ class BudgetedProvider:
         return self._provider.name
 
     @property
-    def message_provider_id(self) -> str:
-        """See KeyProvider."""
-        return self._provider.message_provider_id
-
-    @property
     def master_key_arn(self) -> str:
         """See KeyProvider."""
         return self._provider.master_key_arn

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from betrace_kms_server.core.errors import DoesNotOpen, StartRefused
 from betrace_kms_server.core.key_event import KmsObserver, unobserved
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
+from betrace_kms_server.core.master_keys import LOCAL_PREFIX
 from betrace_kms_server.core.tenancy import Context
 from betrace_kms_server.host.atomic_file import atomic_create
 from betrace_kms_server.providers.breaker import State
@@ -32,14 +33,12 @@ _HEADING = b"betrace-kms-local-v1"
 _MAGIC = b"btl1"
 _NONCE_BYTES = 12
 _REGION = "local"
-_ARN_PREFIX = "arn:betrace:kms:local::key/"
 
 
 class LocalProvider:
     """Wraps keys under a 32-byte master key that the caller read from its file."""
 
     name = "local"
-    message_provider_id = "betrace-local"
     serving_region = _REGION
     clock_skew_seconds = None
 
@@ -47,7 +46,7 @@ class LocalProvider:
         self._observe = observe
         self._cipher = AESGCM(master_key)
         fingerprint = HKDFExpand(hashes.SHA256(), 16, b"betrace-kms-local fingerprint").derive(master_key)
-        self.master_key_arn = f"{_ARN_PREFIX}{fingerprint.hex()}"
+        self.master_key_arn = f"{LOCAL_PREFIX}{fingerprint.hex()}"
 
     @property
     def decrypt_key_arns(self) -> Sequence[str]:
@@ -102,11 +101,6 @@ class LocalProvider:
     def _wrapped(self, key: KeyMaterial, context: Context) -> WrappedKey:
         nonce = os.urandom(_NONCE_BYTES)
         return WrappedKey(_MAGIC + nonce + self._cipher.encrypt(nonce, key.raw, _aad(context)), self.master_key_arn)
-
-
-def is_local(arn: str) -> bool:
-    """Return whether an ARN is that of a local master key."""
-    return arn.startswith(_ARN_PREFIX)
 
 
 def load_master_key(path: Path, *, create: bool) -> bytes:

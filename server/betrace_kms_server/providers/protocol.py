@@ -16,10 +16,6 @@ class KeyProvider(Protocol):
         """Name in the configuration and in the rows of the key store, e.g. "aws"."""
 
     @property
-    def message_provider_id(self) -> str:
-        """Provider id of an encrypted data key in an AWS Encryption SDK message."""
-
-    @property
     def master_key_arn(self) -> str:
         """ARN of the master key that wraps what is new."""
 

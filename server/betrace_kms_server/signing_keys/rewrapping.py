@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from betrace_kms_server.core.key_event import KeyEvent, Recorder, ignore, recorded
 from betrace_kms_server.core.keys import KeyMaterial, StoredKey
-from betrace_kms_server.core.moving import move_keys, not_configured
+from betrace_kms_server.core.moving import Report, move_keys, not_configured, unreported
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.signing_keys.seeds import rewrap_seed, unwrap_seed
 from betrace_kms_server.stores.protocol import KeyStore
@@ -20,6 +20,7 @@ async def rewrap_signing_keys(
     *,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     record: Recorder = ignore,
+    report: Report = unreported,
 ) -> None:
     """Wrap every signing key of a former master key under today's: see `move_keys`.
 
@@ -34,12 +35,17 @@ async def rewrap_signing_keys(
         if provider.is_current(arn):
             return None  # a replica wrapped it, when its region served
         if provider.unwrapping_key_for(arn) is None:
-            raise not_configured(arn)
+            raise not_configured(arn, provider.name)
         return stored, await recorded(KeyEvent("UnwrapKey", *name), record, unwrap_seed(provider, stored))
 
     async def rewrap(name: _Name, key: tuple[StoredKey, KeyMaterial]) -> None:
         await recorded(KeyEvent("RewrapKey", *name), record, rewrap_seed(provider, store, *key))
 
     await move_keys(
-        "signing keys", lambda: store.wrapped_by_other_keys(provider.master_key_arn), unwrap, rewrap, sleep=sleep
+        "signing keys",
+        lambda: store.wrapped_by_other_keys(provider.master_key_arn),
+        unwrap,
+        rewrap,
+        sleep=sleep,
+        report=report,
     )

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.constant_time import bytes_eq
 
 from betrace_kms_server.core.errors import DoesNotOpen, KeyDamaged, MasterKeyUnusable
 from betrace_kms_server.core.keys import SEED_BYTES, KeyMaterial, StoredKey, WrappedKey
+from betrace_kms_server.core.master_keys import step_to_configure
 from betrace_kms_server.core.tenancy import signing_context
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.stores.protocol import KeyStore
@@ -43,7 +44,7 @@ async def unwrap_seed(provider: KeyProvider, stored: StoredKey) -> KeyMaterial:
     if arn is None:
         raise MasterKeyUnusable(
             f"signing key {stored.key_id} was wrapped by {stored.wrapped_seed.master_key_arn}, which is not configured:"
-            " list it in aws.kms.decrypt-key-ids"
+            f" {step_to_configure(stored.wrapped_seed.master_key_arn, provider.name)}"
         )
     context = signing_context(stored.tenant_id, stored.key_id)
     try:

@@ -93,8 +93,8 @@ class KeyStore(Protocol):
     async def wrapped_by_other_keys(self, master_key_arn: str) -> Sequence[tuple[str, str]]:
         """Return (tenant id, key id) of every key that another master key wrapped."""
 
-    async def wrapped_by(self) -> AbstractSet[tuple[str, str]]:
-        """Return every (provider, master key ARN) that wrapped a key in this store."""
+    async def wrapped_by(self) -> AbstractSet[str]:
+        """Return the ARN of every master key that wrapped a key in this store."""
 
     async def lock_state(self) -> LockState | None:
         """Return the emergency stop that is in force for all daemons on this store, or None."""

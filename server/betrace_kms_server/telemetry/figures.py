@@ -68,6 +68,8 @@ class Figures:
     """What of it failed when it was last tried."""
     clock: Callable[[], float] = time.monotonic
     started_at: float = field(default_factory=time.monotonic)
+    left: dict[str, int] = field(default_factory=dict)
+    """How many keys of a kind former master keys still wrap, where that was looked up."""
 
     def hit_rate(self) -> float | None:
         """Return the share of lookups of data and signing keys that a cache answered, or None without any."""
@@ -121,6 +123,7 @@ class Figures:
             },
             "store": {"kind": store},
             "lock": None if self.stop.state is None else _lock(self.stop.state),
+            "former_master_keys": {"configured": list(self.provider.decrypt_key_arns[1:]), "left": dict(self.left)},
             "shredding": {"pending": self.pending_shreds(), "failing": self.failing_shreds()},
             "rotation": {"last_run": self.rotation.last_run, "failures": self.rotation.failures},
             "audit": None if self.audit is None else _audit(self.audit),

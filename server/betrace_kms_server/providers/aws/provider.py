@@ -71,7 +71,6 @@ class AwsProvider:
     """Wraps keys under a symmetric KMS key. `new_breaker` makes the breaker of a region, given its name."""
 
     name = "aws"
-    message_provider_id = "aws-kms"
 
     def __init__(
         self,

@@ -248,12 +248,10 @@ class DynamoStore:
         )
         return [(item[PARTITION_KEY]["S"], key_id_of(item)) async for item in found]
 
-    async def wrapped_by(self) -> AbstractSet[tuple[str, str]]:
+    async def wrapped_by(self) -> AbstractSet[str]:
         """See KeyStore. A damaged item that names no key is left out: it is refused when somebody asks for its key."""
-        found = self._reads.keys(
-            "attribute_exists(provider) AND attribute_exists(master_key_arn)", projection="provider, master_key_arn"
-        )
-        return {(item["provider"]["S"], item["master_key_arn"]["S"]) async for item in found}
+        found = self._reads.keys("attribute_exists(master_key_arn)", projection="master_key_arn")
+        return {item["master_key_arn"]["S"] async for item in found}
 
     async def lock_state(self) -> LockState | None:
         """See KeyStore."""

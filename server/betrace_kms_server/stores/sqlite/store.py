@@ -216,10 +216,9 @@ class SqliteStore:
         rows = await self.fetch("SELECT tenant_id, key_id FROM signing_keys WHERE master_key_arn <> ?", master_key_arn)
         return [(tenant_id, key_id) for tenant_id, key_id in rows]
 
-    async def wrapped_by(self) -> AbstractSet[tuple[str, str]]:
+    async def wrapped_by(self) -> AbstractSet[str]:
         """See KeyStore."""
-        rows = await self.fetch("SELECT DISTINCT provider, master_key_arn FROM signing_keys")
-        return {(provider, arn) for provider, arn in rows}
+        return {arn for (arn,) in await self.fetch("SELECT DISTINCT master_key_arn FROM signing_keys")}
 
     async def lock_state(self) -> LockState | None:
         """See KeyStore."""

@@ -1,0 +1,29 @@
+"""What the name of a master key says, in rows and in messages: the names of two providers never meet."""
+
+LOCAL_PREFIX = "arn:betrace:kms:local::key/"
+_PREFIXES = {
+    LOCAL_PREFIX: "local",
+}
+_MESSAGE_PROVIDER_IDS = {
+    "aws": "aws-kms",  # what official SDKs look for
+    "local": "betrace-local",
+}
+
+
+def provider_of(master_key: str) -> str:
+    """Return the provider of a master key. What no other provider names so is AWS's: an ARN, an alias or a bare id."""
+    return next((provider for prefix, provider in _PREFIXES.items() if master_key.startswith(prefix)), "aws")
+
+
+def message_provider_id(master_key: str) -> str:
+    """Return the provider id that an AWS Encryption SDK message gives a data key that this master key wrapped."""
+    provider = provider_of(master_key)
+    return _MESSAGE_PROVIDER_IDS.get(provider, provider)
+
+
+def step_to_configure(master_key: str, provider: str) -> str:
+    """Return what lets a daemon of `provider` unwrap what a master key wrapped that it does not know."""
+    owner = provider_of(master_key)
+    if owner != provider:
+        return f"add {owner} to kms.former-providers"
+    return "list it in aws.kms.decrypt-key-ids" if owner == "aws" else "configure that key again"

@@ -1,0 +1,107 @@
+"""Opens the provider that wraps keys, and the former ones, which unwrap what they wrapped. SDKs are imported late."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from itertools import repeat
+
+import structlog
+
+from betrace_kms_server.config.settings import Settings
+from betrace_kms_server.core.errors import StartRefused
+from betrace_kms_server.core.key_event import KmsObserver
+from betrace_kms_server.core.master_keys import provider_of
+from betrace_kms_server.providers.budget import BudgetedProvider
+from betrace_kms_server.providers.former import ProviderWithFormers
+from betrace_kms_server.providers.local import MASTER_KEY_FILE, LocalProvider, load_master_key
+from betrace_kms_server.providers.protocol import KeyProvider
+from betrace_kms_server.stores.branch_keys import BranchKeyStore
+from betrace_kms_server.stores.protocol import KeyStore
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What a provider is opened with. `master_keys` are those that wrapped what the stores hold."""
+
+    settings: Settings
+    master_keys: Sequence[str]
+    observe: KmsObserver
+    resources: AsyncExitStack
+
+
+async def open_provider(
+    settings: Settings,
+    store: KeyStore,
+    branch_keys: BranchKeyStore | None,
+    observe: KmsObserver,
+    resources: AsyncExitStack,
+) -> KeyProvider:
+    """Return the provider that the settings ask for, the former ones behind it.
+
+    Raises StartRefused if the stores hold keys that none of them wrapped.
+    """
+    log.info(f"Initializing KMS provider: {settings.provider}")  # noqa: G004  # the words of BeTrace's documents
+    rows = sorted(await store.wrapped_by() | (await branch_keys.wrapped_by() if branch_keys else set()))
+    for name in map(provider_of, rows):
+        if not settings.uses(name):
+            raise StartRefused(
+                f"the key store holds keys wrapped by provider {name}, which {settings.provider} cannot use: set"
+                f" betrace.kms.provider={name}, add {name} to kms.former-providers, or choose another kms.data-dir"
+            )
+    start = _Start(settings, rows, observe, resources)
+    provider = await _OPEN[settings.provider](start)
+    if settings.former_providers:
+        formers = [await _OPEN[name](start) for name in settings.former_providers]
+        log.info("Former providers unwrap what they wrapped", providers=list(settings.former_providers))
+        provider = ProviderWithFormers(provider, formers)
+    if settings.provider == "local" and not settings.former_providers:
+        return provider
+    return BudgetedProvider(
+        provider,
+        tenant_per_second=settings.budget_tenant_per_second,
+        tenant_burst=settings.budget_tenant_burst,
+        per_second=settings.budget_per_second,
+    )
+
+
+async def _open_local(start: _Start) -> KeyProvider:
+    path = start.settings.data_dir / MASTER_KEY_FILE
+    ours = [arn for arn in start.master_keys if provider_of(arn) == "local"]
+    create = not ours and start.settings.provider == "local"
+    local = LocalProvider(load_master_key(path, create=create), observe=start.observe)
+    if any(arn not in local.decrypt_key_arns for arn in ours):
+        raise StartRefused(
+            f"the key store holds keys that another {MASTER_KEY_FILE} wrapped: restore that file, or choose another"
+            " kms.data-dir"
+        )
+    if start.settings.provider == "local":
+        log.warning("Using the local provider - NOT FOR PRODUCTION USE", master_key_file=str(path))
+    return local
+
+
+async def _open_aws(start: _Start) -> KeyProvider:
+    from betrace_kms_server.providers.aws.provider import (  # late: the AWS SDK takes most of a second
+        AwsProvider,
+        Replica,
+    )
+
+    settings = start.settings
+    log.info(f"Using AWS KMS - region: {settings.kms_region}, key: {settings.master_key_id}")  # noqa: G004
+    if settings.endpoint:
+        log.warning("aws.kms.endpoint is set: calls do not go to AWS KMS", endpoint=settings.endpoint)
+    return await start.resources.enter_async_context(
+        AwsProvider(
+            settings.master_key_id or "",
+            region=settings.kms_region,
+            endpoint=settings.endpoint,
+            replicas=list(map(Replica, settings.replica_key_ids, settings.replica_endpoints or repeat(None))),
+            former_key_arns=settings.decrypt_key_ids,
+            call_seconds=settings.call_timeout_ms / 1000,
+            observe=start.observe,
+        )
+    )
+
+
+_OPEN: Mapping[str, Callable[[_Start], Awaitable[KeyProvider]]] = {"local": _open_local, "aws": _open_aws}
