@@ -39,7 +39,7 @@ from betrace_kms_server.jobs import (
     sweep,
     while_permitted,
 )
-from betrace_kms_server.operations.http import build_app, serving_ops
+from betrace_kms_server.operations.http import build_apps, serving_ops
 from betrace_kms_server.operations.monitor import KmsState
 from betrace_kms_server.operations.validation import Validation
 from betrace_kms_server.rpc.admin import AdminService
@@ -71,14 +71,19 @@ class Daemon:
 
     addresses: Sequence[str]
     """Where it listens, with the ports that were bound."""
-    ops_address: str
-    """host:port of the HTTP port for operators."""
+    ops_addresses: Sequence[str]
+    """host:port of each HTTP port for operators."""
     health: HealthService
     caches: KeyCaches
     gate: CallGate
     connections: ConnectionBounds
     reloads: Sequence[Callable[[], None]] = ()
     """What SIGHUP is to reload, beside settings."""
+
+    @property
+    def ops_address(self) -> str:
+        """The first of them."""
+        return self.ops_addresses[0]
 
 
 async def serve(settings: Settings, origins: Mapping[str, str], reread: Reread) -> None:
@@ -142,7 +147,7 @@ async def running(settings: Settings, hurry: asyncio.Event | None = None) -> Asy
             lambda: keep_bounds(daemon.connections, daemon.gate.large),
             lambda: end_slow_requests(daemon.gate),
         ):
-            log.info("Listening", addresses=daemon.addresses, operations=daemon.ops_address)
+            log.info("Listening", addresses=daemon.addresses, operations=daemon.ops_addresses)
             yield daemon
 
 
@@ -166,7 +171,7 @@ async def build_edges(
     resources: AsyncExitStack,
     hurry: asyncio.Event,
 ) -> Daemon:
-    """Let callers and operators reach the core: gRPC servers and the HTTP port. Raises StartRefused."""
+    """Let callers and operators reach the core: gRPC servers and the HTTP ports. Raises StartRefused."""
     metrics = _open_metrics(core, resources)
 
     def validate_over_http() -> Awaitable[Validation]:
@@ -227,7 +232,7 @@ async def build_edges(
     callers = Callers([*addresses, *bind(admin, [admin_address])], ciphered, spare)
     resources.push_async_callback(drain, (*servers, admin), callers, gate, settings.drain_seconds, hurry)
     await asyncio.gather(*(server.start() for server in servers), admin.start())
-    ops = build_app(
+    ops = build_apps(
         core.provider.name,
         readiness=readiness,
         metrics=metrics.text,
@@ -235,10 +240,10 @@ async def build_edges(
         status=status,
         hosts=settings.ops_hosts,
     )
-    ops_address = await resources.enter_async_context(serving_ops(settings.ops_listen, ops))
+    ops_addresses = await resources.enter_async_context(serving_ops(settings.ops_listen, ops))
     resources.callback(core.health.drain)
     connections = ConnectionBounds(callers, settings.max_connections)
-    return Daemon(addresses, ops_address, core.health, core.caches, gate, connections, [listeners.reload])
+    return Daemon(addresses, ops_addresses, core.health, core.caches, gate, connections, [listeners.reload])
 
 
 def _open_metrics(core: Core, resources: AsyncExitStack) -> Metrics:

@@ -16,7 +16,7 @@ from betrace_kms_server.host.sockets import (
     exclusive,
     listen_on,
     parse_addresses,
-    parse_host_port,
+    parse_host_ports,
     refuse_exposed,
 )
 
@@ -316,7 +316,8 @@ def reach(host: str, port: int) -> bool:
 )
 def test_what_an_address_takes(text: str, ipv4: bool, ipv6: bool) -> None:
     """[::] takes both families, as operators expect; the others what they say."""
-    (listener,) = listen_on(parse_host_port(text))
+    (address,) = parse_host_ports(text)
+    (listener,) = listen_on(address)
     with listener:
         port = listener.getsockname()[1]
         assert (ipv4, ipv6) == (reach("127.0.0.1", port), reach("::1", port))
@@ -355,3 +356,27 @@ def test_an_address_that_this_machine_lacks_is_no_obstacle(monkeypatch: pytest.M
     resolve(monkeypatch, "2001:db8::1")
     with pytest.raises(StartRefused, match="cannot listen on localhost:0"), claimed(Address("localhost:0")):
         pass
+
+
+@pytest.mark.parametrize(
+    ("text", "loopback"),
+    [
+        ("127.0.0.1:9464", [True]),
+        ("127.0.0.1:9464, 10.0.0.7:9464", [True, False]),
+        ("[::1]:9464,[fd00::7]:9464,localhost:0,", [True, False, True]),
+        ("[127.0.0.1]:9464,[10.0.0.7]:9464", [True, False]),
+        ("0.0.0.0:9464,[::]:9464,pod.example:9464", [False, False, False]),
+    ],
+)
+def test_operators_addresses_are_loopback_or_not(text: str, loopback: list[bool]) -> None:
+    """Several are separated by commas, and each serves what it is for; brackets suit both families."""
+    assert loopback == [address.loopback for address in parse_host_ports(text)]
+
+
+@pytest.mark.parametrize(
+    "text", ["", ",", "127.0.0.1:9464,:9464", "127.0.0.1:9464,[]:9464", "10.0.0.7", "fd00::7:9464"]
+)
+def test_operators_addresses_that_are_none_are_refused(text: str) -> None:
+    """A variable that was not set leaves no address behind, and is told."""
+    with pytest.raises(ValueError, match=r"is no address: write host:port|give at least one address"):
+        parse_host_ports(text)

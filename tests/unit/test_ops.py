@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +11,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 from betrace_kms_server.core.errors import StartRefused
-from betrace_kms_server.host.sockets import Address
+from betrace_kms_server.host.sockets import is_loopback, parse_host_ports
 from betrace_kms_server.operations import validation
-from betrace_kms_server.operations.http import _is_loopback, build_app, serving_ops, validation_json
+from betrace_kms_server.operations.http import build_apps, serving_ops, validation_json
 from betrace_kms_server.operations.monitor import KmsState
 from betrace_kms_server.operations.validation_run import Test
 from structlog.testing import capture_logs
@@ -63,16 +63,22 @@ class Daemon:
             await asyncio.Event().wait()
         return self.outcome
 
-    def serving(self, address: str = "127.0.0.1:0") -> AbstractAsyncContextManager[str]:
+    @asynccontextmanager
+    async def serving(self, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
+        """Serve this daemon on one address."""
+        async with self.serving_all(address) as (bound,):
+            yield bound
+
+    def serving_all(self, addresses: str) -> AbstractAsyncContextManager[Sequence[str]]:
         """Serve this daemon."""
-        app = build_app(
+        apps = build_apps(
             "aws",
             readiness=self.readiness,
             metrics=lambda: (b"up 1\n", METRICS),
             validate=self.validate,
             status=lambda: {"provider": "aws", "cache": {"size": 3}},
         )
-        return serving_ops(Address(address), app)
+        return serving_ops(parse_host_ports(addresses), apps)
 
 
 Request = Callable[..., AbstractAsyncContextManager[aiohttp.ClientResponse]]
@@ -269,19 +275,69 @@ def other_address() -> str | None:
         return None if host.startswith("127.") else host
 
 
-async def test_admin_refuses_other_machines(daemon: Daemon) -> None:
-    """Where the port is bound to every address, others get health and metrics, and nothing of /api/admin."""
+async def statuses_of(url: str, **headers: str) -> dict[str, int]:
+    """Return how each path answers."""
+    statuses = {}
+    async with aiohttp.ClientSession(url, headers=headers) as session:
+        for method, path in [*PATHS, ("GET", "/")]:
+            async with session.request(method, path) as response:
+                statuses[path] = response.status
+    return statuses
+
+
+EXPOSED = {path: 200 if path.startswith("/q/") else 404 for path in [*(path for _, path in PATHS), "/"]}
+"""What other machines see."""
+
+
+async def test_other_machines_see_health_and_metrics_alone(daemon: Daemon) -> None:
+    """At an address that others reach there is nothing else, whatever the Host says."""
     host = other_address()
     if host is None:
         pytest.skip("this machine has no address but loopback")
-    async with daemon.serving("0.0.0.0:0") as bound:
-        base = f"http://{host}:{bound.rpartition(':')[2]}"
-        async with aiohttp.ClientSession(base, headers={"Host": "localhost"}) as session:
-            statuses = {}
-            for method, path in PATHS:
-                async with session.request(method, path) as response:
-                    statuses[path] = response.status
-    assert {path: 403 if path.startswith("/api/") else 200 for _, path in PATHS} == statuses
+    async with daemon.serving(f"{host}:0") as bound:
+        by_address, by_name = (
+            await statuses_of(f"http://{bound}"),
+            await statuses_of(f"http://{bound}", Host="localhost"),
+        )
+    assert (EXPOSED, EXPOSED) == (by_address, by_name)
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [("0.0.0.0:0", "127.0.0.1"), ("[0.0.0.0]:0", "127.0.0.1"), ("[::]:0", "127.0.0.1"), ("[::]:0", "[::1]")],
+)
+async def test_every_address_is_one_that_others_reach(daemon: Daemon, address: str, host: str) -> None:
+    """Through a wildcard this machine sees what others see: what is answered does not depend on who asks."""
+    async with daemon.serving(address) as bound:
+        assert EXPOSED == await statuses_of(f"http://{host}:{bound.rpartition(':')[2]}")
+
+
+async def test_each_address_serves_what_it_is_for(daemon: Daemon) -> None:
+    """One daemon has everything on loopback, and health and metrics where others reach it."""
+    async with daemon.serving_all("127.0.0.1:0, localhost:0, 0.0.0.0:0") as (first, second, exposed):
+        everything = {path: 200 for path in EXPOSED} | {"/": 404}
+        assert [everything, everything] == [await statuses_of(f"http://{bound}") for bound in (first, second)]
+        assert EXPOSED == await statuses_of(f"http://127.0.0.1:{exposed.rpartition(':')[2]}")
+
+
+async def test_who_asks_an_exposed_address_for_more_is_told_what_is_there(daemon: Daemon) -> None:
+    """The answer does not name paths that are on loopback alone."""
+    async with daemon.serving("0.0.0.0:0") as bound, aiohttp.ClientSession() as session:
+        async with session.get(f"http://127.0.0.1:{bound.rpartition(':')[2]}/api/admin/kms/status") as response:
+            assert {"error": "nothing is here: see /q/health and /q/metrics"} == await response.json()
+
+
+async def test_an_address_that_cannot_be_bound_refuses_the_start(daemon: Daemon) -> None:
+    """Of several, one that this machine does not have is enough; the others are closed again."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        first = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(
+        StartRefused, match=r"^cannot listen on 192\.0\.2\.1:9464 \(.+\): .* choose another kms\.ops\.listen"
+    ):
+        async with daemon.serving_all(f"{first},192.0.2.1:9464"):
+            pytest.fail("it was served")
+    async with daemon.serving(first) as bound:
+        assert first == bound
 
 
 async def test_loopback_of_ipv6_is_this_machine(daemon: Daemon) -> None:
@@ -399,16 +455,6 @@ def test_document_is_of_plain_values() -> None:
     assert shown == json.loads(json.dumps(shown))
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
-async def test_both_families_of_an_unspecified_address_are_this_machine(daemon: Daemon, host: str) -> None:
-    """On [::] an IPv4 caller appears as ::ffff:127.0.0.1: the admin paths answer it as they answer ::1."""
-    async with daemon.serving("[::]:0") as bound, aiohttp.ClientSession() as session:
-        url = f"http://{host}:{bound.rpartition(':')[2]}/api/admin/kms/status"
-        async with session.get(url) as answer:
-            status = answer.status
-    assert 200 == status
-
-
 @pytest.mark.parametrize(
     ("text", "loopback"),
     [
@@ -418,8 +464,11 @@ async def test_both_families_of_an_unspecified_address_are_this_machine(daemon: 
         ("::ffff:10.0.0.1", False),
         ("10.0.0.1", False),
         ("fe80::1%eth0", False),
+        ("0.0.0.0", False),  # noqa: S104
+        ("::", False),
+        ("pod.example", False),
     ],
 )
 def test_which_peers_are_this_machine(text: str, loopback: bool) -> None:
     """An address that another machine has stays foreign when it is mapped."""
-    assert loopback is _is_loopback(text)
+    assert loopback is is_loopback(text)

@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from betrace_kms_server.config.values import Addresses, Group, OpsAddress, Switch, WholeNumber, Words
-from betrace_kms_server.host.sockets import Address, parse_addresses, parse_host_port, refuse_exposed
+from betrace_kms_server.config.values import Addresses, Group, OpsAddresses, Switch, WholeNumber, Words
+from betrace_kms_server.host.sockets import Address, parse_addresses, parse_host_ports, refuse_exposed
 
 
 class ServerSettings(BaseModel):
@@ -111,10 +111,11 @@ class ServerSettings(BaseModel):
         le=3_600,
         description="how soon an emergency stop reaches other pods",
     )
-    ops_listen: OpsAddress = Field(
-        parse_host_port("127.0.0.1:9464"),
+    ops_listen: OpsAddresses = Field(
+        parse_host_ports("127.0.0.1:9464"),
         alias="kms.ops.listen",
-        description="`host:port` of health, metrics and status over HTTP; `[::]` is every IPv6 address",
+        description="`host:port` of HTTP, separated by commas: health, metrics and `/api/admin` on loopback; health and"
+        " metrics alone on others",
     )
     ops_hosts: Words = Field(
         (),

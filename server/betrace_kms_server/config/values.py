@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from betrace_kms_server.host.groups import group_id
-from betrace_kms_server.host.sockets import Address, parse_addresses, parse_host_port
+from betrace_kms_server.host.sockets import Address, parse_addresses, parse_host_ports
 
 REGION = r"^[a-z]{2,8}(-[a-z]+)+-[0-9]{1,2}$"
 """us-east-1, us-gov-west-1, us-isob-east-1, eusc-de-east-1: partitions name their Regions as they like."""
@@ -58,7 +58,7 @@ def _group(value: Any) -> Any:
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Addresses = Annotated[tuple[Address, ...], BeforeValidator(parse_addresses)]
-OpsAddress = Annotated[Address, BeforeValidator(parse_host_port)]
+OpsAddresses = Annotated[tuple[Address, ...], BeforeValidator(parse_host_ports)]
 WholeNumber = Annotated[int, BeforeValidator(_whole_number)]
 Group = Annotated[str, BeforeValidator(_group)]
 Switch = Annotated[bool, BeforeValidator(_switch)]

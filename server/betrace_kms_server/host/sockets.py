@@ -54,13 +54,33 @@ def parse_addresses(value: object) -> tuple[Address, ...]:
     return addresses
 
 
-def parse_host_port(value: object) -> Address:
-    """Parse one TCP address, which other machines may reach. Raises ValueError that says what to fix."""
-    text = str(value).strip()
+def parse_host_ports(value: object) -> tuple[Address, ...]:
+    """Parse TCP addresses that are separated by commas, which other machines may reach. Raises ValueError.
+
+    An IPv4 address may be in brackets: whoever writes `[$(POD_IP)]:9464` does not know its family.
+    """
+    addresses = tuple(_host_port(part.strip()) for part in str(value).split(",") if part.strip())
+    if not addresses:
+        raise ValueError("give at least one address, such as 127.0.0.1:9464")
+    return addresses
+
+
+def _host_port(text: str) -> Address:
     parts = _HOST_PORT.fullmatch(text)
     if parts is None or int(parts["port"]) > _MAX_PORT:
         raise ValueError(f"{text!r} is no address: write host:port or [::1]:port")
-    return Address(text)
+    host = parts["ipv6"] or parts["name"]
+    return Address(text, loopback=host == "localhost" or is_loopback(host))
+
+
+def is_loopback(text: str) -> bool:
+    """Return whether a text is an IP address that only this machine reaches, ::ffff:127.0.0.1 among them."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback  # [::] shows its IPv4 peers as ::ffff:127.0.0.1
 
 
 def _parse(text: str) -> Address:

@@ -1,17 +1,19 @@
-"""The HTTP port for people and Prometheus: health, metrics, and the daemon's own view of itself.
+"""The HTTP ports for people and Prometheus: health, metrics, and the daemon's own view of itself.
 
 Health answers as MicroProfile Health 4.0 has it: 200 for UP and 503 for DOWN. Liveness never touches KMS.
 
-What is under /api/admin shows operators about keys and principals, so it is for this machine alone: the peer must be
-loopback, and the request must be one that no browser and no proxy made. A page in a browser sends `Origin`, or by DNS
-rebinding a `Host` of its own; a proxy in front would make every peer look like loopback, and adds `Forwarded`.
+An address that other machines reach serves health and metrics, and nothing else exists there, whoever calls. What is
+under /api/admin shows operators about keys and principals, so it is for this machine alone: the address and the peer
+must be loopback, and the request must be one that no browser and no proxy made. A page in a browser sends `Origin`, or
+by DNS rebinding a `Host` of its own; a proxy in front would make every peer look like loopback, and adds `Forwarded`.
 """
 
-import ipaddress
+import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -20,7 +22,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from betrace_kms_server.core.errors import StartRefused
-from betrace_kms_server.host.sockets import Address, listen_on
+from betrace_kms_server.host.sockets import Address, is_loopback, listen_on
 from betrace_kms_server.operations.hosts import misdirected
 from betrace_kms_server.operations.monitor import KmsState
 from betrace_kms_server.operations.validation import Validation
@@ -45,15 +47,35 @@ _PROXY_HEADERS = frozenset({"forwarded", "via", "x-real-ip"})
 _DOCS = "docs/troubleshooting.md"
 
 
-@asynccontextmanager
-async def serving_ops(address: Address, app: web.Application) -> AsyncIterator[str]:
-    """Serve until the context is left, which takes at most a second. Yields host:port as it was bound.
+@dataclass(frozen=True, slots=True)
+class OpsApps:
+    """What the daemon serves to operators over HTTP."""
 
-    Raises StartRefused if the address is taken.
+    local: web.Application
+    """Everything, on loopback addresses."""
+    exposed: web.Application
+    """Health and metrics, on addresses that other machines reach."""
+
+
+@asynccontextmanager
+async def serving_ops(addresses: Sequence[Address], apps: OpsApps) -> AsyncIterator[Sequence[str]]:
+    """Serve until the context is left, which takes at most a second. Yields each host:port as it was bound.
+
+    Raises StartRefused if one of the addresses cannot be bound.
     """
+    local, exposed = _runner(apps.local), _runner(apps.exposed)
+    try:
+        for runner in (local, exposed):
+            await runner.setup()
+        yield [await _listen(address, local if address.loopback else exposed) for address in addresses]
+    finally:
+        await asyncio.gather(local.cleanup(), exposed.cleanup())
+
+
+def _runner(app: web.Application) -> web.AppRunner:
     quiet = logging.getLogger(f"{__name__}.http")
     quiet.setLevel(logging.CRITICAL)  # our handlers log for themselves; what is left is rubbish that was sent here
-    runner = web.AppRunner(
+    return web.AppRunner(
         app,
         access_log=None,
         logger=quiet,
@@ -61,21 +83,21 @@ async def serving_ops(address: Address, app: web.Application) -> AsyncIterator[s
         lingering_time=_SECONDS,
         shutdown_timeout=_SECONDS,
     )
-    await runner.setup()
+
+
+async def _listen(address: Address, runner: web.AppRunner) -> str:
     try:
-        try:
-            for listener in listen_on(address):
-                await web.SockSite(runner, listener).start()
-        except OSError as cause:
-            raise StartRefused(
-                f"cannot listen on {address} ({cause.strerror}): stop what holds it, or choose another kms.ops.listen"
-            ) from cause
-        yield f"{address.text.rpartition(':')[0]}:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+        listeners = listen_on(address)
+        for listener in listeners:
+            await web.SockSite(runner, listener).start()
+    except OSError as cause:
+        raise StartRefused(
+            f"cannot listen on {address} ({cause.strerror}): stop what holds it, or choose another kms.ops.listen"
+        ) from cause
+    return f"{address.text.rpartition(':')[0]}:{listeners[0].getsockname()[1]}"
 
 
-def build_app(
+def build_apps(
     provider: str,
     *,
     readiness: Readiness,
@@ -83,13 +105,21 @@ def build_app(
     validate: Validate,
     status: Status,
     hosts: Collection[str] = (),
-) -> web.Application:
-    """Return the application. `provider` is its name, "aws" or "local"; for `hosts` see operations/hosts.py."""
+) -> OpsApps:
+    """Return the applications. `provider` is its name, "aws" or "local"; for `hosts` see operations/hosts.py."""
     routes = _Routes(provider, readiness, metrics, validate, status)
     admin = web.Application(middlewares=[_this_machine_only])
     admin.add_routes([web.post("/kms/validate", routes.validation), web.get("/kms/status", routes.current_status)])
+    local = _app(routes, hosts, "/q/health, /q/metrics and /api/admin/kms/status")
+    local.add_subapp("/api/admin", admin)
+    return OpsApps(local, _app(routes, hosts, "/q/health and /q/metrics"))
+
+
+def _app(routes: "_Routes", hosts: Collection[str], paths: str) -> web.Application:
+    """Return an application with health and metrics. `paths` is what there is, for who asks for something else."""
     app = web.Application(
-        middlewares=[_always_json, _known_hosts_only({name.lower() for name in hosts})], client_max_size=_BODY_BYTES
+        middlewares=[_always_json(paths), _known_hosts_only({name.lower() for name in hosts})],
+        client_max_size=_BODY_BYTES,
     )
     app.add_routes(
         [
@@ -99,7 +129,6 @@ def build_app(
             web.get("/q/metrics", routes.prometheus),
         ]
     )
-    app.add_subapp("/api/admin", admin)
     app.on_response_prepare.append(_hide_version)
     return app
 
@@ -183,20 +212,23 @@ def _refusal(status: int, error: str) -> web.Response:
     return _json({"error": error}, status)
 
 
-@web.middleware
-async def _always_json(request: web.Request, handler: Callable[[web.Request], Awaitable[Any]]) -> web.StreamResponse:
-    """Answer in JSON whatever goes wrong; a defect is logged here, once, and does not show itself."""
-    try:
-        response: web.StreamResponse = await handler(request)
-    except web.HTTPMethodNotAllowed as error:
-        response = _refusal(error.status, f"use {' or '.join(sorted(error.allowed_methods))} here")
-        response.headers["Allow"] = error.headers["Allow"]
-    except web.HTTPNotFound as error:
-        response = _refusal(error.status, "nothing is here: see /q/health, /q/metrics and /api/admin/kms/status")
-    except Exception as error:
-        log.error("internal error", path=request.path, exc_info=error)
-        response = _refusal(500, "internal error")
-    return response
+def _always_json(paths: str) -> Middleware:
+    @web.middleware
+    async def always_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer in JSON whatever goes wrong; a defect is logged here, once, and does not show itself."""
+        try:
+            response = await handler(request)
+        except web.HTTPMethodNotAllowed as error:
+            response = _refusal(error.status, f"use {' or '.join(sorted(error.allowed_methods))} here")
+            response.headers["Allow"] = error.headers["Allow"]
+        except web.HTTPNotFound as error:
+            response = _refusal(error.status, f"nothing is here: see {paths}")
+        except Exception as error:
+            log.error("internal error", path=request.path, exc_info=error)
+            response = _refusal(500, "internal error")
+        return response
+
+    return always_json
 
 
 def _known_hosts_only(names: Collection[str]) -> Middleware:
@@ -220,7 +252,7 @@ def _foreign(request: web.Request) -> str | None:
     """Return why a request does not come from this machine's own command line, or None if it does."""
     for end in ("peername", "sockname"):  # both: a mesh's own peer may be loopback too
         address = request.transport.get_extra_info(end) if request.transport else None
-        if not address or not _is_loopback(address[0]):
+        if not address or not is_loopback(address[0]):
             return "only this machine may ask: call it from inside the pod, by 127.0.0.1"
     if "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") != "none":
         return "browsers may not ask: use curl, without an Origin header"
@@ -231,12 +263,6 @@ def _foreign(request: web.Request) -> str | None:
     if len(hosts) != 1 or not _OWN_HOST.fullmatch(hosts[0]):
         return "the Host header must be localhost, 127.0.0.1 or [::1]: call the port by one of them"
     return None
-
-
-def _is_loopback(text: str) -> bool:
-    address = ipaddress.ip_address(text)
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback  # [::] shows its IPv4 peers as ::ffff:127.0.0.1
 
 
 async def _hide_version(request: web.Request, response: web.StreamResponse) -> None:
