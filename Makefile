@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 TOOLS := .tools
 GRPCURL := github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
 HEALTH_PROBE := github.com/grpc-ecosystem/grpc-health-probe@v0.4.61
+KUSTOMIZE := sigs.k8s.io/kustomize/kustomize/v5@v5.8.2
 PROTOC_GEN_DOC := github.com/pseudomuto/protoc-gen-doc/cmd/protoc-gen-doc@v1.5.1
 GO_INSTALL = GOBIN='$(CURDIR)/$(TOOLS)' GOFLAGS=-modcacherw go install
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -85,6 +86,10 @@ tools: ## build grpcurl and grpc_health_probe into .tools (needs Go)
 	$(GO_INSTALL) $(GRPCURL)
 	$(GO_INSTALL) $(HEALTH_PROBE)
 	mv -f $(TOOLS)/grpc-health-probe $(TOOLS)/grpc_health_probe
+
+kubernetes-tools: ## build kustomize, and kubecheck of tests/kubernetes, into .tools (needs Go)
+	$(GO_INSTALL) $(KUSTOMIZE)
+	cd tests/kubernetes/kubecheck && $(GO_INSTALL) -buildvcs=false .
 
 prometheus: $(TOOLS)/prometheus ## unpack Debian's prometheus and promtool into .tools (needs apt-get, not root)
 

@@ -12,6 +12,7 @@ PATH = os.pathsep.join((str(ROOT / ".tools"), str(ROOT / ".venv" / "bin"), os.en
 _REMEDIES = {
     "h2load": "make h2load unpacks Debian's",
     **dict.fromkeys(("grpcurl", "grpc_health_probe"), "make tools builds it, with Go"),
+    **dict.fromkeys(("kubecheck", "kustomize"), "make kubernetes-tools builds it, with Go"),
     **dict.fromkeys(("prometheus", "promtool"), "make prometheus unpacks Debian's"),
     **dict.fromkeys(("cyclonedx-py", "pip-audit"), "make sbom installs requirements/tools.txt"),
 }
