@@ -56,6 +56,8 @@ class AwsProxy:
     """Calls by the tenant in their encryption context."""
     attempts: Counter[str] = field(default_factory=Counter)
     """Requests by the call of the SDK that they belong to."""
+    observe: Callable[[str, dict[str, Any]], None] | None = None
+    """Gets each call that is about to be judged: its action and its JSON object."""
 
     def always(self, verdict: Verdict, *actions: str) -> None:
         """Give calls of these actions, by default of all, this verdict from now on."""
@@ -107,6 +109,8 @@ async def _handle(
     proxy.attempts[request.headers.get("amz-sdk-invocation-id", "")] += 1
     verdict = proxy.judge(action)
     body = await request.read()
+    if proxy.observe is not None:
+        proxy.observe(action, orjson.loads(body))
     if action == "GenerateDataKey":
         proxy.tenant_calls[orjson.loads(body).get("EncryptionContext", {}).get("tenantId", "")] += 1
     if proxy.checks_clock and (refusal := _refused_for_its_clock(request.headers.get("X-Amz-Date", ""))):

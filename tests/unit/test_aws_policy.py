@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import betrace_kms_server
-import pytest
 from betrace_kms_server.core.keys import StoredKey, WrappedKey
 from betrace_kms_server.stores.dynamodb.writes import Writes
 from botocore.session import get_session
@@ -74,37 +73,44 @@ def needed(service: str) -> set[str]:
     return {f"{service}:{action}" for action in actions}
 
 
-def plain_policy() -> Mapping[str, Any]:
-    """Return the policy for those who do it by hand."""
-    policy: Mapping[str, Any] = json.loads((ROOT / "deploy/iam/betrace-kms-policy.json").read_text("utf-8"))
-    return policy
+def statements() -> Mapping[str, Any]:
+    """Return the statements of the policy for those who do it by hand, by their names."""
+    policy = json.loads((ROOT / "deploy/iam/betrace-kms-policy.json").read_text("utf-8"))
+    return {statement["Sid"]: statement for statement in policy["Statement"]}
 
 
 def terraform() -> str:
-    """Return the module's main file without its comments."""
-    text = (ROOT / "deploy/terraform/main.tf").read_text("utf-8")
+    """Return the module's files without their comments."""
+    text = "".join(file.read_text("utf-8") for file in sorted((ROOT / "deploy/terraform").glob("*.tf")))
     return re.sub(r"(^|\s)#.*$", "", text, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize(("service", "statement"), [("kms", 0), ("dynamodb", 1)])
-def test_policy_allows_what_the_daemon_calls(service: str, statement: int) -> None:
-    """Each action of the policy is one that the code calls, and the other way round, on one resource."""
-    allowed = plain_policy()["Statement"][statement]
-    assert needed(service) - SHREDDING == set(allowed["Action"])
-    assert ("Allow", True) == (allowed["Effect"], allowed["Resource"].startswith(f"arn:aws:{service}:"))
-    assert "*" not in allowed["Resource"]
+def test_policy_allows_the_calls_of_kms() -> None:
+    """Each action is one that the code calls, and the other way round; all but DescribeKey with a condition."""
+    describe, *uses = (statements()[f"BetraceKms{name}"] for name in ("MasterKey", "TenantKeys", "BranchKeyRows"))
+    assert {"kms:DescribeKey"} == set(describe["Action"])
+    for statement in uses:
+        assert needed("kms") == {*describe["Action"], *statement["Action"]}
+        assert describe["Resource"] == statement["Resource"]
+        assert statement["Condition"]
+    assert "Condition" not in describe
+
+
+def test_policy_allows_the_calls_of_dynamodb() -> None:
+    """Each action on the key store's table is one that the code calls, and the other way round."""
+    assert needed("dynamodb") - SHREDDING == set(statements()["BetraceKmsKeyStore"]["Action"])
 
 
 def test_policy_lets_shredding_delete_branch_keys_alone() -> None:
     """It is a statement of its own, which those who shred no tenant leave out."""
-    branch_keys, statement = plain_policy()["Statement"][2:]
+    statement = statements()["BetraceKmsShredding"]
     assert needed("dynamodb") & SHREDDING == set(statement["Action"])
-    assert statement["Resource"] == branch_keys["Resource"]
+    assert statement["Resource"] == statements()["BetraceKmsBranchKeys"]["Resource"]
 
 
 def test_policy_allows_what_branch_keys_need() -> None:
     """A statement for their table, which those who have none leave out."""
-    statement = plain_policy()["Statement"][2]
+    statement = statements()["BetraceKmsBranchKeys"]
     called = {
         action
         for name in ("branch_keys.py", "table.py")
@@ -118,25 +124,13 @@ def test_policy_allows_what_branch_keys_need() -> None:
 
 
 def test_policy_allows_nothing_else() -> None:
-    """There are four statements, and no wildcard in any."""
-    policy = plain_policy()
-    assert (4, False) == (len(policy["Statement"]), "*" in json.dumps(policy))
-
-
-def test_terraform_allows_the_same() -> None:
-    """The module's statements are those of the plain policy, each on the one resource that the module makes."""
-    document = terraform().partition('data "aws_iam_policy_document" "daemon" {')[2]
-    found = re.findall(r"statement\"? \{(.*?)\n  \}", document, flags=re.DOTALL)
-    table, branch_keys = "aws_dynamodb_table.keys.arn", "aws_dynamodb_table.branch_keys.arn"
-    resources = ("aws_kms_key.master.arn", table, branch_keys, branch_keys)
-    for ours, plain, resource in zip(found, plain_policy()["Statement"], resources, strict=True):
-        assert plain["Action"] == re.findall(r'"((?:kms|dynamodb):\w+)"', ours)
-        assert [plain["Sid"]] == re.findall(r'sid\s+= "(\w+)"', ours)
-        assert [resource] == re.findall(r"resources = \[(.*)\]", ours)
+    """There are six statements, and no wildcard in any."""
+    assert (6, False) == (len(statements()), "*" in json.dumps(statements()))
+    assert {"Allow"} == {statement["Effect"] for statement in statements().values()}
 
 
 def test_terraform_keeps_what_cannot_be_made_again() -> None:
-    """Key and tables have every protection that there is, and the tables the primary key that the daemon asks for."""
+    """Keys and tables have every protection that there is, and the tables the primary key that the daemon asks for."""
     parts = re.split(r"^(?=resource )", terraform(), flags=re.MULTILINE)
     blocks = {name: block for block in parts for name in re.findall(r'^resource "(\w+" "\w+)"', block)}
     table = [
@@ -150,19 +144,25 @@ def test_terraform_keeps_what_cannot_be_made_again() -> None:
             "prevent_destroy = true",
             "enable_key_rotation = true",
             "deletion_window_in_days = var.",
+            "policy = module.policies.key_policy",
+        ],
+        'aws_kms_replica_key" "master': [
+            "prevent_destroy = true",
+            "deletion_window_in_days = var.",
+            "policy = module.policies.key_policy",
         ],
         'aws_dynamodb_table" "keys': [*table, 'hash_key = "tenant_id"', 'range_key = "item"'],
         'aws_dynamodb_table" "branch_keys': [*table, 'hash_key = "branch-key-id"', 'range_key = "type"'],
     }
     text = {name: " ".join(block.split()) for name, block in blocks.items()}
     assert [] == [(name, line) for name, lines in expected.items() for line in lines if line not in text[name]]
-    assert "replica" not in terraform()
+    assert not re.search(r"^\s*replica\b", terraform(), flags=re.MULTILINE)
 
 
 def test_documents_name_the_same_actions() -> None:
     """The table of docs/dynamodb.md has a row for each permission of the key store."""
     rows = re.findall(r"^\| `(dynamodb:\w+)` \|", (ROOT / "docs/dynamodb.md").read_text("utf-8"), flags=re.MULTILINE)
-    assert plain_policy()["Statement"][1]["Action"] == rows
+    assert statements()["BetraceKmsKeyStore"]["Action"] == rows
 
 
 def test_store_says_which_permissions_it_needs() -> None:

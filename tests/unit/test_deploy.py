@@ -23,7 +23,12 @@ from pydantic.fields import FieldInfo
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-DOCUMENTS = (*sorted(DOCS.glob("*.md")), ROOT / "SECURITY.md", ROOT / "CONTRIBUTING.md")
+DOCUMENTS = (
+    *sorted(DOCS.glob("*.md")),
+    *sorted(ROOT.glob("deploy/*/README.md")),
+    ROOT / "SECURITY.md",
+    ROOT / "CONTRIBUTING.md",
+)
 DATA_DIR = "/var/lib/betrace-kms"
 
 OURS = re.compile(r"(?<![\w./-])(?:betrace\.kms|aws\.kms|kms)\.[a-z][a-z0-9.-]*[a-z0-9]")
