@@ -1,6 +1,7 @@
-"""What the script `betrace-kms` starts, apart from the command itself, whose imports take a good part of a second.
+"""What the script `betrace-kms` and `python -m betrace_kms_client` start, apart from the command itself.
 
-Ctrl-C during these imports would end in a traceback. So this module imports nothing else before it can handle that.
+The command's imports take a good part of a second, and Ctrl-C during them would end in a traceback. So this module
+imports nothing else before it can handle that.
 
 What an import makes stays, so the garbage collector, which would search it for garbage again and again, begins when the
 verb does: that saves a daemon a tenth of its start.
@@ -21,4 +22,4 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("betrace-kms: interrupted\n")
         raise SystemExit(INTERRUPTED) from None
-    command()
+    command(prog_name="betrace-kms")  # whatever started it: usage, and the variable of shell completion, go by it

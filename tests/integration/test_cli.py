@@ -6,10 +6,12 @@ import os
 import pty
 import stat
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from betrace_kms_client.cli import main
 
 from tests.daemon import COMMAND, Process, spawned
 from tests.integration.conftest import Run
@@ -185,6 +187,50 @@ def test_help_lists_every_verb_with_examples(run: Run) -> None:
     for verb in set(verbs) - {"audit", "keystore", "policy", "version"}:
         assert "Examples:" in run(verb, "--help").stdout.decode()
     assert run("version").stdout.decode().startswith("betrace-kms 0.")
+
+
+@pytest.mark.parametrize(
+    ("module", "verb", "arguments"),
+    [("betrace_kms_client", (), ("health", "--help")), ("betrace_kms_server", ("serve",), ("--help",))],
+    ids=["client", "server"],
+)
+def test_modules_are_the_command_too(run: Run, module: str, verb: Sequence[str], arguments: Sequence[str]) -> None:
+    """`python -m` needs no script on the PATH, and speaks of the command by its own name."""
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=True)
+    assert run(*verb, *arguments).stdout == done.stdout
+
+
+def test_a_shell_completes_as_help_says() -> None:
+    """Bash, with the line that --help gives for ~/.bashrc, completes verbs, options and their values."""
+    expected = {
+        "key": "keys keystore",
+        "encrypt --ten": "--tenant",
+        "data-key --spec ": "AES_256 AES_128",
+        "keystore ex": "export",
+        "serve --list": "--listen",
+    }
+    (setup,) = [line.strip() for line in str(main.help).splitlines() if "_COMPLETE" in line]
+    script = f"""{setup}
+      function=$(complete -p betrace-kms | cut -d ' ' -f 5)  # complete -o nosort -F FUNCTION betrace-kms
+      while IFS= read -r line; do
+        mapfile -d ' ' -t COMP_WORDS < <(printf 'betrace-kms %s' "$line")
+        [[ $line != *' ' ]] || COMP_WORDS+=('')
+        COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)) COMPREPLY=()
+        $function betrace-kms
+        echo "${{COMPREPLY[*]}}"
+      done
+    """
+    done = subprocess.run(
+        ["bash", "-euc", script],
+        input="".join(f"{line}\n" for line in expected),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PATH": f"{COMMAND.parent}:{os.environ['PATH']}"},
+        check=False,
+    )
+    assert (0, list(expected.values())) == (done.returncode, done.stdout.splitlines()), done.stderr
 
 
 @pytest.mark.parametrize(

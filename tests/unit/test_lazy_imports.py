@@ -1,6 +1,7 @@
 """Names and verbs that are imported late are all there, and `health` imports little."""
 
 import gc
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -42,6 +43,22 @@ def test_health_needs_no_client() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert "['betrace_kms_client']" == done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("line", ["betrace-kms ", "betrace-kms encrypt --te"])
+def test_completion_imports_no_server(line: str) -> None:
+    """Each press of Tab starts the command, so it imports no more than the verb whose options it lists."""
+    program = (
+        "import atexit, sys; from betrace_kms_command import main;"
+        "atexit.register(lambda: print([name for name in sys.modules if name.startswith('betrace_kms_server')]));"
+        "main()"
+    )
+    words = {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" ")), "_BETRACE_KMS_COMPLETE": "bash_complete"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, env=os.environ | words, check=True
+    )
+    *completed, imported = done.stdout.splitlines()
+    assert ({"plain,serve", "plain,--tenant"} & set(completed) != set(), "[]") == (True, imported)
 
 
 @pytest.mark.parametrize("verb", ["version", "health", "serve", "no-such-verb"])
