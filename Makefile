@@ -122,7 +122,10 @@ docs: $(VENV)/dev.stamp $(VENV)/tools.stamp ## write API documents of the Python
 	$(BIN)/pdoc --docformat markdown --output-directory dist/docs/python betrace_kms_client betrace_kms_envelope betrace_kms_evidence betrace_kms_server
 	cd protos && ../$(BIN)/python -m grpc_tools.protoc -I . --doc_out=../dist/docs --doc_opt=html,protos.html betrace/kms/v1/*.proto
 
-release: $(VENV)/dev.stamp $(VENV)/tools.stamp ## make release VERSION=1.2.3: set the version, close the changelog's section, commit, tag, build dist/
+release-address:
+	@! grep -n 'https://example.com/' pyproject.toml || { echo 'pyproject.toml names a placeholder: put the address of your repository there'; exit 1; }
+
+release: release-address $(VENV)/dev.stamp $(VENV)/tools.stamp ## make release VERSION=1.2.3: set the version, close the changelog's section, commit, tag, build dist/
 	@test -n '$(VERSION)' || { echo 'Say which: make release VERSION=1.2.3'; exit 1; }
 	$(MAKE) lint types imports protos-check
 	$(BIN)/bump-my-version bump --new-version '$(VERSION)'
@@ -222,7 +225,8 @@ ci: ## everything that CI runs (needs Go, Node.js, Java, Maven and Debian's apt-
 
 requirements: $(VENV)/dev.stamp ## pin the newest versions that pyproject.toml allows
 	$(COMPILE) pyproject.toml requirements/build.in --extra server --extra otel --group dev -o requirements/dev.txt
-	$(COMPILE) pyproject.toml requirements/build.in --extra server -c requirements/dev.txt -o requirements/server.txt
+	$(COMPILE) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
+	$(COMPILE) pyproject.toml --extra server -c requirements/dev.txt -o requirements/server.txt
 	$(COMPILE) --group fuzz -c requirements/dev.txt -o requirements/fuzz.txt
 	$(COMPILE) --group plot -c requirements/dev.txt -o requirements/plot.txt
 	$(COMPILE) --group tools -c requirements/dev.txt -o requirements/tools.txt
@@ -246,8 +250,8 @@ $(VENV)/peers.stamp: requirements/peers.txt | $(BIN)/python
 	$(VENV)/peers/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes -r requirements/peers.txt
 	@touch $@
 
-$(VENV)/%.stamp: requirements/%.txt pyproject.toml | $(BIN)/python
+$(VENV)/%.stamp: requirements/%.txt requirements/build.txt pyproject.toml | $(BIN)/python
 	@echo 'Installing what requirements/$*.txt pins into $(VENV) ...'
-	$(PIP) --no-deps --require-hashes -r requirements/$*.txt
+	$(PIP) --no-deps --require-hashes -r requirements/build.txt -r requirements/$*.txt
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -46,7 +46,7 @@ def environment(grpcio: str, python: str) -> Environment:
         with tempfile.NamedTemporaryFile("w", suffix=".txt") as others:
             others.write(without_grpcio((ROOT / "requirements/server.txt").read_text("utf-8")))
             others.flush()
-            _run(*install, "--require-hashes", "-r", others.name)
+            _run(*install, "--require-hashes", "-r", str(ROOT / "requirements/build.txt"), "-r", others.name)
         _run(*install, f"grpcio=={grpcio}")
         _run(*install, "--no-build-isolation", "--editable", str(ROOT))
         (folder / "made").touch()

@@ -1,19 +1,16 @@
 """Deploy files and operator documents say what the code does."""
 
 import ast
-import json
 import re
-import shlex
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import betrace_kms_server
-import click
 import pytest
 import yaml  # type: ignore[import-untyped]
 from betrace_kms_client import credentials
-from betrace_kms_client.cli import main
 from betrace_kms_server.cli.serve import serve
 from betrace_kms_server.config import sources as config
 from betrace_kms_server.core.errors import KmsError
@@ -21,7 +18,8 @@ from betrace_kms_server.rpc.health import KEY_MANAGEMENT, PROCESS
 from betrace_kms_server.rpc.status import STATUS
 from pydantic.fields import FieldInfo
 
-ROOT = Path(__file__).parents[2]
+from tests.image.dockerfile import DOCKERFILE, ROOT, admitted, stages
+
 DOCS = ROOT / "docs"
 DOCUMENTS = (
     *sorted(DOCS.glob("*.md")),
@@ -43,65 +41,79 @@ VARIABLES = {
 NOT_OURS = {"PATH"}
 
 
-# Dockerfile
+# Image: what `make image-check` cannot see when it runs it
 
-
-def instructions() -> Sequence[tuple[str, str]]:
-    """Return the Dockerfile as (instruction, rest), comments left out and continued lines joined."""
-    text = re.sub(r"^#.*\n", "", (ROOT / "deploy/docker/Dockerfile").read_text("utf-8"), flags=re.MULTILINE)
-    lines = text.replace("\\\n", " ").splitlines()
-    return [(words[0], words[2].strip()) for line in lines if line.strip() and (words := line.partition(" "))]
-
-
-def last(name: str) -> str:
-    """Return the rest of the last instruction of that name, which is the one that counts."""
-    return [rest for instruction, rest in instructions() if instruction == name][-1]
+BUILD, PROBE_STAGE, IMAGE = stages(DOCKERFILE.read_text("utf-8"))
 
 
 def test_image_sets_variables_that_the_daemon_reads() -> None:
     """A misspelt variable in the image would be ignored in silence."""
-    pairs = dict(pair.split("=", 1) for name, rest in instructions() if name == "ENV" for pair in shlex.split(rest))
-    assert set() == set(pairs) - VARIABLES - NOT_OURS
-    assert DATA_DIR == pairs["KMS_DATA_DIR"]
+    variables = IMAGE.values("ENV")
+    assert set() == set(variables) - VARIABLES - NOT_OURS
+    assert DATA_DIR == variables["KMS_DATA_DIR"]
 
 
 def test_image_keeps_keys_on_a_volume_of_its_user() -> None:
     """The data folder is a volume, and belongs to the numeric user that the image runs as."""
-    user, group = last("USER").split(":")
-    assert DATA_DIR == last("VOLUME")
+    user, group = IMAGE.last("USER").split(":")
+    assert DATA_DIR == IMAGE.last("VOLUME")
     assert "0" not in (user, group)
-    assert f"install -d -o {user} -g {group} -m 0700 {DATA_DIR}" == last("RUN")
+    assert f"install -d -o {user} -g {group} -m 0700 {DATA_DIR}" == IMAGE.last("RUN")
 
 
-def test_image_runs_and_probes_with_our_command() -> None:
-    """Entry point, default verb and health check are a command line that the client parses."""
-    assert ["betrace-kms", "serve"] == [*json.loads(last("ENTRYPOINT")), *json.loads(last("CMD"))]
-    check_probe(json.loads(last("HEALTHCHECK").partition("CMD ")[2]), KEY_MANAGEMENT)
+def test_image_tells_what_it_is() -> None:
+    """Its labels are those of the package, and `make release` changes its version too."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    labels = {name.removeprefix("org.opencontainers.image."): text for name, text in IMAGE.values("LABEL").items()}
+    names = {"title": "name", "description": "description", "version": "version", "licenses": "license"}
+    assert {label: project["project"][name] for label, name in names.items()} | {"revision": "${REVISION}"} == labels
+    assert f"-service={KEY_MANAGEMENT} " in IMAGE.last("HEALTHCHECK")
+    (bumped,) = (each for each in project["tool"]["bumpversion"]["files"] if "Dockerfile" in each["filename"])
+    assert DOCKERFILE.read_text("utf-8").count(bumped["search"].format(current_version=labels["version"])) == 1
+
+
+def test_base_images_can_be_pinned() -> None:
+    """Each base is an argument, and the guide gives every argument that there is."""
+    arguments = set(re.findall(r"^ARG (\w+)=", DOCKERFILE.read_text("utf-8"), flags=re.MULTILINE))
+    assert re.findall(r"^FROM (?:\$\{(\w+)\})?", DOCKERFILE.read_text("utf-8"), flags=re.MULTILINE) == [
+        "PYTHON_IMAGE",
+        "GO_IMAGE",
+        "PYTHON_IMAGE",
+    ]
+    guide = (DOCS / "image.md").read_text("utf-8")
+    assert arguments == set(re.findall(r"--build-arg (\w+)=", guide))
+    assert [] == [stage.image for stage in (BUILD, PROBE_STAGE, IMAGE) if stage.image not in guide]
 
 
 def test_image_has_the_probe_that_is_tested() -> None:
     """What the manifests run is built at the version of the Makefile, with which the tests run their commands."""
     [module] = re.findall(r"^HEALTH_PROBE := (\S+)$", (ROOT / "Makefile").read_text("utf-8"), flags=re.MULTILINE)
-    assert ("RUN", f"CGO_ENABLED=0 go install {module}") in instructions()
-    assert ("COPY", "--from=probe /go/bin/grpc-health-probe /usr/local/bin/grpc_health_probe") in instructions()
+    assert [("RUN", f"CGO_ENABLED=0 go install {module}")] == PROBE_STAGE.instructions
+    assert ("COPY", "--from=probe /go/bin/grpc-health-probe /usr/local/bin/grpc_health_probe") in IMAGE.instructions
 
 
 def test_image_installs_pinned_packages_by_hash_and_nothing_else() -> None:
-    """Every pip install has hashes, or takes no dependencies and builds with what is pinned."""
-    installs = [rest for name, rest in instructions() if name == "RUN" and "pip install" in rest]
-    pinned, package = (shlex.split(line) for line in installs)
-    assert ["--require-hashes", "-r", "requirements/server.txt"] == pinned[-3:]
-    assert ["--no-deps", "--no-build-isolation", "."] == package[-3:]
+    """Every file of pins is installed with its hashes, and nothing is resolved; the package is a wheel of this tree."""
+    lines = (line.strip() for name, rest in BUILD.instructions if name == "RUN" for line in rest.split("&&"))
+    installs = [line for line in lines if " install " in line]
+    assert [True] * 3 == ["--no-deps" in line for line in installs]
+    for line, file in zip(installs, ("build", "server"), strict=False):
+        assert ["--require-hashes", "-r", f"requirements/{file}.txt"] == line.split()[-3:]
+    assert ["--no-index", "/dist/*.whl"] == installs[-1].split()[-2:]
 
 
 def test_builder_gets_what_the_image_copies_and_nothing_else() -> None:
-    """The ignore file lets through exactly the sources of COPY, and each of them exists."""
-    copies = [rest.split() for name, rest in instructions() if name == "COPY" and not rest.startswith("--from")]
-    copied = {source.rstrip("/") for words in copies for source in words[:-1]}
-    rules = (ROOT / "deploy/docker/Dockerfile.dockerignore").read_text("utf-8").splitlines()
-    assert "*" == next(rule for rule in rules if not rule.startswith("#"))
-    assert copied == {rule[1:] for rule in rules if rule.startswith("!")}
-    assert [] == [source for source in copied if not (ROOT / source).exists()]
+    """The ignore file lets through exactly the sources of COPY, and each of them exists, or make sbom writes it."""
+    copies = [
+        rest.split()[:-1]
+        for stage in (BUILD, IMAGE)
+        for name, rest in stage.instructions
+        if name == "COPY" and not rest.startswith("--from")
+    ]
+    copied = {source.rstrip("/") for sources in copies for source in sources}
+    assert copied == set(admitted(Path(f"{DOCKERFILE}.dockerignore").read_text("utf-8")))
+    (sbom,) = re.findall(r"^SBOM \?= (\S+)$", (ROOT / "Makefile").read_text("utf-8"), flags=re.MULTILINE)
+    assert [] == [source for source in copied - {sbom} if not (ROOT / source).exists()]
 
 
 # Kubernetes
@@ -241,7 +253,7 @@ def test_probes_ask_the_health_service(sidecar: Any, probe: str, service: str) -
 
 def test_manifest_takes_every_privilege_away(pod: Any, sidecar: Any) -> None:
     """The sidecar runs as the image's user, on a read-only root, without capabilities."""
-    user, group = (int(number) for number in last("USER").split(":"))
+    user, group = (int(number) for number in IMAGE.last("USER").split(":"))
     assert {
         "runAsUser": user,
         "runAsGroup": group,
@@ -254,17 +266,6 @@ def test_manifest_takes_every_privilege_away(pod: Any, sidecar: Any) -> None:
         context[name] for name in ("runAsNonRoot", "fsGroup", "fsGroupChangePolicy")
     )
     assert "RuntimeDefault" == context["seccompProfile"]["type"]
-
-
-def check_probe(command: Sequence[str], service: str) -> float:
-    """Check that a probe is `betrace-kms health` for that service; return its own timeout in seconds."""
-    assert ["betrace-kms", "health"] == list(command[:2])
-    health = main.get_command(click.Context(main), "health")
-    assert health is not None
-    context = health.make_context("health", list(command[2:]), resilient_parsing=False)
-    assert service == context.params["service"]
-    timeout: float = context.params["timeout"]
-    return timeout
 
 
 # Documents
