@@ -76,6 +76,9 @@ test-keyring: $(VENV)/dev.stamp ## exchange 500 messages with the official hiera
 test-install: ## install the pins and the declared ranges into empty environments of each Python that is here, and run the daemon
 	'$(PYTHON)' -m tests.install pins
 
+image-check: sbom ## carry out the Dockerfile without an engine, and run the daemon as the image does (needs root, Linux and make tools)
+	'$(PYTHON)' -m tests.image.check
+
 test-ranges: ## let pip choose what pyproject.toml allows today, and run the daemon
 	'$(PYTHON)' -m tests.install ranges 3.11
 
