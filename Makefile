@@ -188,7 +188,7 @@ drill-overload: $(VENV)/dev.stamp ## let ten times the callers that the daemon s
 drill-hostile: $(VENV)/dev.stamp ## show what floods, bombs, unread answers and malformed HTTP/2 do to memory and to others (FLAGS=--help)
 	$(BIN)/python -m tests.drills.hostile $(FLAGS)
 
-drill-soak: $(VENV)/dev.stamp ## call a daemon in every way for MINUTES=... (10) or 1,000,000 calls, and show what grows
+drill-soak: $(VENV)/dev.stamp ## call a daemon in every way for MINUTES=... (10) or 1,000,000 calls, and exit with 1 if something grows
 	$(BIN)/python -m tests.drills.soak --minutes $(or $(MINUTES),10)
 
 drill-race: $(VENV)/dev.stamp ## let four daemons race on one DynamoDB table (in an emulator) for 2,000 tenants

@@ -15,10 +15,9 @@ class Slope:
     value: float
     margin: float
 
-    @property
-    def grows(self) -> bool:
-        """Whether all of the interval is above zero."""
-        return self.value - self.margin > 0
+    def grows(self, beyond: float = 0.0) -> bool:
+        """Return whether all of the interval is above a growth that is known."""
+        return self.value - self.margin > beyond
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> Slope:

@@ -9,11 +9,15 @@ any map of the daemon keeps, and more rows than SQLite's page cache holds (2,000
 https://www.sqlite.org/pragma.html#pragma_cache_size).
 
 One thing has none: gRPC keeps 96 bytes of a call that is cancelled before its request was read (grpc/grpc#43360), which
-are 150 KiB of the 1,560 callers that leave in 100,000 calls. `--without left` shows what the daemon itself does.
+are 150 KiB of the 1,560 callers that leave in 100,000 calls. Growth by so much is no finding. `--without left`
+shows what the daemon itself does.
+
+Exits with 1 if something grows, or if there were too few samples to know.
 """
 
 import asyncio
 import json
+import sys
 import tempfile
 import time
 import urllib.request
@@ -29,15 +33,19 @@ from betrace.kms.v1 import key_management_pb2 as pb
 from betrace.kms.v1.key_management_pb2_grpc import KeyManagementServiceStub
 
 from tests.daemon import Process, spawned
-from tests.drills.calls import SHARES, Caller
-from tests.drills.slope import slope
+from tests.drills.calls import LEFT, SHARES, Caller
+from tests.drills.slope import Slope, slope
 
 CALLERS = 16
 CACHE = 200
 TENANTS = 10_500
 """Tenants that are there before anything is measured: more than have a bucket or a cached branch key (10,000 each)."""
+KEPT_BYTES = 96
+"""What gRPC keeps of a call whose caller left."""
 WARM_UP = 0.25
 """The share of the calls before which nothing is measured: caches and arenas fill up."""
+ENOUGH_SAMPLES = 10
+"""Fewer show no slope."""
 
 
 @dataclass
@@ -48,6 +56,34 @@ class Sample:
     rss_kib: int
     files: int
     threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """How something went on while calls were made, and by how much it may have grown for each 100,000 of them."""
+
+    name: str
+    unit: str
+    first: int
+    last: int
+    samples: int
+    slope: Slope | None
+    known: float = 0.0
+
+    @property
+    def steady(self) -> bool:
+        """Whether it is known not to grow."""
+        return self.slope is not None and not self.slope.grows(self.known)
+
+    def __str__(self) -> str:
+        went = f"{self.name}: {self.first:,} to {self.last:,} {self.unit}"
+        if self.slope is None:
+            return f"{went}; too few samples for a slope"
+        known = f", of which gRPC keeps {self.known:,.1f}" if self.known else ""
+        return (
+            f"{went}, {self.slope.value:+,.1f} +/- {self.slope.margin:,.1f} {self.unit} for each 100,000 calls{known}"
+            f" (95 %, {self.samples} samples): {'no growth' if self.steady else 'grows'}"
+        )
 
 
 @dataclass
@@ -77,25 +113,18 @@ class Soak:
             found[outcome] += count
         return found
 
-    def lines(self) -> Iterator[str]:
-        """Yield the figures as text."""
-        yield f"{self.calls:,} calls in {self.seconds:.0f} s: {json.dumps(self.ended(), sort_keys=True)}"
+    def trends(self) -> Iterator[Trend]:
+        """Yield how memory, open files and threads went on."""
         samples = self.measured()
         x = [sample.calls / 100_000 for sample in samples]
-        for name, unit, values in (
-            ("memory (RSS)", "KiB", [sample.rss_kib for sample in samples]),
-            ("open files", "", [sample.files for sample in samples]),
-            ("threads", "", [sample.threads for sample in samples]),
+        left = self.outcomes["left", LEFT] / self.calls * 100_000
+        for name, unit, values, known in (
+            ("memory (RSS)", "KiB", [sample.rss_kib for sample in samples], left * KEPT_BYTES / 1024),
+            ("open files", "files", [sample.files for sample in samples], 0.0),
+            ("threads", "threads", [sample.threads for sample in samples], 0.0),
         ):
-            if len(samples) < 10:
-                yield f"{name}: {values[0]:,} to {values[-1]:,} {unit}; too few samples for a slope"
-                continue
-            found = slope(x, values)
-            verdict = "grows" if found.grows else "no growth"
-            yield (
-                f"{name}: {values[0]:,} to {values[-1]:,} {unit}, {found.value:+,.1f} +/- {found.margin:,.1f} {unit}"
-                f" for each 100,000 calls (95 %, {len(samples)} samples): {verdict}"
-            )
+            found = slope(x, values) if len(samples) >= ENOUGH_SAMPLES else None
+            yield Trend(name, unit, values[0], values[-1], len(samples), found, known)
 
 
 def sample(daemon: Process, calls: int) -> Sample:
@@ -209,11 +238,14 @@ async def soaked(
 @click.option("--only", multiple=True, type=click.Choice(list(SHARES)), help="This kind of call, and not all.")
 @click.option("--mode", type=click.Choice(["data-key", "branch-key"]), default="data-key", show_default=True)
 def main(minutes: float, calls: int, tenants: int, without: tuple[str, ...], only: tuple[str, ...], mode: str) -> None:
-    """Call a daemon in every way, and print what it holds more and more of."""
+    """Call a daemon in every way, and print what it holds more and more of. Exits with 1 if it does."""
     shares = {kind: share for kind, share in SHARES.items() if kind in (only or SHARES) and kind not in without}
     soak = asyncio.run(soaked(minutes * 60, calls, 5.0, tenants=tenants, shares=shares, mode=mode))
-    for line in soak.lines():
-        click.echo(line)
+    click.echo(f"{soak.calls:,} calls in {soak.seconds:.0f} s: {json.dumps(soak.ended(), sort_keys=True)}")
+    trends = list(soak.trends())
+    for trend in trends:
+        click.echo(trend)
+    sys.exit(not all(trend.steady for trend in trends))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ import asyncio
 from collections import Counter
 
 import pytest
+from click.testing import CliRunner
 
+from tests.drills import soak
 from tests.drills.calls import LEFT, SHARES
 from tests.drills.slope import slope
 from tests.drills.soak import Sample, Soak, soaked
@@ -30,17 +32,35 @@ def test_a_soak_makes_calls_of_every_kind_and_measures_the_daemon(mode: str) -> 
     assert all(min(sample.rss_kib, sample.files, sample.threads) > 0 for sample in soak.samples)
 
 
-@pytest.mark.parametrize(("kib", "verdict"), [(200.0, "grows"), (0.0, "no growth")])
-def test_a_soak_tells_growth_from_noise(kib: float, verdict: str) -> None:
-    """Memory that goes up and down by more than it grows with each sample still grows, or does not."""
-    soak = Soak(Counter({("sealed", "OK"): 1_000_000}))
-    for number in range(101):
+@pytest.mark.parametrize(
+    ("kib", "left", "verdict"), [(200.0, 0, "grows"), (0.0, 0, "no growth"), (200.0, 30_000, "no growth")]
+)
+def test_a_soak_tells_growth_from_noise(kib: float, left: int, verdict: str) -> None:
+    """Memory that goes up and down by more than it grows with each sample still grows, unless gRPC keeps as much."""
+    memory, files, threads = soak_of(101, kib, left).trends()
+    assert (verdict, verdict == "no growth") == (str(memory).rpartition(": ")[2], memory.steady)
+    assert [True, True] == [files.steady, threads.steady]
+
+
+@pytest.mark.parametrize(("samples", "kib", "code"), [(101, 0.0, 0), (101, 200.0, 1), (9, 0.0, 1)])
+def test_a_soak_ends_with_its_verdict(samples: int, kib: float, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs it in a script learns of growth, and of a soak that was too short to show any."""
+
+    async def measured(*_: object, **__: object) -> Soak:
+        return soak_of(samples, kib)
+
+    monkeypatch.setattr(soak, "soaked", measured)
+    assert code == CliRunner().invoke(soak.main).exit_code
+
+
+def soak_of(samples: int, kib: float, left: int = 0) -> Soak:
+    """Return a soak of 1,000,000 calls, in which memory grows by so much for each 100,000."""
+    made = Soak(Counter({("sealed", "OK"): 1_000_000 - left, ("left", LEFT): left}))
+    for number in range(samples):
         noise = -400 if number % 2 else 400
-        soak.samples.append(Sample(number * 10_000, int(90_000 + kib * number / 10 + noise), 20, 10))
-    memory, files, threads = list(soak.lines())[1:]
-    assert memory.endswith(verdict)
-    assert files.endswith("no growth")
-    assert threads.endswith("no growth")
+        calls = 1_000_000 * (number + 1) // samples
+        made.samples.append(Sample(calls, int(90_000 + kib * calls / 100_000 + noise), 20, 10))
+    return made
 
 
 def test_slope_is_that_of_the_line() -> None:
