@@ -30,6 +30,8 @@ rm -rf $(APT) && mkdir -p $(APT)/lists/partial $(APT)/archives/partial
 -$(APT_GET) update
 cd $(APT) && $(APT_GET) download $(1) && for package in *.deb; do dpkg-deb -x "$$package" unpacked; done
 endef
+# What a target needs beyond printing its help.
+unless-help = $(if $(filter --help,$(FLAGS)),,$(1))
 export PATH := $(CURDIR)/$(TOOLS):$(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
@@ -164,13 +166,13 @@ bench-access: $(VENV)/dev.stamp ## show what it costs to identify the caller of 
 bench-batch: $(VENV)/dev.stamp ## show what a payload of 64 bytes costs alone and in a batch of 100
 	$(BIN)/python -m bench.batch
 
-bench-peer: $(VENV)/dev.stamp $(VENV)/peers.stamp $(TOOLS)/h2load ## compare each call with OpenBao's transit engine, with and without audit logs (FLAGS=--help)
+bench-peer: $(VENV)/dev.stamp $(call unless-help,$(VENV)/peers.stamp $(TOOLS)/h2load) ## compare each call with OpenBao's transit engine, with and without audit logs (FLAGS=--help)
 	$(BIN)/python -m bench.peer $(FLAGS)
 
 bench-coalesce: $(VENV)/dev.stamp ## show what a client that coalesces saves the daemon, with 64 callers of one tenant
 	$(BIN)/python -m bench.coalesce
 
-bench-grpcio: $(VENV)/dev.stamp $(TOOLS)/h2load ## compare releases of grpcio by a warm SignSpan: VERSIONS="1.78.2 1.85.3" (FLAGS=--help)
+bench-grpcio: $(VENV)/dev.stamp $(call unless-help,$(TOOLS)/h2load) ## compare releases of grpcio by a warm SignSpan: VERSIONS="1.78.2 1.85.3" (FLAGS=--help)
 	$(BIN)/python -m bench.grpcio $(or $(VERSIONS),1.78.2 1.85.3) $(FLAGS)
 
 bench-audit: $(VENV)/dev.stamp ## show what kms.audit.required and kms.audit.durable cost a warm SignSpan

@@ -24,6 +24,21 @@ def h2load() -> None:
     tool("h2load")
 
 
+def test_help_installs_nothing() -> None:
+    """Who asks for the flags of a comparison gets them without 71 MB of its peer."""
+    plans = [
+        subprocess.run(
+            ["make", "-n", "-o", ".venv/dev.stamp", "-W", "requirements/peers.txt", "bench-peer", f"FLAGS={flags}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for flags in ("--help", "")
+    ]
+    assert [False, True] == ["install" in plan for plan in plans]
+
+
 @pytest.mark.usefixtures("h2load")
 @pytest.mark.timeout(240)
 def test_a_short_run_writes_every_sort_of_record(tmp_path: Path) -> None:
