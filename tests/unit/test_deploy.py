@@ -1,6 +1,7 @@
 """Deploy files and operator documents say what the code does."""
 
 import ast
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ import betrace_kms_server
 import pytest
 import yaml  # type: ignore[import-untyped]
 from betrace_kms_client import credentials
+from betrace_kms_client.channel import OPTIONS
 from betrace_kms_server.cli.serve import serve
 from betrace_kms_server.config import sources as config
 from betrace_kms_server.core.errors import KmsError
@@ -367,6 +369,22 @@ def test_documents_name_settings_that_exist(document: Path) -> None:
     text = document.read_text("utf-8")
     others = {"kms.betrace.dev", "betrace.kms.v1", "KMS_SERVICE_HOST", *(error.reason for error in leaves())}
     assert set() == {*OURS.findall(text), *OUR_VARIABLE.findall(text)} - {*config.NAMES} - VARIABLES - others
+
+
+def test_other_clients_retry_as_ours_do() -> None:
+    """The service config for other languages has our attempts and pauses, and asks gRPC for the wait that ours do."""
+    (text,) = re.findall(
+        r"^```json\n(.*?)^```", (DOCS / "clients.md").read_text("utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
+    (theirs,), (ours,) = (
+        json.loads(text)["methodConfig"],
+        json.loads(str(dict(OPTIONS)["grpc.service_config"]))["methodConfig"],
+    )
+    assert theirs.pop("waitForReady")
+    for policy in (theirs["retryPolicy"], ours["retryPolicy"]):
+        for name in ("initialBackoff", "maxBackoff"):
+            policy[name] = float(policy[name].removesuffix("s"))
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
