@@ -33,6 +33,7 @@ from betrace_kms_server.core.keys import KeyMaterial, WrappedKey
 from betrace_kms_server.core.tenancy import signing_context
 from betrace_kms_server.data_keys.keyring import KeyRing
 from betrace_kms_server.providers.aws import provider as aws_provider
+from betrace_kms_server.providers.aws import region as aws_region
 from betrace_kms_server.providers.aws.provider import AwsProvider, KmsApi, Replica
 from betrace_kms_server.providers.aws.region import SdkClients
 from betrace_kms_server.providers.breaker import CircuitBreaker
@@ -41,6 +42,7 @@ from betrace_kms_server.signing_keys.rewrapping import rewrap_signing_keys
 from betrace_kms_server.signing_keys.seeds import private_key_of, rewrap_seed, unwrap_seed
 from betrace_kms_server.stores.sqlite.store import SqliteStore
 from botocore import exceptions as sdk
+from botocore.retries.standard import ExponentialBackoff
 
 from tests.aws_proxy import AwsProxy, Verdict, aws_proxy
 from tests.contract.doubles import FakeClock, Kms
@@ -149,11 +151,17 @@ async def test_call_goes_on_to_the_replica(regions: Regions, verdict: Verdict) -
     assert (2, 2) == (regions.clients.opened, regions.clients.closed)
 
 
-async def test_sdk_leaves_time_for_the_replica(regions: Regions) -> None:
-    """The real client's retries and their pauses end in time, too."""
+async def test_sdk_leaves_time_for_the_replica(regions: Regions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real client that would pause for a minute before it tries again leaves the replica its share of the time.
+
+    Making clients takes no time of a call, however busy the machine is.
+    """
+    monkeypatch.setattr(aws_region, "OPEN_SECONDS", 60.0)
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 60.0)
     regions.primary.always("drop")
-    async with asyncio.timeout(4.0), regions.provider(call_seconds=3.0, client_factory=SdkClients()) as aws:
+    async with asyncio.timeout(50.0), regions.provider(call_seconds=4.0, client_factory=SdkClients()) as aws:
         assert regions.replica_arn == await generate(aws)
+    assert (1, 1) == regions.calls
 
 
 async def test_credentials_of_one_region_are_those_of_the_other(
