@@ -2,12 +2,14 @@
 
 import os
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import structlog
 
 from betrace_kms_server.audit.file import STDOUT
 from betrace_kms_server.audit.trail import AuditTrail
+from betrace_kms_server.aws.holder import DAEMON, Holder
 from betrace_kms_server.config.settings import Settings
 from betrace_kms_server.core.errors import StartRefused
 from betrace_kms_server.host.modes import check_file, check_folder
@@ -66,27 +68,41 @@ def ephemeral_volume(settings: Settings) -> str | None:
     return kind
 
 
-async def open_store(settings: Settings, resources: AsyncExitStack) -> KeyStore:
-    """Return the key store that the settings ask for."""
+async def open_store(settings: Settings, resources: AsyncExitStack, holder: Holder = DAEMON) -> KeyStore:
+    """Return the key store that the settings ask for. `holder` is whose AWS credentials it uses."""
     if settings.store == "sqlite":
         return await resources.enter_async_context(open_sqlite(store_file(settings.data_dir)))
-    from betrace_kms_server.stores.dynamodb.store import open_dynamodb  # late, as below
+    from betrace_kms_server.stores.dynamodb.client import dynamodb_client  # late, as below
+    from betrace_kms_server.stores.dynamodb.store import open_dynamodb
 
     return await resources.enter_async_context(
-        open_dynamodb(settings.store_table or "", region=settings.dynamodb_region, endpoint=settings.store_endpoint)
+        open_dynamodb(
+            settings.store_table or "",
+            region=settings.dynamodb_region,
+            endpoint=settings.store_endpoint,
+            client_factory=partial(dynamodb_client, holder=holder),
+        )
     )
 
 
-async def open_branch_keys(settings: Settings, store: KeyStore, resources: AsyncExitStack) -> BranchKeyStore | None:
-    """Return the branch key store beside the key store, if there is one."""
+async def open_branch_keys(
+    settings: Settings, store: KeyStore, resources: AsyncExitStack, holder: Holder = DAEMON
+) -> BranchKeyStore | None:
+    """Return the branch key store beside the key store, if there is one. `holder` is whose AWS credentials it uses."""
     if isinstance(store, SqliteStore):
         return SqliteBranchKeys(store)
     if settings.branch_keys_table is None:
         return None
     from betrace_kms_server.stores.dynamodb.branch_keys import open_branch_keys  # late, as below
+    from betrace_kms_server.stores.dynamodb.client import dynamodb_client
 
     return await resources.enter_async_context(
-        open_branch_keys(settings.branch_keys_table, region=settings.dynamodb_region, endpoint=settings.store_endpoint)
+        open_branch_keys(
+            settings.branch_keys_table,
+            region=settings.dynamodb_region,
+            endpoint=settings.store_endpoint,
+            client_factory=partial(dynamodb_client, holder=holder),
+        )
     )
 
 

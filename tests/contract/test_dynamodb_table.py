@@ -5,6 +5,7 @@ the real client is amended before our code sees it (`amended`); everything else 
 """
 
 import asyncio
+import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -386,6 +387,26 @@ def test_init_tells_what_keeps_it(moto: MotoServer) -> None:
     assert (2, "") == (result.exit_code, result.stdout)
     (line,) = result.stderr.splitlines()
     assert line.startswith("betrace-kms: kms.store.table '' is no name of a DynamoDB table")
+
+
+def test_init_speaks_of_the_operators_credentials(moto: MotoServer, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the command is no daemon: neither its credentials nor its role are what is wrong."""
+    arguments = ["--table", name, "--region", REGION]
+    with aws_proxy(moto.url) as proxy:
+        proxy.always("deny", "CreateTable")
+        denied = CliRunner().invoke(init, [*arguments, "--endpoint", proxy.url])
+        proxy.always("expired")
+        expired = CliRunner().invoke(init, [*arguments, "--endpoint", proxy.url])
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(variable)
+    missing = CliRunner().invoke(init, [*arguments, "--endpoint", moto.url])
+    for refused, words in (
+        (denied, "denies dynamodb:CreateTable on .*: allow it to the user or role that you run this command as"),
+        (expired, "your AWS credentials for the key store are missing, expired or refused"),
+        (missing, "your AWS credentials are missing: log in, or set AWS_PROFILE"),
+    ):
+        assert (2, False) == (refused.exit_code, "daemon" in refused.stderr)
+        assert re.search(words, refused.stderr), refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from botocore.credentials import ReadOnlyCredentials
 from botocore.exceptions import ClientError, ConfigParseError, NoCredentialsError, PartialCredentialsError
 
 from betrace_kms_server.aws.credential_chain import CredentialChain, Fingerprint, MalformedCredentials
+from betrace_kms_server.aws.holder import DAEMON, Holder
 from betrace_kms_server.aws.sdk_errors import NETWORK, THROTTLED_CODES, code_of, trouble_of
 from betrace_kms_server.core.errors import CredentialsUnavailable, cause_of
 
@@ -56,7 +57,8 @@ class _Held:
 class AwsCredentials:
     """Credentials for clients of one daemon; a client takes this object for one of the SDK's.
 
-    `generation` rises when they change. `attempts` counts how attempts to obtain them ended, by outcome.
+    `holder` is whose they are. `generation` rises when they change. `attempts` counts how attempts to obtain them
+    ended, by outcome.
     """
 
     method = "betrace-kms"
@@ -65,11 +67,13 @@ class AwsCredentials:
         self,
         region: str,
         *,
+        holder: Holder = DAEMON,
         seconds: float = OBTAIN_SECONDS,
         pause: float = PAUSE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        self.holder = holder
         self.generation = 0
         self.attempts: Counter[str] = Counter()
         self._chain = CredentialChain(region)
@@ -95,7 +99,7 @@ class AwsCredentials:
             if self._awaited:  # AWS has refused meanwhile what that attempt may have read
                 self._check()
         if not self._usable():
-            failure = self._failure or _unavailable(NoCredentialsError(), self._seconds)
+            failure = self._failure or _unavailable(NoCredentialsError(), self._seconds, self.holder)
             raise CredentialsUnavailable(failure.message, metadata=failure.metadata) from failure.__cause__
 
     def refused(self, generation: int) -> None:
@@ -166,7 +170,7 @@ class AwsCredentials:
             self._keep(_Held(found, frozen, getattr(found, "_expiry_time", None)))
             outcome = "OK"
         except Exception as cause:  # noqa: BLE001  # sources raise whatever they like
-            error = _unavailable(cause, self._seconds)
+            error = _unavailable(cause, self._seconds, self.holder)
             outcome = error.metadata["kind"]
             self._fail(error, cause)
         finally:
@@ -200,37 +204,34 @@ class AwsCredentials:
         self._stale = self._stale or not self._usable()
 
 
-def _unavailable(cause: Exception, seconds: float) -> CredentialsUnavailable:
+def _unavailable(cause: Exception, seconds: float, holder: Holder) -> CredentialsUnavailable:
     """Return our error for whatever a source of credentials raised."""
-    kind, message = _explained(cause, seconds)
-    return CredentialsUnavailable(message, metadata={"kind": kind})
+    kind, what = _explained(cause, seconds, holder)
+    return CredentialsUnavailable(f"{holder.credentials} {what}", metadata={"kind": kind})
 
 
-def _explained(cause: Exception, seconds: float) -> tuple[str, str]:
+def _explained(cause: Exception, seconds: float, holder: Holder) -> tuple[str, str]:
+    """Return the kind of a failure, and what became of the credentials with the next step."""
     if (trouble := trouble_of(cause, _SOURCE)) is not None:
-        return trouble.kind, f"the daemon's own AWS credentials cannot be obtained: {trouble.message}"
+        return trouble.kind, f"cannot be obtained: {trouble.message}"
     if isinstance(cause, TimeoutError):
-        return "timeout", _text(f"did not arrive within {seconds:g} s", "check what gives them", _SOURCES)
+        return "timeout", f"did not arrive within {seconds:g} s: check what gives them {_SOURCES}"
     if isinstance(cause, ClientError):
         if code_of(cause) in THROTTLED_CODES:
-            return "throttled", _text("are throttled by STS", "they are asked for again automatically")
-        return "refused", _text("are refused by STS", "check the role's trust policy and the machine's clock")
+            return "throttled", "are throttled by STS: they are asked for again automatically"
+        return "refused", "are refused by STS: check the role's trust policy and the machine's clock"
     if isinstance(cause, NoCredentialsError):
-        return "missing", _text("are missing", "give the daemon a role, or set its environment or credentials file")
+        return "missing", f"are missing: {holder.step_without}"
     if isinstance(cause, RuntimeError):
-        return "expired", _text("were expired when they arrived", "check what gives them", _SOURCES, "and the clock")
+        return "expired", f"were expired when they arrived: check what gives them {_SOURCES} and the clock"
     if isinstance(cause, (PartialCredentialsError, MalformedCredentials, ConfigParseError, LookupError, TypeError)):
-        return "incomplete", _text("are incomplete or malformed", "check what gives them", _SOURCES)
+        return "incomplete", f"are incomplete or malformed: check what gives them {_SOURCES}"
     if isinstance(cause, ValueError):
-        return "incomplete", _text("are malformed, or AWS_ENDPOINT_URL is", "check both", _SOURCES)
+        return "incomplete", f"are malformed, or AWS_ENDPOINT_URL is: check both {_SOURCES}"
     if isinstance(cause, NETWORK):
-        return "unreachable", _text("cannot be obtained", "check the way to what gives them", _SOURCES)
-    return "failed", _text("are missing, expired or refused", "check the daemon's role and what gives them", _SOURCES)
+        return "unreachable", f"cannot be obtained: check the way to what gives them {_SOURCES}"
+    return "failed", f"are missing, expired or refused: check {holder.role} and what gives them {_SOURCES}"
 
 
 _SOURCE = "what gives the AWS credentials"
 _SOURCES = "(STS, instance metadata, container agent, credential_process, credentials file)"
-
-
-def _text(what: str, *steps: str) -> str:
-    return f"the daemon's own AWS credentials {what}: {' '.join(steps)}"

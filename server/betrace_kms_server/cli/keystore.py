@@ -15,6 +15,7 @@ from typing import IO
 
 import click
 
+from betrace_kms_server.aws.holder import OPERATOR
 from betrace_kms_server.cli.keystore_import import DIFFERENT, OUTCOMES, REFUSED, Restore
 from betrace_kms_server.cli.keystore_init import init
 from betrace_kms_server.cli.settings_options import Refusal, SettingsOptions, cli_errors, settings_options
@@ -108,7 +109,7 @@ def _count(number: int, word: str) -> str:
 async def _opened(settings: Settings, resources: AsyncExitStack) -> KeyStore:
     if settings.store == "sqlite":  # any other kind of store takes care of several at once
         open_data_dir(settings.data_dir, resources)
-    return await open_store(settings, resources)
+    return await open_store(settings, resources, OPERATOR)
 
 
 def _export_to_file(settings: Settings, output: Path) -> tuple[int, int]:
@@ -132,7 +133,7 @@ async def _export(settings: Settings, lines: IO[bytes]) -> tuple[int, int]:
         async for key in store.rows():
             lines.write(line_of(key))
             keys += 1
-        branch_keys = await open_branch_keys(settings, store, resources)
+        branch_keys = await open_branch_keys(settings, store, resources, OPERATOR)
         if branch_keys is not None:
             async for row in branch_key_export.in_order(branch_keys):
                 lines.write(branch_key_export.line_of(row, settings.logical_name))
@@ -159,7 +160,7 @@ async def _import(settings: Settings, name: str, lines: Iterable[bytes]) -> Coun
     counts = Counter[str]()
     async with AsyncExitStack() as resources:
         store = await _opened(settings, resources)
-        branch_keys = await open_branch_keys(settings, store, resources)
+        branch_keys = await open_branch_keys(settings, store, resources, OPERATOR)
         restore = Restore(store, branch_keys, settings.logical_name)
         for number, line in enumerate(lines, 1):
             if not line.strip():

@@ -1,9 +1,11 @@
 """The verb `betrace-kms keystore init`: makes the DynamoDB tables that kms.store=dynamodb keeps keys in."""
 
 import asyncio
+from functools import partial
 
 import click
 
+from betrace_kms_server.aws.holder import OPERATOR
 from betrace_kms_server.config.values import check_endpoint
 from betrace_kms_server.core.errors import KmsError, StartRefused
 
@@ -65,7 +67,8 @@ def branch_keys_table_of(table: str) -> str:
 
 
 async def _init(table: str, branch_keys_table: str, region: str, endpoint: str | None) -> None:
-    from betrace_kms_server.stores.dynamodb.creation import create_table  # late: importing the AWS SDK takes a second
+    from betrace_kms_server.stores.dynamodb.client import dynamodb_client  # late: importing the AWS SDK takes a second
+    from betrace_kms_server.stores.dynamodb.creation import create_table
     from betrace_kms_server.stores.dynamodb.table import BRANCH_KEYS, KEY_STORE, check_name
 
     if table == branch_keys_table:
@@ -77,6 +80,9 @@ async def _init(table: str, branch_keys_table: str, region: str, endpoint: str |
     for name, kind in both:
         check_name(name, kind)
     for name, kind in both:
-        async for done in create_table(name, region=region, endpoint=endpoint, kind=kind):
+        client_factory = partial(dynamodb_client, holder=OPERATOR)
+        async for done in create_table(
+            name, region=region, endpoint=endpoint, kind=kind, client_factory=client_factory
+        ):
             click.echo(done)
     click.echo(f"set kms.store.table={table} and kms.branch-keys.table={branch_keys_table}")

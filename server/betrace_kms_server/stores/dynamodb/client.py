@@ -17,6 +17,7 @@ from botocore.exceptions import ClientError
 from betrace_kms_server.aws.call_slots import CallSlots
 from betrace_kms_server.aws.clients import ATTEMPTS, aws_client, credentials_of
 from betrace_kms_server.aws.credentials import AwsCredentials
+from betrace_kms_server.aws.holder import DAEMON, Holder
 from betrace_kms_server.aws.sdk_errors import CREDENTIALS_CODES
 from betrace_kms_server.core.errors import CredentialsUnavailable, KmsError, Overloaded, StoreUnavailable
 from betrace_kms_server.stores.dynamodb.errors import code_of, is_contention, is_refusal, translated
@@ -39,10 +40,10 @@ ClientFactory = Callable[[str, str | None], "AbstractAsyncContextManager[DynamoD
 
 
 def dynamodb_client(
-    region: str, endpoint: str | None, *, attempts: int = ATTEMPTS
+    region: str, endpoint: str | None, *, attempts: int = ATTEMPTS, holder: Holder = DAEMON
 ) -> "AbstractAsyncContextManager[DynamoDBClient]":
-    """Open the real client."""
-    return aws_client("dynamodb", region, endpoint, AwsCredentials(region), attempts=attempts)
+    """Open the real client. `holder` is whose credentials it finds."""
+    return aws_client("dynamodb", region, endpoint, AwsCredentials(region, holder=holder), attempts=attempts)
 
 
 @asynccontextmanager
@@ -63,7 +64,7 @@ async def asking(client: "DynamoDBClient", action: str, table: str) -> AsyncIter
     except Exception as cause:
         if credentials is not None and code_of(cause) in CREDENTIALS_CODES:
             credentials.refused(generation)
-        raise translated(cause, action, table) from cause
+        raise translated(cause, action, table, credentials.holder if credentials else DAEMON) from cause
 
 
 @asynccontextmanager

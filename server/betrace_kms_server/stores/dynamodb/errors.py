@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from botocore.exceptions import ClientError
 
 from betrace_kms_server.aws import sdk_errors as aws_sdk
+from betrace_kms_server.aws.holder import DAEMON, Holder
 from betrace_kms_server.core.errors import StoreUnavailable
 from betrace_kms_server.host.process import descriptor_shortage
 
@@ -22,70 +24,80 @@ _REASONS = re.compile(r"specific reasons \[([A-Za-z, ]*)\]")
 _CONDITION = "ConditionalCheckFailed"
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call that failed: its action, its table by ARN, or by name while nothing else is known, and who made it."""
+
+    action: str
+    table: str
+    holder: Holder
+
+
 def _permission(cause: BaseException, action: str) -> str:
     """Return the permission that is missing: the one that AWS names, which of a transaction is a part's."""
     said = _DENIED.search(_message(cause))
     return said[1] if said else PERMISSIONS.get(action, f"dynamodb:{action}")
 
 
-def _denied(cause: BaseException, action: str, table: str) -> StoreUnavailable:
-    permission = _permission(cause, action)
+def _denied(cause: BaseException, call: Call) -> StoreUnavailable:
+    permission = _permission(cause, call.action)
     return StoreUnavailable(
-        f"DynamoDB denies {permission} on {table}: allow it to the daemon's role in its IAM policy, and in the policies"
-        " of the table and of the VPC endpoint if there are such",
-        metadata={"action": permission, "table": table},
+        f"DynamoDB denies {permission} on {call.table}: allow it to {call.holder.role} in its IAM policy, and in"
+        " the policies of the table and of the VPC endpoint if there are such",
+        metadata={"action": permission, "table": call.table},
         place="table",
     )
 
 
-def _throttled(_cause: BaseException, action: str, table: str) -> StoreUnavailable:
+def _throttled(_cause: BaseException, call: Call) -> StoreUnavailable:
     return StoreUnavailable(
-        f"DynamoDB throttles dynamodb:{action} on {table}: try again later; if it stays, raise the table's maximum"
-        " throughput, or ask AWS for a higher quota",
+        f"DynamoDB throttles dynamodb:{call.action} on {call.table}: try again later; if it stays, raise the table's"
+        " maximum throughput, or ask AWS for a higher quota",
         place="table",
     )
 
 
-def _contended(_cause: BaseException, action: str, table: str) -> StoreUnavailable:
+def _contended(_cause: BaseException, call: Call) -> StoreUnavailable:
     return StoreUnavailable(
-        f"too many write to the same tenant in {table} at once (dynamodb:{action}): try again later",
+        f"too many write to the same tenant in {call.table} at once (dynamodb:{call.action}): try again later",
         place="table",
     )
 
 
-def _missing(_cause: BaseException, _action: str, table: str) -> StoreUnavailable:
+def _missing(_cause: BaseException, call: Call) -> StoreUnavailable:
     return StoreUnavailable(
-        f"the DynamoDB table {table} is not there: check kms.store.table, kms.branch-keys.table and kms.store.region;"
-        " if it was deleted, restore it from a backup",
+        f"the DynamoDB table {call.table} is not there: check kms.store.table, kms.branch-keys.table and"
+        " kms.store.region; if it was deleted, restore it from a backup",
         place="table",
     )
 
 
-def _unreachable(_cause: BaseException, action: str, table: str) -> StoreUnavailable:
+def _unreachable(_cause: BaseException, call: Call) -> StoreUnavailable:
     if shortage := descriptor_shortage():
         return StoreUnavailable(shortage, place="process")
     return StoreUnavailable(
-        f"no answer from DynamoDB to dynamodb:{action} on {table}: check kms.store.region, the route to DynamoDB, and"
-        " kms.store.endpoint if it is set",
+        f"no answer from DynamoDB to dynamodb:{call.action} on {call.table}: check kms.store.region, the route to"
+        " DynamoDB, and kms.store.endpoint if it is set",
         place="table",
     )
 
 
-def _changing(_cause: BaseException, action: str, table: str) -> StoreUnavailable:
+def _changing(_cause: BaseException, call: Call) -> StoreUnavailable:
     return StoreUnavailable(
-        f"the DynamoDB table {table} is being changed (dynamodb:{action}): try again when it is ACTIVE", place="table"
+        f"the DynamoDB table {call.table} is being changed (dynamodb:{call.action}): try again when it is ACTIVE",
+        place="table",
     )
 
 
-def _credentials(_cause: BaseException, _action: str, _table: str) -> StoreUnavailable:
+def _credentials(_cause: BaseException, call: Call) -> StoreUnavailable:
     return StoreUnavailable(
-        "the daemon's own AWS credentials for the key store are missing, expired or refused: check its role, its"
+        f"{call.holder.credentials} for the key store are missing, expired or refused: check {call.holder.role}, the"
         " environment and the machine's clock",
         place="table",
     )
 
 
-Translation = Callable[[BaseException, str, str], StoreUnavailable]
+Translation = Callable[[BaseException, Call], StoreUnavailable]
 
 CODES: Mapping[str, Translation] = {
     # Amazon DynamoDB API reference, "Errors" of the actions that we use
@@ -130,42 +142,45 @@ PASSING_REASONS: Mapping[str, Translation] = {
 """Why a transaction was cancelled as a whole. For a passing reason it may be tried again at once."""
 
 
-def translated(cause: Exception, action: str, table: str) -> StoreUnavailable:
+def translated(cause: Exception, action: str, table: str, holder: Holder = DAEMON) -> StoreUnavailable:
     """Return our error for whatever a call through the SDK raised.
 
-    `table` is the table's ARN, or its name as long as nothing else is known.
+    `table` is the table's ARN, or its name as long as nothing else is known. `holder` is whose credentials signed.
     """
+    call = Call(action, table, holder)
     if (trouble := aws_sdk.trouble_of(cause, "DynamoDB")) is not None:
         return StoreUnavailable(trouble.message, metadata={"kind": trouble.kind})
     if isinstance(cause, ClientError):
-        return _of_answer(cause, action, table)
+        return _of_answer(cause, call)
     if isinstance(cause, aws_sdk.CREDENTIALS):
-        return _credentials(cause, action, table)
+        return _credentials(cause, call)
     if isinstance(cause, aws_sdk.NETWORK):
-        return _unreachable(cause, action, table)
+        return _unreachable(cause, call)
     return StoreUnavailable(
         f"the AWS SDK fails at dynamodb:{action} on {table} with {type(cause).__name__}: check kms.store.endpoint and"
-        " the daemon's AWS_* environment",
+        " the AWS_* environment",
         metadata={"kind": "sdk"},
     )
 
 
-def _of_answer(cause: ClientError, action: str, table: str) -> StoreUnavailable:
-    if getattr(cause, "operation_name", action) != action:  # the SDK asked STS for credentials first, and STS refused
-        return _credentials(cause, action, table)
+def _of_answer(cause: ClientError, call: Call) -> StoreUnavailable:
+    if (
+        getattr(cause, "operation_name", call.action) != call.action
+    ):  # the SDK asked STS for credentials first, and STS refused
+        return _credentials(cause, call)
     known = CODES.get(code_of(cause)) or _of_cancellation(_cancellation_reasons(cause))
     if known is not None:
-        return known(cause, action, table)
+        return known(cause, call)
     status = aws_sdk.status_of(cause)
     if status == 403:
-        return _denied(cause, action, table)
+        return _denied(cause, call)
     if status >= 500:
-        return _unreachable(cause, action, table)
+        return _unreachable(cause, call)
     code = code_of(cause)
     named = code if _CODE.fullmatch(code) else "an error without a name"
     return StoreUnavailable(
-        f"DynamoDB refuses dynamodb:{action} on {table} with {named}: check kms.store.endpoint and the table's name,"
-        " and report it if both are right",
+        f"DynamoDB refuses dynamodb:{call.action} on {call.table} with {named}: check kms.store.endpoint and the"
+        " table's name, and report it if both are right",
         metadata={"kind": "unknown_code"},
     )
 
