@@ -17,13 +17,22 @@ def pytest_configure() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how many cases of callers, files and requests must not get in (`test_refused_*`), and how many did."""
+    """Print how many cases of callers, files and requests must not get in (`test_refused_*`), and how many did.
+
+    Then how many blocks of documents were run, and how many were not.
+    """
     refused, let_in = (
         sum("::test_refused" in report.nodeid and report.when == "call" for report in terminalreporter.getreports(how))
         for how in ("passed", "failed")
     )
     if refused or let_in:
         terminalreporter.write_line(f"access: {refused} refused cases, {let_in} let in")
+    reports = [report for how in ("passed", "failed") for report in terminalreporter.getreports(how)]
+    counts = [value for report in reports for name, value in report.user_properties if name == "shell blocks"]
+    if counts:
+        ran, skipped = (sum(column) for column in zip(*counts, strict=True))
+        failed = sum("::test_document[" in report.nodeid for report in terminalreporter.getreports("failed"))
+        terminalreporter.write_line(f"documents: {ran} shell blocks ran, {skipped} skipped, {failed} failed")
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,7 @@ from betrace_kms_server.stores.sqlite.store import DATABASE_FILE, open_sqlite
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.daemon import COMMAND, running, settings
+from tests.documents.blocks import blocks
 from tests.integration.test_aws_daemon import aws, watched
 from tests.moto_server import REGION, MotoServer
 
@@ -163,8 +164,7 @@ async def test_a_reason_that_is_no_line_is_refused_and_locks_nothing(tmp_path: P
 
 async def test_the_runbook_as_it_is_written(tmp_path: Path) -> None:
     """Its commands run in their order; the audit trail has who locked and unlocked, also while it must be written."""
-    script = re.findall(r"^ *```bash\n(.*?)^ *```", RUNBOOK.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    lock, status, _for_each_pod, unlock = script
+    lock, status, _for_each_pod, unlock = (block.text for block in blocks(RUNBOOK) if block.counts)
     trail = tmp_path / "audit.jsonl"
     path = f"{COMMAND.parent}{os.pathsep}{os.environ['PATH']}"
 

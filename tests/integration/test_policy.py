@@ -1,7 +1,6 @@
 """A policy in a real daemon: every pair of caller, call and tenant that no rule allows is refused."""
 
 import json
-import os
 import re
 import secrets
 import subprocess
@@ -16,12 +15,10 @@ import grpc
 import pytest
 from betrace.kms.v1 import key_management_pb2 as pb
 from betrace.kms.v1.key_management_pb2_grpc import KeyManagementServiceStub
-from betrace_kms_client import KmsClient
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from tests.daemon import COMMAND, Process, spawned
-from tests.interop.tools import PATH, ROOT
 
 BACKEND, IMPORTER = (secrets.token_urlsafe(32) for _ in range(2))
 POLICY = """
@@ -174,30 +171,6 @@ def test_change_is_in_force_and_a_broken_one_is_not(tmp_path: Path) -> None:
         assert "rule 1, tenant" in daemon[0].wait_for("The policy stays what it was")
         assert code(call(daemon, "importer", "GenerateDataKey", "acme")) is grpc.StatusCode.PERMISSION_DENIED
         assert code(call(daemon, "localjob", "GenerateDataKey", "acme")) is grpc.StatusCode.OK
-
-
-def test_document(tmp_path: Path) -> None:
-    """The file and the commands of docs/policy.md work as they stand."""
-    text = (ROOT / "docs/policy.md").read_text()
-    [policy] = re.findall(r"^```toml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    commands, serve = re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    (tmp_path / "policy.toml").write_text(policy)
-    done = subprocess.run(
-        ["bash", "-euc", commands],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": PATH},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    assert "policy: 2 rules, valid" in done.stdout
-    assert done.stdout.endswith("allowed by rule 'importer of the EU'\n")
-    script = f"cd {tmp_path} && exec {serve}"
-    with spawned("-c", script, environ={"PATH": PATH}, command=("bash",)) as process:
-        process.wait_for("KMS is usable")
-        with KmsClient(f"unix:{tmp_path}/run/importer.sock") as client:
-            assert client.encrypt("acme", b"x")
 
 
 @pytest.mark.parametrize(

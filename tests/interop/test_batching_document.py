@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.daemon import spawned
 from tests.interop.tools import ROOT, tool
 
 TEXT = (ROOT / "docs" / "batching.md").read_text("utf-8")
@@ -199,11 +198,3 @@ def test_the_coalescers_work(language: str, tmp_path: Path) -> None:
     batches = found.pop("batches")
     assert EXPECTED == found
     assert 3 + 6 <= batches < CALLS, "each call went alone"
-
-
-def test_the_python_program_works(tmp_path: Path) -> None:
-    """With a daemon, as it stands."""
-    with spawned("--data-dir", str(tmp_path / "data"), "--listen", "127.0.0.1:0") as daemon:
-        daemon.wait_for("serving")
-        printed = output(tmp_path, tool("python"), "-c", block("python"), ADDRESS=daemon.address)
-    assert "100 payloads in two calls\n" == printed

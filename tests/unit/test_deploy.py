@@ -396,3 +396,9 @@ def test_links_of_documents_lead_somewhere(document: Path) -> None:
         if anchor:
             headings = re.findall(r"^#+ (.*)$", file.read_text("utf-8"), flags=re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_index_has_each_document() -> None:
+    """Whoever looks for a task finds its document in docs/README.md."""
+    linked = set(re.findall(r"\]\(([^)#]+)\)", (DOCS / "README.md").read_text("utf-8")))
+    assert set() == {document.name for document in DOCS.glob("*.md")} - linked - {"README.md"}
