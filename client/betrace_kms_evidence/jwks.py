@@ -8,6 +8,7 @@ A set may hold keys of others (RFC 7517, section 5): what is no public Ed25519 k
 id is unknown. A key of small order, under which one signature fits many messages, is none.
 """
 
+import re
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from betrace_kms_evidence.strict_json import base64url_bytes, strict_json
 
+_TENANT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 _TRUSTED = ("ACTIVE", "ROTATED")
 _PRIME = 2**255 - 19
 _Y8 = 2707385501144840649318225287225658788936804267575313519463743609750303402022
@@ -80,7 +82,7 @@ def read_jwks(text: bytes | str, tenant_id: str = "") -> KeySet:
         verifiers = {key.key_id: Ed25519PublicKey.from_public_bytes(key.raw) for key in keys}
     except (AttributeError, KeyError, TypeError, ValueError) as cause:
         raise InvalidKeySet("this is no key set as `betrace-kms keys --jwks` writes it") from cause
-    if not isinstance(tenant, str) or not tenant or not isinstance(document["keys"], list):
+    if not isinstance(tenant, str) or not _TENANT_ID.fullmatch(tenant) or not isinstance(document["keys"], list):
         raise InvalidKeySet("the key set names no tenant")
     if tenant_id and document.get("tenant_id", tenant_id) != tenant_id:
         raise InvalidKeySet("the key set belongs to another tenant")

@@ -221,12 +221,11 @@ def documents(text: bytes) -> list[bytes]:
 def main(keys_file: str, spans_file: str) -> int:
     """Print the verdict on each span of a file; return 0 if all are valid."""
     key_set = parse(Path(keys_file).read_bytes())
-    check(
-        isinstance(key_set["keys"], list) and isinstance(key_set["tenant_id"], str) and key_set["tenant_id"], "no set"
-    )
+    tenant_id = key_set["tenant_id"]
+    check(isinstance(key_set["keys"], list) and re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", tenant_id), "no set")
     keys = unique([(jwk["kid"], jwk) for jwk in key_set["keys"] if is_ours(jwk)])
     text = Path(spans_file).read_bytes().removeprefix(b"\xef\xbb\xbf").strip(b" \t\r\n")
-    verdicts = [verdict(key_set["tenant_id"], keys, document) for document in documents(text)]
+    verdicts = [verdict(tenant_id, keys, document) for document in documents(text)]
     print("\n".join(f"{place}: {each}" for place, each in enumerate(verdicts, 1)))
     return int(set(verdicts) != {"VALID"})
 

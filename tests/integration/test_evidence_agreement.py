@@ -1,4 +1,4 @@
-"""Three readers of signed spans give one verdict: the command offline, the command with a daemon, the auditor's script.
+"""Four readers of signed spans give one verdict: the command offline and with a daemon, the auditor's script, Node.js.
 
 The corpus is made from spans that a daemon signed: every member, in every spelling that some reader of JSON might take,
 in every place. docs/signed-spans.md says which verdict each kind gets.
@@ -10,7 +10,9 @@ import re
 from base64 import b64decode, b64encode, urlsafe_b64encode
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
 from copy import deepcopy
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from click.testing import CliRunner
 
 from tests.curve25519 import PRIME, small_order_ys
 from tests.daemon import Process, spawned
+from tests.interop import node_verifier
 
 TENANT = "acme"
 SCRIPT = Path(__file__).parents[2] / "docs/auditor/verify_spans.py"
@@ -239,10 +242,17 @@ def cases(kind: str, document: dict[str, Any]) -> Iterator[Case]:
     yield f"{kind}: escapes", text.replace("user.login", "user\\u002elogin"), "VALID"
     yield f"{kind}: deep", text.replace('"a"', "[" * 5000 + "]" * 5000), "MALFORMED" if '"a"' in text else None
     for depth, verdict in ((31, "BAD_SIGNATURE"), (32, "BAD_SIGNATURE"), (33, "MALFORMED"), (40, "MALFORMED")):
-        nested: Any = {}
-        for _ in range(depth):
-            nested = {"arrayValue": {"values": [nested]}}
-        yield f"{kind}: {depth} levels", dumped(changed(document, ("span", "attributes"), {"a": nested})), verdict
+        for what, innermost in (("a value", "{}"), ("an empty list", '{"arrayValue": {"values": []}}')):
+            nested = json.loads(innermost)
+            for _ in range(depth):
+                nested = {"arrayValue": {"values": [nested]}}
+            attributes = changed(document, ("span", "attributes"), {"a": nested})
+            yield f"{kind}: {what} in {depth} lists", dumped(attributes), verdict
+    for payload in ("", "AAEC"):
+        yield f"{kind}: payload {payload!r}", dumped({**document, "payload": payload}), "VALID"
+    no_payloads: tuple[Any, ...] = ("x", "AAEC\n", 1, None)
+    for no_payload in no_payloads:
+        yield f"{kind}: payload {no_payload!r}", dumped({**document, "payload": no_payload}), "MALFORMED"
     for space in (" ", "\t", "\r", "\n", "\r\n\n"):
         yield f"{kind}: white space {space!r}", f"{space}{text}{space}", "VALID"
     for space in ("\v", "\f", "\0", "\x1c", "\u00a0", "\u2028"):
@@ -321,7 +331,7 @@ def key_sets(jwks: Mapping[str, Any]) -> Iterator[tuple[str, str, str | None]]:
     no_keys: tuple[Any, ...] = (None, {}, "x", [1], [None], ["x"])
     for keys in no_keys:
         yield f"keys {keys!r}", dumped({**jwks, "keys": keys}), None
-    no_tenants: tuple[Any, ...] = (None, "", 1, [])
+    no_tenants: tuple[Any, ...] = (None, "", 1, [], "a b", "a" * 129)
     for tenant in no_tenants:
         yield f"tenant {tenant!r}", dumped({**jwks, "tenant_id": tenant}), None
 
@@ -374,14 +384,14 @@ class Auditor:
         self._script = importlib.util.module_from_spec(found)
         found.loader.exec_module(self._script)
 
-    def verdict(self, jwks: Path, document: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    def verdict(self, jwks: Path, document: Path) -> str:
         """Run it on two files."""
-        capsys.readouterr()
-        try:
-            self._script.main(str(jwks), str(document))
-        except self._script.MALFORMED:
-            return "MALFORMED"
-        return capsys.readouterr().out.split(": ", 1)[1].split()[0]
+        with redirect_stdout(StringIO()) as printed:
+            try:
+                self._script.main(str(jwks), str(document))
+            except self._script.MALFORMED:
+                return "MALFORMED"
+        return printed.getvalue().split(": ", 1)[1].split()[0]
 
 
 def of_command(*arguments: str) -> str:
@@ -391,9 +401,7 @@ def of_command(*arguments: str) -> str:
     return "MALFORMED" if done.exit_code == 2 else done.stdout.split()[0]
 
 
-def test_documents_get_one_verdict(
-    daemon: Process, signed: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_documents_get_one_verdict(daemon: Process, signed: Any, tmp_path: Path) -> None:
     """Offline, by the daemon and by the auditor's script: at least 500 documents, no difference."""
     documents, jwks = signed
     key_set, file, auditor = tmp_path / "keys.json", tmp_path / "signed.json", Auditor()
@@ -405,7 +413,7 @@ def test_documents_get_one_verdict(
             verdicts = (
                 of_command("--jwks", str(key_set), str(file)),
                 of_command("--tenant", TENANT, "--addr", daemon.address, str(file)),
-                auditor.verdict(key_set, file, capsys),
+                auditor.verdict(key_set, file),
             )
             seen[verdicts[0]] += 1
             if len(set(verdicts)) != 1 or expected not in (None, verdicts[0]):
@@ -415,7 +423,32 @@ def test_documents_get_one_verdict(
     assert {"VALID", "BAD_SIGNATURE", "UNKNOWN_KEY", "MALFORMED"} <= seen.keys()
 
 
-def test_key_sets_get_one_verdict(signed: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_verifier_for_node_agrees_on_documents(signed: Any, tmp_path: Path) -> None:
+    """It was written from docs/signed-spans.md alone. Where a case names no verdict, it gives that of the script."""
+    documents, jwks = signed
+    found = [case for kind, document in documents.items() for case in cases(kind, document)]
+    key_set, file, auditor = tmp_path / "keys.json", tmp_path / "signed.json", Auditor()
+    key_set.write_text(json.dumps(jwks))
+    differences = []
+    verdicts = node_verifier.verdicts((json.dumps(jwks), text) for _, text, _ in found)
+    for (what, text, expected), verdict in zip(found, verdicts, strict=True):
+        file.write_bytes(text.encode("utf-8", "surrogatepass"))
+        if verdict != (expected or auditor.verdict(key_set, file)):
+            differences.append((what, verdict))
+    assert [] == differences
+
+
+def test_the_verifier_for_node_agrees_on_key_sets(signed: Any) -> None:
+    """It takes the same keys out of every set."""
+    documents, jwks = signed
+    document = json.dumps(documents["alone"])
+    found = list(key_sets(jwks))
+    verdicts = node_verifier.verdicts((text, document) for _, text, _ in found)
+    expected = [(what, verdict or "MALFORMED") for what, _, verdict in found]
+    assert expected == [(what, verdict) for (what, _, _), verdict in zip(found, verdicts, strict=True)]
+
+
+def test_key_sets_get_one_verdict(signed: Any, tmp_path: Path) -> None:
     """The two readers of key sets take the same keys out of every set."""
     documents, jwks = signed
     key_set, file, auditor = tmp_path / "keys.json", tmp_path / "signed.json", Auditor()
@@ -423,7 +456,7 @@ def test_key_sets_get_one_verdict(signed: Any, tmp_path: Path, capsys: pytest.Ca
     differences = []
     for what, text, expected in key_sets(jwks):
         key_set.write_text(text)
-        verdicts = of_command("--jwks", str(key_set), str(file)), auditor.verdict(key_set, file, capsys)
+        verdicts = of_command("--jwks", str(key_set), str(file)), auditor.verdict(key_set, file)
         if len(set(verdicts)) != 1 or verdicts[0] != (expected or "MALFORMED"):
             differences.append((what, expected, *verdicts))
     assert [] == differences, differences

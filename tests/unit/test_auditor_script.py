@@ -495,7 +495,7 @@ def test_worked_example_of_a_span() -> None:
     """The example of the format is what our code makes of its seed and its span."""
     given_blocks = blocks()
     signed, jwks = json.loads(given_blocks["signed.json"]), given_blocks["keys.json"]
-    (seed,) = re.findall(r"`([0-9a-f]{64})`", FORMAT)
+    (seed,) = re.findall(r"its seed is\s`([0-9a-f]{64})`", FORMAT)
     key = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(seed))
     (public_key,) = read_jwks(jwks).keys.values()
     assert key.public_key().public_bytes_raw() == public_key.raw
@@ -512,7 +512,7 @@ def test_worked_example_of_a_batch() -> None:
     """So is the example's tree: leaves, node, root, head and proof."""
     given_blocks = blocks()
     first, proved = json.loads(given_blocks["signed.json"]), json.loads(given_blocks["proved.json"])
-    (seed,) = re.findall(r"`([0-9a-f]{64})`", FORMAT)
+    (seed,) = re.findall(r"its seed is\s`([0-9a-f]{64})`", FORMAT)
     key = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(seed))
     key_id, time = proved["keyId"], Timestamp()
     time.FromJsonString("2024-01-02T03:04:05.6Z")
