@@ -84,7 +84,9 @@ image-check: sbom ## carry out the Dockerfile without an engine, and run the dae
 test-ranges: ## let pip choose what pyproject.toml allows today, and run the daemon
 	'$(PYTHON)' -m tests.install ranges 3.11
 
-protos-check: protos ## check that the stubs are what protos/ says
+protos-check: protos $(VENV)/tools.stamp ## check that the stubs are what protos/ says, its style, and that clients of the last release can still call
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against protos/released.txtpb
 	@test -z "$$(git status --porcelain -- protos)" || { git status --short -- protos; git diff --stat -- protos; echo 'protos/ differs from its stubs: commit what make protos wrote'; exit 1; }
 
 tools: ## build grpcurl and grpc_health_probe into .tools (needs Go)

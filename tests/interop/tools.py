@@ -14,7 +14,7 @@ _REMEDIES = {
     **dict.fromkeys(("grpcurl", "grpc_health_probe"), "make tools builds it, with Go"),
     **dict.fromkeys(("kubecheck", "kustomize"), "make kubernetes-tools builds it, with Go"),
     **dict.fromkeys(("prometheus", "promtool"), "make prometheus unpacks Debian's"),
-    **dict.fromkeys(("cyclonedx-py", "pip-audit"), "make sbom installs requirements/tools.txt"),
+    **dict.fromkeys(("buf", "cyclonedx-py", "pip-audit"), "make sbom installs requirements/tools.txt"),
 }
 
 

@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class KmsAdminServiceStub(object):
     """KmsAdminService is for the operator. It is served only on `<data-dir>/admin.sock` (0600), because
-    every container of a pod reaches the loopback address.
+    every container of a pod reaches the loopback address. A client sets a deadline for every call and
+    repeats none: RotateKeys would rotate again.
     """
 
     def __init__(self, channel):
@@ -80,7 +81,8 @@ class KmsAdminServiceStub(object):
 
 class KmsAdminServiceServicer(object):
     """KmsAdminService is for the operator. It is served only on `<data-dir>/admin.sock` (0600), because
-    every container of a pod reaches the loopback address.
+    every container of a pod reaches the loopback address. A client sets a deadline for every call and
+    repeats none: RotateKeys would rotate again.
     """
 
     def Validate(self, request, context):
@@ -195,7 +197,8 @@ def add_KmsAdminServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class KmsAdminService(object):
     """KmsAdminService is for the operator. It is served only on `<data-dir>/admin.sock` (0600), because
-    every container of a pod reaches the loopback address.
+    every container of a pod reaches the loopback address. A client sets a deadline for every call and
+    repeats none: RotateKeys would rotate again.
     """
 
     @staticmethod

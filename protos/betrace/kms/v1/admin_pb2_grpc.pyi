@@ -28,7 +28,8 @@ GRPC_VERSION: str
 
 class KmsAdminServiceStub:
     """KmsAdminService is for the operator. It is served only on `<data-dir>/admin.sock` (0600), because
-    every container of a pod reaches the loopback address.
+    every container of a pod reaches the loopback address. A client sets a deadline for every call and
+    repeats none: RotateKeys would rotate again.
     """
 
     @_typing.overload
@@ -60,7 +61,8 @@ class KmsAdminServiceStub:
 @_typing.type_check_only
 class KmsAdminServiceAsyncStub(KmsAdminServiceStub):
     """KmsAdminService is for the operator. It is served only on `<data-dir>/admin.sock` (0600), because
-    every container of a pod reaches the loopback address.
+    every container of a pod reaches the loopback address. A client sets a deadline for every call and
+    repeats none: RotateKeys would rotate again.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -88,7 +90,8 @@ class KmsAdminServiceAsyncStub(KmsAdminServiceStub):
 
 class KmsAdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """KmsAdminService is for the operator. It is served only on `<data-dir>/admin.sock` (0600), because
-    every container of a pod reaches the loopback address.
+    every container of a pod reaches the loopback address. A client sets a deadline for every call and
+    repeats none: RotateKeys would rotate again.
     """
 
     @_abc_1.abstractmethod

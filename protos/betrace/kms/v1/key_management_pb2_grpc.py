@@ -31,6 +31,19 @@ class KeyManagementServiceStub(object):
     Every request carries `tenant_id`: 1 to 128 characters of [A-Za-z0-9._:-], compared byte for byte.
     Every error carries google.rpc.ErrorInfo with domain "kms.betrace.dev"; the ones that are worth
     another try carry google.rpc.RetryInfo too.
+
+    What a client sets (docs/clients.md has it for each language):
+
+    - A deadline for every call, such as 10 s. It ends the call in the daemon too.
+    - A receive limit above kms.server.max-message-bytes, such as 8 MiB: an answer with 4 MiB of payload
+    is longer than gRPC's default of 4,194,304 bytes.
+    - The metadata `authorization: Bearer TOKEN`, where the daemon has kms.server.token-file.
+    - No compression of requests: they end with UNIMPLEMENTED.
+
+    What a client repeats: a call that ended with UNAVAILABLE, after a short pause; and one that ended with
+    RESOURCE_EXHAUSTED, as long after as its RetryInfo says. Three attempts are enough. Every call may be
+    repeated: at worst a second one makes a key or a ciphertext that no one uses. Of a batch, only the items
+    that have a `retry_delay` are repeated.
     """
 
     def __init__(self, channel):
@@ -132,6 +145,19 @@ class KeyManagementServiceServicer(object):
     Every request carries `tenant_id`: 1 to 128 characters of [A-Za-z0-9._:-], compared byte for byte.
     Every error carries google.rpc.ErrorInfo with domain "kms.betrace.dev"; the ones that are worth
     another try carry google.rpc.RetryInfo too.
+
+    What a client sets (docs/clients.md has it for each language):
+
+    - A deadline for every call, such as 10 s. It ends the call in the daemon too.
+    - A receive limit above kms.server.max-message-bytes, such as 8 MiB: an answer with 4 MiB of payload
+    is longer than gRPC's default of 4,194,304 bytes.
+    - The metadata `authorization: Bearer TOKEN`, where the daemon has kms.server.token-file.
+    - No compression of requests: they end with UNIMPLEMENTED.
+
+    What a client repeats: a call that ended with UNAVAILABLE, after a short pause; and one that ended with
+    RESOURCE_EXHAUSTED, as long after as its RetryInfo says. Three attempts are enough. Every call may be
+    repeated: at worst a second one makes a key or a ciphertext that no one uses. Of a batch, only the items
+    that have a `retry_delay` are repeated.
     """
 
     def GenerateDataKey(self, request, context):
@@ -361,6 +387,19 @@ class KeyManagementService(object):
     Every request carries `tenant_id`: 1 to 128 characters of [A-Za-z0-9._:-], compared byte for byte.
     Every error carries google.rpc.ErrorInfo with domain "kms.betrace.dev"; the ones that are worth
     another try carry google.rpc.RetryInfo too.
+
+    What a client sets (docs/clients.md has it for each language):
+
+    - A deadline for every call, such as 10 s. It ends the call in the daemon too.
+    - A receive limit above kms.server.max-message-bytes, such as 8 MiB: an answer with 4 MiB of payload
+    is longer than gRPC's default of 4,194,304 bytes.
+    - The metadata `authorization: Bearer TOKEN`, where the daemon has kms.server.token-file.
+    - No compression of requests: they end with UNIMPLEMENTED.
+
+    What a client repeats: a call that ended with UNAVAILABLE, after a short pause; and one that ended with
+    RESOURCE_EXHAUSTED, as long after as its RetryInfo says. Three attempts are enough. Every call may be
+    repeated: at worst a second one makes a key or a ciphertext that no one uses. Of a batch, only the items
+    that have a `retry_delay` are repeated.
     """
 
     @staticmethod

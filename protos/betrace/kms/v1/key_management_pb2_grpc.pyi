@@ -32,6 +32,19 @@ class KeyManagementServiceStub:
     Every request carries `tenant_id`: 1 to 128 characters of [A-Za-z0-9._:-], compared byte for byte.
     Every error carries google.rpc.ErrorInfo with domain "kms.betrace.dev"; the ones that are worth
     another try carry google.rpc.RetryInfo too.
+
+    What a client sets (docs/clients.md has it for each language):
+
+    - A deadline for every call, such as 10 s. It ends the call in the daemon too.
+    - A receive limit above kms.server.max-message-bytes, such as 8 MiB: an answer with 4 MiB of payload
+      is longer than gRPC's default of 4,194,304 bytes.
+    - The metadata `authorization: Bearer TOKEN`, where the daemon has kms.server.token-file.
+    - No compression of requests: they end with UNIMPLEMENTED.
+
+    What a client repeats: a call that ended with UNAVAILABLE, after a short pause; and one that ended with
+    RESOURCE_EXHAUSTED, as long after as its RetryInfo says. Three attempts are enough. Every call may be
+    repeated: at worst a second one makes a key or a ciphertext that no one uses. Of a batch, only the items
+    that have a `retry_delay` are repeated.
     """
 
     @_typing.overload
@@ -92,6 +105,19 @@ class KeyManagementServiceAsyncStub(KeyManagementServiceStub):
     Every request carries `tenant_id`: 1 to 128 characters of [A-Za-z0-9._:-], compared byte for byte.
     Every error carries google.rpc.ErrorInfo with domain "kms.betrace.dev"; the ones that are worth
     another try carry google.rpc.RetryInfo too.
+
+    What a client sets (docs/clients.md has it for each language):
+
+    - A deadline for every call, such as 10 s. It ends the call in the daemon too.
+    - A receive limit above kms.server.max-message-bytes, such as 8 MiB: an answer with 4 MiB of payload
+      is longer than gRPC's default of 4,194,304 bytes.
+    - The metadata `authorization: Bearer TOKEN`, where the daemon has kms.server.token-file.
+    - No compression of requests: they end with UNIMPLEMENTED.
+
+    What a client repeats: a call that ended with UNAVAILABLE, after a short pause; and one that ended with
+    RESOURCE_EXHAUSTED, as long after as its RetryInfo says. Three attempts are enough. Every call may be
+    repeated: at worst a second one makes a key or a ciphertext that no one uses. Of a batch, only the items
+    that have a `retry_delay` are repeated.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -148,6 +174,19 @@ class KeyManagementServiceServicer(metaclass=_abc_1.ABCMeta):
     Every request carries `tenant_id`: 1 to 128 characters of [A-Za-z0-9._:-], compared byte for byte.
     Every error carries google.rpc.ErrorInfo with domain "kms.betrace.dev"; the ones that are worth
     another try carry google.rpc.RetryInfo too.
+
+    What a client sets (docs/clients.md has it for each language):
+
+    - A deadline for every call, such as 10 s. It ends the call in the daemon too.
+    - A receive limit above kms.server.max-message-bytes, such as 8 MiB: an answer with 4 MiB of payload
+      is longer than gRPC's default of 4,194,304 bytes.
+    - The metadata `authorization: Bearer TOKEN`, where the daemon has kms.server.token-file.
+    - No compression of requests: they end with UNIMPLEMENTED.
+
+    What a client repeats: a call that ended with UNAVAILABLE, after a short pause; and one that ended with
+    RESOURCE_EXHAUSTED, as long after as its RetryInfo says. Three attempts are enough. Every call may be
+    repeated: at worst a second one makes a key or a ciphertext that no one uses. Of a batch, only the items
+    that have a `retry_delay` are repeated.
     """
 
     @_abc_1.abstractmethod
