@@ -23,15 +23,17 @@ APT_GET = apt-get -q -o Dir::State='$(CURDIR)/$(APT)' -o Dir::State::status=/var
 JAVA_SDK := tests/interop/java/sdk
 # Maven remembers a download that failed; -U lets it try again.
 COPY_JARS := mvn -q -B -f $(JAVA_SDK) dependency:copy-dependencies -DoutputDirectory=jars
-# Unpack packages of Debian into .tools/apt/unpacked.
+# Unpack packages of Debian into .tools/apt/unpacked: those that the message names, or a list that is made by then.
 define unpack
 @command -v apt-get >/dev/null || { echo 'There is no apt-get here: install $(1) yourself'; exit 1; }
 rm -rf $(APT) && mkdir -p $(APT)/lists/partial $(APT)/archives/partial
 -$(APT_GET) update
-cd $(APT) && $(APT_GET) download $(1) && for package in *.deb; do dpkg-deb -x "$$package" unpacked; done
+cd $(APT) && $(APT_GET) download $(or $(2),$(1)) && for package in *.deb; do dpkg-deb -x "$$package" unpacked; done
 endef
 # What a target needs beyond printing its help.
 unless-help = $(if $(filter --help,$(FLAGS)),,$(1))
+# A package with what of its dependencies this machine lacks.
+with_missing = $$($(APT_GET) install --reinstall --simulate --no-install-recommends $(1) | awk '/^Inst/ {print $$2}')
 export PATH := $(CURDIR)/$(TOOLS):$(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
@@ -113,6 +115,17 @@ $(TOOLS)/h2load:
 	rm -rf $(TOOLS)/nghttp2 && mkdir -p $(TOOLS)/nghttp2
 	mv $(APT)/unpacked/usr/bin/h2load $(APT)/unpacked/usr/lib/*/*.so* $(TOOLS)/nghttp2/
 	printf '%s\n' '#!/bin/sh' 'here=$$(dirname "$$(readlink -f "$$0")")/nghttp2' 'LD_LIBRARY_PATH=$$here exec "$$here/h2load" "$$@"' > $@
+	chmod 755 $@
+	rm -rf $(APT)
+
+chromium: $(TOOLS)/chromium-headless-shell ## unpack Debian's headless Chromium into .tools, to test the page (needs apt-get, not root)
+
+# It comes with the libraries that this machine lacks, so a script stands before it.
+$(TOOLS)/chromium-headless-shell:
+	$(call unpack,chromium-headless-shell,$(call with_missing,chromium-headless-shell))
+	rm -rf $(TOOLS)/chromium && mv $(APT)/unpacked/usr/lib/chromium $(TOOLS)/chromium
+	find $(APT)/unpacked/usr/lib -name '*.so*' -exec mv {} $(TOOLS)/chromium/ \;
+	printf '%s\n' '#!/bin/sh' 'here=$$(dirname "$$(readlink -f "$$0")")/chromium' 'LD_LIBRARY_PATH=$$here exec "$$here/chromium-headless-shell" "$$@"' > $@
 	chmod 755 $@
 	rm -rf $(APT)
 

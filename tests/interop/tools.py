@@ -11,6 +11,7 @@ PATH = os.pathsep.join((str(ROOT / ".tools"), str(ROOT / ".venv" / "bin"), os.en
 
 _REMEDIES = {
     "h2load": "make h2load unpacks Debian's",
+    "chromium-headless-shell": "make chromium unpacks Debian's",
     **dict.fromkeys(("grpcurl", "grpc_health_probe"), "make tools builds it, with Go"),
     **dict.fromkeys(("kubecheck", "kustomize"), "make kubernetes-tools builds it, with Go"),
     **dict.fromkeys(("prometheus", "promtool"), "make prometheus unpacks Debian's"),
@@ -18,9 +19,9 @@ _REMEDIES = {
 }
 
 
-def tool(name: str) -> str:
-    """Return the path of a tool; skip the test if it is missing, or fail it in CI."""
-    found = shutil.which(name, path=PATH)
+def tool(name: str, *others: str) -> str:
+    """Return the path of a tool, or of another that does as well; skip the test if none is there, or fail it in CI."""
+    found = next((program for each in (name, *others) if (program := shutil.which(each, path=PATH))), None)
     remedy = _REMEDIES.get(name, "install it by your system's packages")
     if found is None and os.environ.get("CI"):
         pytest.fail(f"{name} is missing: {remedy}")

@@ -19,7 +19,8 @@ from betrace_kms_server.operations.validation_run import Test
 from structlog.testing import capture_logs
 
 ADMIN = [("GET", "/api/admin/kms/status"), ("POST", "/api/admin/kms/validate")]
-PATHS = [("GET", "/q/health"), ("GET", "/q/health/live"), ("GET", "/q/health/ready"), ("GET", "/q/metrics"), *ADMIN]
+Q = [("GET", f"/q/{name}") for name in ("health", "health/live", "health/ready", "metrics")]
+PATHS = [("GET", "/"), *Q, *ADMIN]
 METRICS = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -217,6 +218,8 @@ async def test_admin_answers_by_the_names_of_this_machine(request_: Request, hos
         {"Origin": "https://evil.example"},
         {"Origin": "http://localhost"},
         {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
         {"X-Forwarded-For": "127.0.0.1"},
         {"x-forwarded-host": "localhost"},
         {"X-Forwarded-Anything": ""},
@@ -264,6 +267,28 @@ async def test_admin_wants_one_host(daemon: Daemon, hosts: str, status: bytes) -
         assert (await reader.read()).split()[1].startswith(status)
 
 
+async def test_the_page_may_ask_for_the_status(request_: Request) -> None:
+    """A browser says that the page at `/` asks its own origin: that is the page of this daemon and no other."""
+    async with request_("GET", "/") as response:
+        assert (200, "text/html") == (response.status, response.content_type)
+        assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+    async with request_("GET", "/api/admin/kms/status", headers={"Sec-Fetch-Site": "same-origin"}) as response:
+        assert 200 == response.status
+
+
+async def test_the_page_may_be_linked_to(request_: Request) -> None:
+    """A page elsewhere may lead there: the document holds nothing of the daemon."""
+    async with request_("GET", "/", headers={"Sec-Fetch-Site": "cross-site"}) as response:
+        assert 200 == response.status
+
+
+@pytest.mark.parametrize("headers", [{"Host": "10.0.0.7"}, {"X-Forwarded-For": "127.0.0.1"}, {"Via": "1.1 proxy"}])
+async def test_the_page_refuses_proxies(request_: Request, headers: dict[str, str]) -> None:
+    """It is for this machine alone, as the status that it would ask for."""
+    async with request_("GET", "/", headers=headers) as response:
+        assert (403, ["error"]) == (response.status, list(await response.json()))
+
+
 def other_address() -> str | None:
     """Return an address of this machine that is not loopback, as far as there is one."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -279,13 +304,13 @@ async def statuses_of(url: str, **headers: str) -> dict[str, int]:
     """Return how each path answers."""
     statuses = {}
     async with aiohttp.ClientSession(url, headers=headers) as session:
-        for method, path in [*PATHS, ("GET", "/")]:
+        for method, path in PATHS:
             async with session.request(method, path) as response:
                 statuses[path] = response.status
     return statuses
 
 
-EXPOSED = {path: 200 if path.startswith("/q/") else 404 for path in [*(path for _, path in PATHS), "/"]}
+EXPOSED = {path: 200 if path.startswith("/q/") else 404 for _, path in PATHS}
 """What other machines see."""
 
 
@@ -315,7 +340,7 @@ async def test_every_address_is_one_that_others_reach(daemon: Daemon, address: s
 async def test_each_address_serves_what_it_is_for(daemon: Daemon) -> None:
     """One daemon has everything on loopback, and health and metrics where others reach it."""
     async with daemon.serving_all("127.0.0.1:0, localhost:0, 0.0.0.0:0") as (first, second, exposed):
-        everything = {path: 200 for path in EXPOSED} | {"/": 404}
+        everything = {path: 200 for path in EXPOSED}
         assert [everything, everything] == [await statuses_of(f"http://{bound}") for bound in (first, second)]
         assert EXPOSED == await statuses_of(f"http://127.0.0.1:{exposed.rpartition(':')[2]}")
 
@@ -355,7 +380,8 @@ async def test_loopback_of_ipv6_is_this_machine(daemon: Daemon) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
+        ("GET", "/index.html", 404),
+        ("POST", "/", 405),
         ("GET", "/q/health/started/no", 404),
         ("GET", "/api/admin/unknown", 404),
         ("POST", "/q/health", 405),

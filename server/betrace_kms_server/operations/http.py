@@ -1,11 +1,13 @@
-"""The HTTP ports for people and Prometheus: health, metrics, and the daemon's own view of itself.
+"""The HTTP ports for people and Prometheus: health, metrics, the daemon's own view of itself, and a page of it.
 
 Health answers as MicroProfile Health 4.0 has it: 200 for UP and 503 for DOWN. Liveness never touches KMS.
 
 An address that other machines reach serves health and metrics, and nothing else exists there, whoever calls. What is
 under /api/admin shows operators about keys and principals, so it is for this machine alone: the address and the peer
-must be loopback, and the request must be one that no browser and no proxy made. A page in a browser sends `Origin`, or
-by DNS rebinding a `Host` of its own; a proxy in front would make every peer look like loopback, and adds `Forwarded`.
+must be loopback, and the request must be one that no proxy made, and no page in a browser but the one at `/`. Other
+pages send `Origin`, a `Sec-Fetch-Site` other than same-origin, or by DNS rebinding a `Host` of their own; a proxy in
+front would make every peer look like loopback, and adds `Forwarded`. The page holds nothing of the daemon, and is for
+this machine alone as well.
 """
 
 import asyncio
@@ -25,6 +27,7 @@ from betrace_kms_server.core.errors import StartRefused
 from betrace_kms_server.host.sockets import Address, is_loopback, listen_on
 from betrace_kms_server.operations.hosts import misdirected
 from betrace_kms_server.operations.monitor import KmsState
+from betrace_kms_server.operations.page import load_page
 from betrace_kms_server.operations.validation import Validation
 from betrace_kms_server.operations.validation_run import Test
 
@@ -110,7 +113,8 @@ def build_apps(
     routes = _Routes(provider, readiness, metrics, validate, status)
     admin = web.Application(middlewares=[_this_machine_only])
     admin.add_routes([web.post("/kms/validate", routes.validation), web.get("/kms/status", routes.current_status)])
-    local = _app(routes, hosts, "/q/health, /q/metrics and /api/admin/kms/status")
+    local = _app(routes, hosts, "/q/health, /q/metrics, /api/admin/kms/status, and / in a browser")
+    local.add_routes([web.get("/", routes.page)])
     local.add_subapp("/api/admin", admin)
     return OpsApps(local, _app(routes, hosts, "/q/health and /q/metrics"))
 
@@ -142,6 +146,11 @@ class _Routes:
         self._metrics = metrics
         self._validate = validate
         self._status = status
+        self._page = load_page()
+
+    async def page(self, request: web.Request) -> web.Response:
+        problem = _remote(request)
+        return _refusal(403, problem) if problem else web.Response(body=self._page.body, headers=self._page.headers)
 
     async def health(self, request: web.Request) -> web.Response:
         return _health(_check("process", True), await self._kms())
@@ -249,13 +258,18 @@ async def _this_machine_only(
 
 
 def _foreign(request: web.Request) -> str | None:
-    """Return why a request does not come from this machine's own command line, or None if it does."""
+    """Return why a request comes neither from this machine's command line nor from the page at `/`, or None."""
+    if "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+        return "browsers may not ask: use curl, without an Origin header"
+    return _remote(request)
+
+
+def _remote(request: web.Request) -> str | None:
+    """Return why a request does not come straight from this machine, or None if it does."""
     for end in ("peername", "sockname"):  # both: a mesh's own peer may be loopback too
         address = request.transport.get_extra_info(end) if request.transport else None
         if not address or not is_loopback(address[0]):
             return "only this machine may ask: call it from inside the pod, by 127.0.0.1"
-    if "Origin" in request.headers or request.headers.get("Sec-Fetch-Site", "none") != "none":
-        return "browsers may not ask: use curl, without an Origin header"
     for name in request.headers:
         if name.lower() in _PROXY_HEADERS or name.lower().startswith("x-forwarded-"):
             return f"proxies may not ask: call the port directly, without a {name} header"
