@@ -49,6 +49,9 @@ run: $(VENV)/server.stamp ## run the daemon on 127.0.0.1:50051 with the local pr
 	  '  grpcurl -plaintext 127.0.0.1:50051 list' ''
 	@exec $(BIN)/betrace-kms serve
 
+demo: $(VENV)/dev.stamp ## tour what it does, with AWS in an emulator, traffic and outages (DEMO_KEEP=1 keeps it up, with its page)
+	@$(BIN)/python -m demo.tour
+
 test: $(VENV)/dev.stamp ## run all tests (TESTFLAGS=... adds flags of pytest)
 	$(TESTS) $(TESTFLAGS)
 

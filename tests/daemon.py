@@ -9,12 +9,15 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.request import urlopen
 
 import grpc
-from betrace_kms_server import app
 from betrace_kms_server.config import sources as config
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+if TYPE_CHECKING:
+    from betrace_kms_server.app import Daemon
 
 COMMAND = Path(sys.executable).with_name("betrace-kms")
 
@@ -33,8 +36,10 @@ def settings(data_dir: Path, **values: str) -> config.Settings:
 
 
 @asynccontextmanager
-async def running(data_dir: Path, **values: str) -> AsyncIterator[app.Daemon]:
+async def running(data_dir: Path, **values: str) -> AsyncIterator["Daemon"]:
     """Run a daemon in this process, and wait until it serves."""
+    from betrace_kms_server import app  # late: importing it takes a second, and `spawned` does without
+
     async with app.running(settings(data_dir, **values)) as daemon:
         async with grpc.aio.insecure_channel(daemon.addresses[0]) as channel:
             request = health_pb2.HealthCheckRequest(service="betrace.kms.v1.KeyManagementService")
@@ -99,14 +104,21 @@ class Process:
 
 @contextmanager
 def spawned(
-    *arguments: str, environ: Mapping[str, str] | None = None, command: Sequence[str] | None = None
+    *arguments: str,
+    environ: Mapping[str, str] | None = None,
+    command: Sequence[str] | None = None,
+    own_session: bool = False,
 ) -> Iterator[Process]:
-    """Run `betrace-kms serve`, or another command, with these arguments; kill it in the end if it still runs."""
+    """Run `betrace-kms serve`, or another command, with these arguments; kill it in the end if it still runs.
+
+    In a session of its own it does not hear the terminal's Ctrl-C.
+    """
     process = subprocess.Popen(
         [*(command or (str(COMMAND), "serve")), *arguments],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "KMS_OPS_LISTEN": "127.0.0.1:0", **(environ or {})},
+        start_new_session=own_session,
     )
     daemon = Process(process)
     reader = threading.Thread(target=daemon.read)
