@@ -8,6 +8,7 @@ TOOLS := .tools
 GRPCURL := github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4
 HEALTH_PROBE := github.com/grpc-ecosystem/grpc-health-probe@v0.4.61
 KUSTOMIZE := sigs.k8s.io/kustomize/kustomize/v5@v5.8.2
+HELM := helm.sh/helm/v3/cmd/helm@v3.22.0
 PROTOC_GEN_DOC := github.com/pseudomuto/protoc-gen-doc/cmd/protoc-gen-doc@v1.5.1
 GO_INSTALL = GOBIN='$(CURDIR)/$(TOOLS)' GOFLAGS=-modcacherw go install
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -99,9 +100,13 @@ tools: ## build grpcurl and grpc_health_probe into .tools (needs Go)
 	$(GO_INSTALL) $(HEALTH_PROBE)
 	mv -f $(TOOLS)/grpc-health-probe $(TOOLS)/grpc_health_probe
 
-kubernetes-tools: ## build kustomize, and kubecheck of tests/kubernetes, into .tools (needs Go)
+kubernetes-tools: ## build helm, kustomize, and kubecheck of tests/kubernetes, into .tools (needs Go)
+	$(GO_INSTALL) $(HELM)
 	$(GO_INSTALL) $(KUSTOMIZE)
 	cd tests/kubernetes/kubecheck && $(GO_INSTALL) -buildvcs=false .
+
+chart: ## package the Helm chart into dist (needs helm)
+	helm package deploy/helm/betrace-kms --destination dist
 
 prometheus: $(TOOLS)/prometheus ## unpack Debian's prometheus and promtool into .tools (needs apt-get, not root)
 

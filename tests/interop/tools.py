@@ -13,7 +13,7 @@ _REMEDIES = {
     "h2load": "make h2load unpacks Debian's",
     "chromium-headless-shell": "make chromium unpacks Debian's",
     **dict.fromkeys(("grpcurl", "grpc_health_probe"), "make tools builds it, with Go"),
-    **dict.fromkeys(("kubecheck", "kustomize"), "make kubernetes-tools builds it, with Go"),
+    **dict.fromkeys(("helm", "kubecheck", "kustomize"), "make kubernetes-tools builds it, with Go"),
     **dict.fromkeys(("prometheus", "promtool"), "make prometheus unpacks Debian's"),
     **dict.fromkeys(("buf", "cyclonedx-py", "pip-audit"), "make sbom installs requirements/tools.txt"),
 }

@@ -38,6 +38,7 @@ VARIABLES = {
     *(config.environment_name(name) for name in config.NAMES),
     *(option.envvar for option in serve.params if isinstance(getattr(option, "envvar", None), str)),
     *credentials.VARIABLES,
+    "BETRACE_KMS_ADDR",
 }
 """What the daemon and its clients read from the environment."""
 NOT_OURS = {"PATH"}
