@@ -1,5 +1,6 @@
 """What the Helm chart renders, given to a real daemon, real probes and real callers."""
 
+import http.client
 import json
 import os
 import re
@@ -20,12 +21,17 @@ VALUES = {
         "kms.log.format": "console",
         "kms.store": "sqlite",
     },
+    "metrics": {"enabled": True},
     "example": {"enabled": True},
 }
+HERE = {":50051": ":0", ":9464": ":0", "$(POD_IP)": "0.0.0.0", "10001": str(os.getgid())}  # noqa: S104
+"""Any free port, an address that is not loopback's, and a group of this process."""
+PATHS = ("/q/metrics", "/api/admin/kms/status")
 
 
 def test_daemon_starts_with_what_is_rendered(tmp_path: Path) -> None:
-    """ConfigMap and Secret are folders of settings, the probes pass, and callers are let in by socket and by token."""
+    """ConfigMap and Secret are folders of settings, probes pass, callers are let in by socket and by token, and metrics
+    have an address of their own."""
     trail = tmp_path / "audit.jsonl"
     found = objects(CHART, tmp_path, {**VALUES, "secret": {"data": {"kms.audit.file": str(trail)}}})
     mount(tmp_path / "etc" / "config", found["ConfigMap", "betrace-kms-config"]["data"])
@@ -42,9 +48,12 @@ def test_daemon_starts_with_what_is_rendered(tmp_path: Path) -> None:
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             program, _, *flags = sidecar[probe]["exec"]["command"]
             run(tool(program), f"-addr={daemon.address}", *flags)
-        [loopback] = re.findall(r"127\.0\.0\.1:\d+", daemon.wait_for("Listening").partition("operations")[0])
+        callers, _, operators = daemon.wait_for("Listening").partition("operations")
+        [loopback] = re.findall(r"127\.0\.0\.1:\d+", callers)
         for address in (daemon.address, loopback):
             run(str(COMMAND), "encrypt", "--tenant", "acme", environ={**environ, "BETRACE_KMS_ADDR": address})
+        shown = {path: [status(port, path) for port in re.findall(r":(\d+)'", operators)] for path in PATHS}
+        assert {"/q/metrics": [200, 200], "/api/admin/kms/status": [200, 404]} == shown
     lines = [json.loads(line) for line in trail.read_text("utf-8").splitlines()]
     assert ["backend", "token"] == [line["identity"] for line in lines if line["operation"] == "Encrypt"]
 
@@ -57,13 +66,15 @@ def mount(folder: Path, settings: Mapping[str, str]) -> None:
 
 
 def in_the_pod(container: Mapping[str, Any], folder: Path) -> Mapping[str, str]:
-    """Return a container's variables, with the mounts below a folder, this process's group and any free port."""
+    """Return a container's variables as they suit this machine, with the mounts below a folder."""
     places = {"/run/betrace-kms": "run", "/etc/betrace-kms": "etc", "/var/lib/betrace-kms": "data"}
     found = {}
     for name, value in variables(container).items():
         for place, here in places.items():
             value = value.replace(place, str(folder / here))
-        found[name] = value.replace("10001", str(os.getgid())).replace(":50051", ":0")
+        for of_the_pod, of_this_machine in HERE.items():
+            value = value.replace(of_the_pod, of_this_machine)
+        found[name] = value
     return found
 
 
@@ -78,3 +89,13 @@ def run(*command: str, environ: Mapping[str, str] | None = None) -> None:
         check=False,
     )
     assert 0 == done.returncode, done.stderr
+
+
+def status(port: str, path: str) -> int:
+    """Return the status of a GET on this machine."""
+    connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=30)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    finally:
+        connection.close()

@@ -36,9 +36,7 @@ timeoutSeconds: 5
 {{- end -}}
 
 {{- /* All that Pod Security `restricted` asks of a container, so that it does not depend on the pod. */ -}}
-{{- define "betrace-kms.own.securityContext" -}}
-runAsUser: 10001
-runAsGroup: 10001
+{{- define "betrace-kms.own.restricted" -}}
 runAsNonRoot: true
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
@@ -104,7 +102,9 @@ seccompProfile:
     {{- include "betrace-kms.own.probe" (dict "scope" . "service" "betrace.kms.v1.KeyManagementService") | nindent 4 }}
     periodSeconds: 10
   securityContext:
-    {{- include "betrace-kms.own.securityContext" . | nindent 4 }}
+    runAsUser: 10001
+    runAsGroup: 10001
+    {{- include "betrace-kms.own.restricted" . | nindent 4 }}
   {{- with .Values.resources }}
   resources:
     {{- toYaml . | nindent 4 }}
