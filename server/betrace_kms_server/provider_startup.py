@@ -104,4 +104,39 @@ async def _open_aws(start: _Start) -> KeyProvider:
     )
 
 
-_OPEN: Mapping[str, Callable[[_Start], Awaitable[KeyProvider]]] = {"local": _open_local, "aws": _open_aws}
+async def _open_vault(start: _Start) -> KeyProvider:
+    from betrace_kms_server.providers.vault.client import VaultClient
+    from betrace_kms_server.providers.vault.errors import TransitKey
+    from betrace_kms_server.providers.vault.opening import open_vault
+    from betrace_kms_server.providers.vault.tokens import Login
+
+    settings = start.settings
+    key = TransitKey(settings.vault_mount, settings.vault_key or "")
+    log.info("Using Vault", address=settings.vault_address, namespace=settings.vault_namespace, key=key.name)
+    certificate = None
+    if settings.vault_cert_file is not None and settings.vault_key_file is not None:
+        certificate = settings.vault_cert_file, settings.vault_key_file
+    client = VaultClient(
+        settings.vault_address or "",
+        namespace=settings.vault_namespace,
+        ca_file=settings.vault_ca_file,
+        certificate=certificate,
+    )
+    mount = settings.vault_auth_mount or settings.vault_auth
+    return await start.resources.enter_async_context(
+        open_vault(
+            client,
+            Login(settings.vault_auth, mount, settings.vault_role, settings.vault_token_file),
+            key,
+            random_of_vault=settings.vault_random == "transit",
+            call_seconds=settings.vault_call_timeout_ms / 1000,
+            observe=start.observe,
+        )
+    )
+
+
+_OPEN: Mapping[str, Callable[[_Start], Awaitable[KeyProvider]]] = {
+    "local": _open_local,
+    "aws": _open_aws,
+    "vault": _open_vault,
+}

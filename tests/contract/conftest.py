@@ -2,6 +2,7 @@
 
 import os
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -16,8 +17,10 @@ from betrace_kms_server.stores.dynamodb.store import open_dynamodb
 from betrace_kms_server.stores.sqlite.store import DATABASE_FILE, SqliteStore, open_sqlite
 from botocore.awsrequest import AWSResponse
 
-from tests.contract.doubles import CountedLocalProvider, FakeClock, Kms, Open, StoreKind
+from tests.contract.doubles import CountedLocalProvider, FakeClock, Kms, Open, StoreKind, counting
+from tests.contract.vault_peer import vault_provider
 from tests.moto_server import REGION, MotoServer
+from tests.openbao_server import OpenBaoServer
 
 
 @asynccontextmanager
@@ -37,9 +40,19 @@ async def _aws(request: pytest.FixtureRequest) -> AsyncIterator[Kms]:
         yield Kms(provider, moto.calls, foreign)
 
 
+@asynccontextmanager
+async def _vault(request: pytest.FixtureRequest) -> AsyncIterator[Kms]:
+    bao: OpenBaoServer = request.getfixturevalue("bao")
+    calls = Counter[str]()
+    async with vault_provider(bao, observe=counting(calls)) as provider, vault_provider(bao) as foreign:
+        calls.clear()
+        yield Kms(provider, calls, foreign)
+
+
 PROVIDERS: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Kms]]] = {
     "local": _local,
     "aws": _aws,
+    "vault": _vault,
 }
 
 

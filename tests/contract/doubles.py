@@ -3,10 +3,11 @@
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from betrace_kms_server.core.key_event import KmsCall, KmsObserver, unobserved
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.core.tenancy import Context
 from betrace_kms_server.providers.local import LocalProvider
@@ -49,6 +50,16 @@ class CountedLocalProvider(LocalProvider):
         """Count one Decrypt."""
         self.calls["Decrypt"] += 1
         return await super().unwrap(wrapped, context)
+
+
+def counting(calls: Counter[str]) -> KmsObserver:
+    """Return an observer that counts calls by their action."""
+
+    def observe(action: str, region: str) -> AbstractContextManager[KmsCall]:
+        calls[action] += 1
+        return unobserved(action, region)
+
+    return observe
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,9 @@ import aiobotocore
 import aiohttp
 import botocore
 import pytest
-from betrace_kms_server.aws.call_slots import MAX_WAITING
 from betrace_kms_server.aws.clients import aws_client
 from betrace_kms_server.aws.credentials import AwsCredentials
+from betrace_kms_server.core.call_slots import MAX_WAITING
 from betrace_kms_server.core.errors import (
     CredentialsUnavailable,
     KmsError,

@@ -11,7 +11,7 @@ from typing import Any
 
 import aioboto3
 import pytest
-from betrace_kms_server.aws.call_slots import POOL_SIZE
+from betrace_kms_server.core.call_slots import POOL_SIZE
 from betrace_kms_server.core.errors import KeyDamaged, StoreUnavailable
 from betrace_kms_server.core.keys import StoredKey, WrappedKey
 from betrace_kms_server.stores.dynamodb import client as bounds

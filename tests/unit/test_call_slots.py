@@ -4,9 +4,9 @@ import asyncio
 from contextlib import AsyncExitStack, suppress
 
 import pytest
-from betrace_kms_server.aws.call_slots import CallSlots
-from betrace_kms_server.aws.pace import CALM_SECONDS, Pace
+from betrace_kms_server.core.call_slots import CallSlots
 from betrace_kms_server.core.errors import Overloaded
+from betrace_kms_server.core.pace import CALM_SECONDS, Pace
 from betrace_kms_server.core.waiters import Waiters
 
 

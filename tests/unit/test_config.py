@@ -384,7 +384,7 @@ def test_bad_endpoints_are_refused_unseen(endpoint: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("betrace.kms.provider", "vault"),
+        ("betrace.kms.provider", "keepass"),
         ("betrace.kms.provider", "AWS"),
         ("kms.cache.max-size", "0"),
         ("kms.cache.max-size", "-1"),

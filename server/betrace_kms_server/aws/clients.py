@@ -13,11 +13,11 @@ import aioboto3
 from aiobotocore.session import get_session
 from botocore.model import OperationModel
 
-from betrace_kms_server.aws.call_slots import POOL_SIZE, RESERVED_CONNECTIONS
 from betrace_kms_server.aws.credentials import AwsCredentials
 from betrace_kms_server.aws.plaintexts import take_plaintext
 from betrace_kms_server.aws.sdk_errors import NotFromAws
 from betrace_kms_server.aws.tls import VerifyingConfig
+from betrace_kms_server.core.call_slots import POOL_SIZE, RESERVED_CONNECTIONS
 
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 1, 2, 3
 

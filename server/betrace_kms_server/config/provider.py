@@ -11,7 +11,7 @@ from betrace_kms_server.config.values import REGION, Endpoint, Endpoints, WholeN
 _KEY_ARN = re.compile(r"arn:aws[a-z-]*:kms:(?P<region>[a-z0-9-]+):[0-9]{12}:key/[A-Za-z0-9-]+")
 
 
-ProviderName = Literal["local", "aws"]
+ProviderName = Literal["local", "aws", "vault"]
 
 
 def _providers(value: Any) -> Any:
@@ -29,7 +29,9 @@ class ProviderSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     provider: ProviderName = Field(
-        "local", alias="betrace.kms.provider", description="who wraps keys: `aws`, or `local` (not for production)"
+        "local",
+        alias="betrace.kms.provider",
+        description="who wraps keys: `aws`, `vault`, or `local` (not for production)",
     )
     former_providers: Annotated[Words, AfterValidator(_providers)] = Field(
         (),

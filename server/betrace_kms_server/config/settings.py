@@ -9,9 +9,10 @@ from betrace_kms_server.config.keys import KeySettings
 from betrace_kms_server.config.provider import ProviderSettings
 from betrace_kms_server.config.server import ServerSettings
 from betrace_kms_server.config.values import REGION, Endpoint, Switch
+from betrace_kms_server.config.vault import VaultSettings
 
 
-class Settings(ServerSettings, KeySettings, ProviderSettings):
+class Settings(ServerSettings, KeySettings, ProviderSettings, VaultSettings):
     """Every setting under its public name; `model_fields` has the descriptions that docs/configuration.md shows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -51,6 +52,12 @@ class Settings(ServerSettings, KeySettings, ProviderSettings):
             raise ValueError("kms.branch-keys.table is missing: name the DynamoDB table that keystore init made")
         if self.store != "dynamodb" and self.branch_keys_table is not None:
             raise ValueError("kms.branch-keys.table is set, and kms.store is not dynamodb: leave one of them out")
+        return self
+
+    @model_validator(mode="after")
+    def _providers_are_whole(self) -> "Settings":
+        if self.uses("vault") and (problem := self.vault_problem()):
+            raise ValueError(problem)
         return self
 
     @property

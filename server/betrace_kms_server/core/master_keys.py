@@ -1,8 +1,10 @@
 """What the name of a master key says, in rows and in messages: the names of two providers never meet."""
 
 LOCAL_PREFIX = "arn:betrace:kms:local::key/"
+VAULT_PREFIX = "vault:"
 _PREFIXES = {
     LOCAL_PREFIX: "local",
+    VAULT_PREFIX: "vault",
 }
 _MESSAGE_PROVIDER_IDS = {
     "aws": "aws-kms",  # what official SDKs look for

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
+from betrace_kms_server.core.associated_data import associated_data
 from betrace_kms_server.core.errors import DoesNotOpen, StartRefused
 from betrace_kms_server.core.key_event import KmsObserver, unobserved
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
@@ -89,7 +90,8 @@ class LocalProvider:
             raise DoesNotOpen
         with self._observe("Decrypt", _REGION):
             try:
-                return KeyMaterial(self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], _aad(context)))
+                nonce, ciphertext = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
+                return KeyMaterial(self._cipher.decrypt(nonce, ciphertext, associated_data(context)))
             except (InvalidTag, ValueError):  # ValueError: shorter than a nonce
                 raise DoesNotOpen from None
 
@@ -100,7 +102,8 @@ class LocalProvider:
 
     def _wrapped(self, key: KeyMaterial, context: Context) -> WrappedKey:
         nonce = os.urandom(_NONCE_BYTES)
-        return WrappedKey(_MAGIC + nonce + self._cipher.encrypt(nonce, key.raw, _aad(context)), self.master_key_arn)
+        sealed = self._cipher.encrypt(nonce, key.raw, associated_data(context))
+        return WrappedKey(_MAGIC + nonce + sealed, self.master_key_arn)
 
 
 def load_master_key(path: Path, *, create: bool) -> bytes:
@@ -136,8 +139,3 @@ def _create(path: Path) -> None:
 
 def _checksum(key: bytes) -> bytes:
     return hashlib.sha256(_HEADING + b" " + key).hexdigest()[:16].encode()
-
-
-def _aad(context: Context) -> bytes:
-    parts = [part.encode() for pair in sorted(context.items()) for part in pair]
-    return b"".join(len(part).to_bytes(4, "big") + part for part in parts)

@@ -38,7 +38,7 @@ from betrace_kms_server.core.key_event import KmsObserver, unobserved
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.core.tenancy import Context, tenant_of
 from betrace_kms_server.core.waiters import current_waiters
-from betrace_kms_server.providers import answers
+from betrace_kms_server.providers.answers import Answers
 from betrace_kms_server.providers.aws.region import TRANSIENT, ClientFactory, KmsApi, KmsRegion, Request, SdkClients
 from betrace_kms_server.providers.breaker import CircuitBreaker, Permit, State
 
@@ -46,6 +46,8 @@ __all__ = ["AwsProvider", "KmsApi", "Replica"]
 
 A = TypeVar("A", bound=Mapping[str, Any])
 R = TypeVar("R")
+
+_ANSWERS = Answers("KMS", "kms:", "aws.kms.endpoint if it is set, and the proxies on the route")
 
 TRIAL_SECONDS = 1.0
 """What a call may spend on a region that is on trial, while there is another to go on to."""
@@ -142,7 +144,7 @@ class AwsProvider:
             lambda kms, arn: kms.generate_data_key(
                 KeyId=arn, NumberOfBytes=number_of_bytes, EncryptionContext=dict(context)
             ),
-            lambda arn, answer: answers.data_key(
+            lambda arn, answer: _ANSWERS.data_key(
                 arn,
                 number_of_bytes,
                 plaintext=answer.get("Plaintext"),
@@ -158,7 +160,9 @@ class AwsProvider:
             "Encrypt",
             self.master_key_arn,
             lambda kms, arn: kms.encrypt(KeyId=arn, Plaintext=key.raw, EncryptionContext=dict(context)),
-            lambda arn, answer: answers.wrapped_key(arn, blob=answer.get("CiphertextBlob"), key_id=answer.get("KeyId")),
+            lambda arn, answer: _ANSWERS.wrapped_key(
+                arn, blob=answer.get("CiphertextBlob"), key_id=answer.get("KeyId")
+            ),
             tenant=tenant_of(context),
         )
 
@@ -171,7 +175,7 @@ class AwsProvider:
             "Decrypt",
             master_key_arn,
             lambda kms, arn: kms.decrypt(KeyId=arn, CiphertextBlob=wrapped.blob, EncryptionContext=dict(context)),
-            lambda arn, answer: answers.unwrapped_key(
+            lambda arn, answer: _ANSWERS.unwrapped_key(
                 arn, plaintext=answer.get("Plaintext"), key_id=answer.get("KeyId")
             ),
             tenant=tenant_of(context),
@@ -292,10 +296,10 @@ def _described(asked: str, answer: Mapping[str, Any]) -> _Described:
     """
     key = answer.get("KeyMetadata")
     if not isinstance(key, Mapping) or not (key.get("Arn") or key.get("KeyId")):
-        raise answers.bad_answer("DescribeKey", asked, "describes no key")
+        raise _ANSWERS.bad("DescribeKey", asked, "describes no key")
     if not (arn := key.get("Arn")) and key["KeyId"] == asked.rpartition("/")[2]:
         arn = asked
-    arn = answers.master_key("DescribeKey", asked, arn or key["KeyId"])
+    arn = _ANSWERS.master_key("DescribeKey", asked, arn or key["KeyId"])
     return _Described(
         arn,
         str(key.get("KeyState") or ("Disabled" if key.get("Enabled") is False else "Enabled")),

@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from botocore.exceptions import ClientError
 
-from betrace_kms_server.aws.call_slots import CallSlots
 from betrace_kms_server.aws.clients import aws_client, credentials_of
 from betrace_kms_server.aws.credentials import AwsCredentials
 from betrace_kms_server.aws.sdk_errors import CREDENTIALS_CODES, THROTTLED_CODES, code_of
+from betrace_kms_server.core.call_slots import CallSlots
 from betrace_kms_server.core.errors import KmsError, KmsUnreachable, Throttled
 from betrace_kms_server.core.key_event import KmsObserver
 from betrace_kms_server.providers.aws.errors import of_opening, says_nothing_of_kms, translated

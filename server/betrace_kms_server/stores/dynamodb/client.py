@@ -14,11 +14,11 @@ from weakref import WeakKeyDictionary
 
 from botocore.exceptions import ClientError
 
-from betrace_kms_server.aws.call_slots import CallSlots
 from betrace_kms_server.aws.clients import ATTEMPTS, aws_client, credentials_of
 from betrace_kms_server.aws.credentials import AwsCredentials
 from betrace_kms_server.aws.holder import DAEMON, Holder
 from betrace_kms_server.aws.sdk_errors import CREDENTIALS_CODES
+from betrace_kms_server.core.call_slots import CallSlots
 from betrace_kms_server.core.errors import CredentialsUnavailable, KmsError, Overloaded, StoreUnavailable
 from betrace_kms_server.stores.dynamodb.errors import code_of, is_contention, is_refusal, translated
 

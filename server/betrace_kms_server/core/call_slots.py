@@ -16,8 +16,8 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from betrace_kms_server.aws.pace import Pace
 from betrace_kms_server.core.errors import Overloaded
+from betrace_kms_server.core.pace import Pace
 from betrace_kms_server.core.waiters import Waiters
 
 POOL_SIZE = 50

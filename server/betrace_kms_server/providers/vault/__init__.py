@@ -1,0 +1,1 @@
+"""The transit secrets engine of OpenBao and of HashiCorp Vault."""
