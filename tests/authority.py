@@ -64,11 +64,11 @@ class Authority:
         end: timedelta = timedelta(hours=1),
         usage: x509.ObjectIdentifier | None = None,
     ) -> Pair:
-        """Return a certificate with its key. With `host`, an IP address or `localhost`, it is a server's."""
+        """Return a certificate with its key. With `host`, an IP address or a name, it is a server's."""
         key = ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in uris]
         if host is not None:
-            names.append(x509.DNSName(host) if host == "localhost" else x509.IPAddress(ip_address(host)))
+            names.append(_name_of(host))
         builder = self._builder(subject(name), key, begin, end)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=not name)
@@ -92,3 +92,10 @@ class Authority:
             .not_valid_before(now + begin)
             .not_valid_after(now + end)
         )
+
+
+def _name_of(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)

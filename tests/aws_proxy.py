@@ -18,6 +18,7 @@ from aiohttp import web
 Verdict = Literal[
     "pass",
     "deny",
+    "dry-run",
     "expired",
     "throttle",
     "error",
@@ -30,9 +31,10 @@ Verdict = Literal[
     "drop",
     "drop-answer",
 ]
-"""`expired` refuses the caller's credentials, `error` answers 500, `html` a page with status 200, `half` half of a
-body, `drip` a byte each 100 ms, `slow` after 1.5 seconds, in time, `late` after five. `drop` closes the connection
-before AWS hears of the call, `drop-answer` after AWS has done what it asks for.
+"""`dry-run` says that the call would have been made, `expired` refuses the caller's credentials, `error` answers 500,
+`html` a page with status 200, `half` half of a body, `drip` a byte each 100 ms, `slow` after 1.5 seconds, in time,
+`late` after five. `drop` closes the connection before AWS hears of the call, `drop-answer` after AWS has done what it
+asks for.
 """
 PRINCIPAL = "arn:aws:sts::123456789012:assumed-role/betrace-backend-role/pod"
 
@@ -129,6 +131,10 @@ async def _handle(
             f"User: {PRINCIPAL} is not authorized to perform: kms:{action} on resource: {key} because no"
             f" identity-based policy allows the kms:{action} action",
         )
+    if verdict == "dry-run":
+        return _refused(
+            "DryRunOperationException", "The request would have succeeded, but the DryRun option is set.", 412
+        )
     if verdict == "throttle":
         return _refused("ThrottlingException", "Rate exceeded")
     if verdict == "error":
@@ -174,9 +180,9 @@ def _refused_for_its_clock(signed: str) -> web.Response | None:
     return _refused("InvalidSignatureException", f"Signature expired: {signed} is not within 5 min. of {now}")
 
 
-def _refused(code: str, message: str) -> web.Response:
+def _refused(code: str, message: str, status: int = 400) -> web.Response:
     return web.json_response(
         {"__type": code, "message": message},
-        status=400,
+        status=status,
         headers={"x-amzn-RequestId": "11111111-2222-3333-4444-555555555555"},
     )

@@ -174,8 +174,8 @@ async def build_edges(
     """Let callers and operators reach the core: gRPC servers and the HTTP ports. Raises StartRefused."""
     metrics = _open_metrics(core, resources)
 
-    def validate_over_http() -> Awaitable[Validation]:
-        return recorded(KeyEvent("Validate", "", caller="http"), core.record, core.validator.run())
+    def validate_over_http(production: bool) -> Awaitable[Validation]:
+        return recorded(KeyEvent("Validate", "", caller="http"), core.record, core.validator.run(production))
 
     def status() -> dict[str, Any]:
         serving = core.health.is_serving(KEY_MANAGEMENT)

@@ -18,10 +18,11 @@ from betrace_kms_server.data_keys.branch_messages import BranchMessages
 from betrace_kms_server.data_keys.keyring import KeyRing
 from betrace_kms_server.data_keys.macs import Macs
 from betrace_kms_server.data_keys.shredding import Shredder
-from betrace_kms_server.host.process import ROOT, runs_as_root
+from betrace_kms_server.host.process import runs_as_root
 from betrace_kms_server.jobs import on_kms_state
 from betrace_kms_server.operations.emergency_stop import EmergencyStop
 from betrace_kms_server.operations.monitor import KmsMonitor
+from betrace_kms_server.operations.production import inspect_deployment
 from betrace_kms_server.operations.validation import Validator
 from betrace_kms_server.provider_startup import open_provider
 from betrace_kms_server.providers.protocol import KeyProvider
@@ -138,13 +139,12 @@ async def build_core(
         now=lambda: time.time() - max(0.0, provider.clock_skew_seconds or 0.0),  # a clock that is ahead is not obeyed
         record=record,
     )
-    unfit = [problem for problem in (listeners.problem, ROOT if runs_as_root() else None) if problem]
     validator = Validator(
         provider,
         store,
         endpoint=settings.endpoint,
-        ephemeral=ephemeral,
-        unfit=unfit,
+        deployment=inspect_deployment(settings, callers=listeners.problem, ephemeral=ephemeral, root=runs_as_root()),
+        serving=lambda: health.is_serving(KEY_MANAGEMENT),
         branch_keys=branch_store,
         logical_name=settings.logical_name if settings.makes_branch_keys else None,
     )

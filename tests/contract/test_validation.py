@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from betrace_kms_server.core import errors
 from betrace_kms_server.core.errors import AccessDenied, KmsError
+from betrace_kms_server.core.findings import Finding
 from betrace_kms_server.core.keys import KeyMaterial, WrappedKey
 from betrace_kms_server.operations.remedies import REMEDIES, endpoint_service, remedy
 from betrace_kms_server.operations.validation import READY, Validation, Validator
@@ -51,14 +52,14 @@ def new_validator(store: SqliteStore, clock: FakeClock) -> NewValidator:
         provider: KeyProvider,
         *,
         endpoint: str | None = None,
-        ephemeral: str | None = None,
+        deployment: Sequence[Finding] = (),
         logical_name: str | None = None,
     ) -> Validator:
         return Validator(
             provider,
             store,
             endpoint=endpoint,
-            ephemeral=ephemeral,
+            deployment=deployment,
             logical_name=logical_name,
             clock=clock,
             now=lambda: 1.5e9,
@@ -203,7 +204,7 @@ async def test_shredding_is_noted_where_it_is_denied(
             raise errors.StoreUnavailable("the reason", metadata=metadata)
 
     branch_keys: Any = BranchKeys()
-    outcome = await Validator(kms.provider, store, endpoint=None, ephemeral=None, branch_keys=branch_keys).run()
+    outcome = await Validator(kms.provider, store, endpoint=None, branch_keys=branch_keys).run()
     assert noted == any("tenants cannot be shredded: the reason" in step for step in outcome.recommendations)
 
 
@@ -499,22 +500,13 @@ async def test_clock_that_is_off_fails_before_aws_refuses(
     assert passed is not any("synchronise this machine's clock" in step for step in outcome.recommendations)
 
 
-async def test_local_provider_is_not_recommended(new_validator: NewValidator) -> None:
-    """The local provider passes, and says where it must not be; an endpoint means nothing to it."""
-    outcome = await new_validator(LocalProvider(bytes(32)), endpoint="http://kms:4566").run()
-    assert (True, 1) == (outcome.passed, len(outcome.recommendations))
-    assert "NOT FOR PRODUCTION" in outcome.recommendations[0]
-
-
-async def test_emulator_and_ephemeral_volume_pass_with_a_note(new_validator: NewValidator) -> None:
+async def test_what_must_not_be_so_in_production_is_a_note(new_validator: NewValidator) -> None:
     """What is fine in a trial passes, and is told for the day it goes to production."""
+    deployment = [Finding("volume", "mount a volume"), Finding("callers"), Finding("user", "run it as another user")]
     async with provider(stubbed(SmallKms())) as aws:
-        outcome = await new_validator(aws, endpoint="http://kms:4566", ephemeral="emptyDir").run()
+        outcome = await new_validator(aws, deployment=deployment).run()
     assert {} == failed(outcome)
-    assert [
-        "aws.kms.endpoint is set: calls do not go to AWS KMS; remove it in production",
-        "kms.data-dir is on emptyDir, and its keys die with it: mount a persistent volume",
-    ] == outcome.recommendations
+    assert ["mount a volume", "run it as another user"] == outcome.recommendations
     assert "; ".join(outcome.recommendations) == message(outcome, "configuration")
 
 
@@ -543,16 +535,48 @@ def test_every_error_of_a_provider_or_a_store_has_its_step() -> None:
     assert set(leaves()) - others == set(REMEDIES)
 
 
-async def test_production_has_a_test_of_its_own(store: SqliteStore) -> None:
-    """What must not be so in production is a note otherwise, and fails there; without it the test passes."""
-    for unfit in (list[str](), ["callers are not authenticated: give them a token"]):
-        async with provider(stubbed(SmallKms())) as aws:
-            outcome = await Validator(aws, store, endpoint=None, ephemeral=None, unfit=unfit).run()
-        assert outcome.passed
-        production = outcome.for_production()
-        assert production.passed == (not unfit)
-        assert Test("production", not unfit, message="; ".join(unfit)) == production.tests[-1]
-        assert (unfit or [READY]) == outcome.recommendations
+async def test_production_has_tests_of_its_own(store: SqliteStore) -> None:
+    """A finding is a test that fails with its sentence, which is also what to do; without one, all is ready."""
+    local = LocalProvider(bytes(32))
+    good = [Finding("callers"), Finding("volume")]
+    for deployment in (good, [Finding("callers", "give them a token"), *good[1:]]):
+        validator = Validator(local, store, endpoint=None, deployment=deployment)
+        assert (await validator.run()).passed
+        outcome = await validator.run(production=True)
+        problems = [finding.problem for finding in deployment if finding.problem]
+        assert (not problems, problems or [READY]) == (outcome.passed, outcome.recommendations)
+        assert [
+            Test("production_callers", not problems, message="; ".join(problems)),
+            Test("production_volume", True),
+            Test("production_serving", True),
+        ] == outcome.tests[len(ALL) :]
+
+
+async def test_a_daemon_that_does_not_serve_is_not_ready(store: SqliteStore) -> None:
+    """Every permission may be there, and an emergency stop in force."""
+    outcome = await Validator(LocalProvider(bytes(32)), store, endpoint=None, serving=lambda: False).run(True)
+    assert {"production_serving": "the daemon does not take calls: betrace-kms status says why"} == failed(outcome)
+
+
+async def test_what_cannot_be_found_out_is_not_ready(store: SqliteStore) -> None:
+    """An adapter that cannot be asked fails its test, and says why; the others are still asked."""
+
+    class Silent(LocalProvider):
+        async def inspect(self) -> Sequence[Finding]:
+            raise errors.KmsUnreachable("no answer")
+
+    outcome = await Validator(Silent(bytes(32)), store, endpoint=None).run(production=True)
+    assert {"production_kms": "not known: no answer"} == failed(outcome)
+    assert outcome.recommendations == ["not known: no answer"]
+
+
+async def test_production_runs_are_shared_as_well(kms: Kms, clock: FakeClock, new_validator: NewValidator) -> None:
+    """Both kinds have one outcome for five seconds, and the one for production begins with the other."""
+    validator = new_validator(kms.provider)
+    first, general = await validator.run(production=True), await validator.run()
+    calls = kms.calls.copy()
+    assert first is await validator.run(production=True)
+    assert (general.tests, calls) == (first.tests[: len(ALL)], kms.calls)
 
 
 def test_other_errors_lead_to_the_manual() -> None:

@@ -1,4 +1,5 @@
 /* Lets the wall clock, the disk and name resolution fail in one process, by LD_PRELOAD. interpose.py sets what fails.
+ * FAULT_AWS_PORT is the port of 127.0.0.1 at which what stands in for AWS answers to every name of AWS.
  *
  * FAULT_CONTROL names a file that is mapped as `struct control`. The monotonic clock stays as it is. Reads and writes
  * fail for regular files alone, so that sockets and pipes work on.
@@ -165,5 +166,8 @@ int getaddrinfo(const char *node, const char *service, const struct addrinfo *hi
     NEXT(getaddrinfo);
     if (control->names_fail && node && !strcmp(node, "localhost"))
         return EAI_AGAIN;
+    const char *port = getenv("FAULT_AWS_PORT"), *domain = ".amazonaws.com";
+    if (port && node && strlen(node) > strlen(domain) && !strcmp(node + strlen(node) - strlen(domain), domain))
+        return next("127.0.0.1", port, hints, found);
     return next(node, service, hints, found);
 }

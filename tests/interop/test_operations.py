@@ -103,7 +103,7 @@ def test_the_guides_lines_pass_with_only_the_port_changed(tmp_path: Path, moto: 
         assert '"status": "operational"' in health
         done = on.checklist()  # an emulator is no production, and everything else passes
         assert (done.returncode, done.stdout.count("PASS  "), done.stdout.count("FAIL  ")) == (1, 3, 1), done.stdout
-        assert "production: FAIL: aws.kms.endpoint is set" in done.stdout
+        assert "production_endpoints: FAIL: aws.kms.endpoint is set" in done.stdout
         assert "cache hit rate of signing keys: 90.0%" in done.stdout
         on.still_serves()
 

@@ -41,8 +41,8 @@ def outcomes() -> list[validation.Validation]:
 async def admin(dropped: list[str], outcomes: list[validation.Validation]) -> AsyncIterator["Stub"]:
     """Give a client of the service, behind the interceptor that turns our errors into statuses."""
 
-    async def validate() -> validation.Validation:
-        return outcomes.pop(0)
+    async def validate(production: bool) -> validation.Validation:
+        return outcomes.pop(-1 if production else 0)
 
     async def invalidate(tenant_id: str) -> int:
         dropped.append(tenant_id)
@@ -87,6 +87,13 @@ async def test_validation_passes_if_every_test_did(admin: "Stub", outcomes: list
     outcomes[:] = [validation.Validation("aws", TESTS[:1], [validation.READY], 1.5e9)]
     answer = await admin.Validate(pb.ValidateRequest())
     assert (True, [validation.READY]) == (answer.passed, list(answer.recommendations))
+
+
+async def test_validation_may_be_for_production(admin: "Stub", outcomes: list[validation.Validation]) -> None:
+    """The request says what for."""
+    outcomes.append(validation.Validation("aws", [Test("production_callers", False)], ["give them a token"], 1.5e9))
+    answer = await admin.Validate(pb.ValidateRequest(production=True))
+    assert ["production_callers"] == [test.name for test in answer.tests]
 
 
 async def test_status_is_json(admin: "Stub") -> None:

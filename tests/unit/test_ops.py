@@ -49,6 +49,7 @@ class Daemon:
     defect: Exception | None = None
     asked: int = 0
     held: asyncio.Event | None = None
+    production: bool | None = None
 
     async def readiness(self) -> KmsState:
         """Tell the state of KMS."""
@@ -57,8 +58,9 @@ class Daemon:
             raise self.defect
         return self.state
 
-    async def validate(self) -> validation.Validation:
+    async def validate(self, production: bool) -> validation.Validation:
         """Tell the outcome, once it is no longer held back."""
+        self.production = production
         if self.held:
             self.held.set()
             await asyncio.Event().wait()
@@ -196,6 +198,17 @@ async def test_failed_validation_is_an_answer_as_well(daemon: Daemon, request_: 
     assert (200, "FAIL", ["do this"]) == (response.status, answer["overall"], answer["recommendations"])
     assert "FAIL: KMS denies kms:Encrypt on the key" == answer["tests"]["encrypt"]
     assert "encrypt" not in answer["latency_ms"]
+
+
+@pytest.mark.parametrize(
+    ("query", "production"), [("", False), ("?production=false", False), ("?production=true", True)]
+)
+async def test_validation_may_be_for_production(
+    daemon: Daemon, request_: Request, query: str, production: bool
+) -> None:
+    """Whoever asks says what for."""
+    async with request_("POST", f"/api/admin/kms/validate{query}") as response:
+        assert (200, production) == (response.status, daemon.production)
 
 
 async def test_status_is_given_as_it_is(request_: Request) -> None:

@@ -13,6 +13,8 @@ import orjson
 from betrace_kms_server.core.errors import InvalidRequest
 
 Context = Mapping[str, str]
+VALIDATION_TENANT = "betrace-kms:validate"
+"""Whom the daemon's own trials are for: by it, CloudTrail shows them apart from a tenant's calls."""
 DataKeyType = Literal["encryption", "sealing"]
 """What a data key is for: `encryption` if a caller may have it, `sealing` if it never leaves the daemon."""
 

@@ -36,7 +36,8 @@ log = structlog.get_logger()
 Readiness = Callable[[], Awaitable[KmsState]]
 Metrics = Callable[[], tuple[bytes, str]]
 """Returns the metrics and their content type."""
-Validate = Callable[[], Awaitable[Validation]]
+Validate = Callable[[bool], Awaitable[Validation]]
+"""Given whether it is for production."""
 Status = Callable[[], dict[str, Any]]
 
 _BODY_BYTES = 4096
@@ -166,10 +167,7 @@ class _Routes:
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def validation(self, request: web.Request) -> web.Response:
-        validation = await self._validate()
-        if request.query.get("production") == "true":
-            validation = validation.for_production()
-        return _json(validation_json(validation))
+        return _json(validation_json(await self._validate(request.query.get("production") == "true")))
 
     async def current_status(self, request: web.Request) -> web.Response:
         return _json(self._status())

@@ -16,14 +16,14 @@ import structlog
 
 from betrace_kms_server.core.errors import BadAnswer, DoesNotOpen, KmsError, MasterKeyUnusable, cause_of
 from betrace_kms_server.core.keys import SEED_BYTES, WrappedKey
-from betrace_kms_server.core.tenancy import encryption_context
+from betrace_kms_server.core.tenancy import VALIDATION_TENANT, encryption_context
 from betrace_kms_server.providers.protocol import KeyProvider
 
 log = structlog.get_logger()
 
 RETRY_SECONDS = 2.0
 """How soon a master key is checked again that cannot be used, or that a call said cannot be used."""
-_CONTEXT = encryption_context("betrace-kms:validate", {})
+_CONTEXT = encryption_context(VALIDATION_TENANT, {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import ClassVar, TypeVar
 from betrace_kms_server.cache.key_cache import KeyCache
 from betrace_kms_server.core.errors import AccessDenied, DoesNotOpen, KmsError
 from betrace_kms_server.core.keys import DataKey, KeyMaterial
-from betrace_kms_server.core.tenancy import Context, encryption_context
+from betrace_kms_server.core.tenancy import VALIDATION_TENANT, Context, encryption_context
 from betrace_kms_server.operations.remedies import endpoint_service, operator_message, region_of, remedy
 from betrace_kms_server.providers.protocol import KeyProvider
 
@@ -28,9 +28,8 @@ HIT_TARGET_MS = 10
 MAX_SKEW_SECONDS = 60
 """AWS refuses signatures that are off by more than five minutes; a minute leaves time to act."""
 
-TENANT = "betrace-kms:validate"
-_CONTEXT = encryption_context(TENANT, {})
-_OTHER_CONTEXT = encryption_context(TENANT, {"purpose": "must not open"})
+_CONTEXT = encryption_context(VALIDATION_TENANT, {})
+_OTHER_CONTEXT = encryption_context(VALIDATION_TENANT, {"purpose": "must not open"})
 _KEY_BYTES = 32
 _AFTER_DECRYPT = ("wrong_context", "key_retrieval_cache_miss", "key_retrieval_cache_hit")
 
@@ -79,7 +78,7 @@ class Run:
         wrong_context, miss, hit = _AFTER_DECRYPT
         await self.attempt(wrong_context, lambda: self._refuse_other_context(sample))
         cache = KeyCache("validation", ttl=60.0, max_size=1, clock=self._clock)
-        key = ("validation", self._provider.master_key_arn, TENANT)
+        key = ("validation", self._provider.master_key_arn, VALIDATION_TENANT)
 
         async def retrieve() -> KeyMaterial:
             return await cache.get_or_load(key, lambda: self._decrypt(sample))

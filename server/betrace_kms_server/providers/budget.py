@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from betrace_kms_server.core.errors import BudgetExceeded
+from betrace_kms_server.core.findings import Finding
 from betrace_kms_server.core.key_event import DAEMON, current_event
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.core.shedding import check_may_wait
@@ -98,6 +99,10 @@ class BudgetedProvider:
     async def check(self, arn: str | None = None) -> None:
         """See KeyProvider. A check takes no token: a budget says nothing of KMS."""
         await self._provider.check(arn)
+
+    async def inspect(self) -> Sequence[Finding]:
+        """See KeyProvider."""
+        return await self._provider.inspect()
 
     async def _spend(self, context: Context) -> None:
         event = current_event.get()

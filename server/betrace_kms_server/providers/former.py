@@ -8,6 +8,7 @@ one is asked goes by the name of the master key that a row or a message carries,
 from collections.abc import Mapping, Sequence
 
 from betrace_kms_server.core.errors import DoesNotOpen
+from betrace_kms_server.core.findings import Finding
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.core.tenancy import Context
 from betrace_kms_server.providers.breaker import State
@@ -84,6 +85,10 @@ class ProviderWithFormers:
         """See KeyProvider."""
         owner = self._current if arn is None else self._owner(arn) or self._current
         await owner.check(arn)
+
+    async def inspect(self) -> Sequence[Finding]:
+        """See KeyProvider. A former provider is about to be removed, with what it may do too much."""
+        return await self._current.inspect()
 
     def _owner(self, arn: str) -> KeyProvider | None:
         return next((each for each in self._all if each.unwrapping_key_for(arn) is not None), None)

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from betrace_kms_server.core.associated_data import associated_data
 from betrace_kms_server.core.errors import DoesNotOpen, StartRefused
+from betrace_kms_server.core.findings import Finding
 from betrace_kms_server.core.key_event import KmsObserver, unobserved
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.core.master_keys import LOCAL_PREFIX
@@ -99,6 +100,10 @@ class LocalProvider:
         """A master key in memory is always usable."""
         with self._observe("DescribeKey", _REGION):
             pass
+
+    async def inspect(self) -> Sequence[Finding]:
+        """See KeyProvider. That a deployment has this provider is found in its settings."""
+        return []
 
     def _wrapped(self, key: KeyMaterial, context: Context) -> WrappedKey:
         nonce = os.urandom(_NONCE_BYTES)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from betrace_kms_server.core.findings import Finding
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.core.tenancy import Context
 from betrace_kms_server.providers.breaker import State
@@ -61,4 +62,10 @@ class KeyProvider(Protocol):
         """Return if a master key, by default the current one, can be used; raise the KmsError that says why not.
 
         A circuit breaker never keeps it from asking.
+        """
+
+    async def inspect(self) -> Sequence[Finding]:
+        """Return what a production check must know of the service and of the daemon's rights there, good or bad.
+
+        Changes nothing. Raises a KmsError if it cannot be found out.
         """

@@ -24,13 +24,13 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class AdminService(admin_pb2_grpc.KmsAdminServiceServicer):
-    """The operator's service. `status` returns what JSON can say."""
+    """The operator's service. `status` returns what JSON can say; `validate` is given whether it is for production."""
 
     def __init__(
         self,
         provider: str,
         *,
-        validate: Callable[[], Awaitable[Validation]],
+        validate: Callable[[bool], Awaitable[Validation]],
         status: Callable[[], dict[str, Any]],
         lifecycle: Lifecycle,
         rotation: Rotation,
@@ -47,9 +47,7 @@ class AdminService(admin_pb2_grpc.KmsAdminServiceServicer):
 
     async def Validate(self, request: pb.ValidateRequest, context: _Context) -> pb.ValidateResponse:
         """Return the outcome of all tests."""
-        validation = await self._validate()
-        if request.production:
-            validation = validation.for_production()
+        validation = await self._validate(request.production)
         return pb.ValidateResponse(
             provider=validation.provider,
             passed=validation.passed,

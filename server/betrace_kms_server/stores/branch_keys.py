@@ -10,6 +10,7 @@ from uuid import UUID
 
 from betrace_kms_server.core.branch_rows import ID, TYPE, BranchKeyRow, VersionRows
 from betrace_kms_server.core.errors import KeyDamaged
+from betrace_kms_server.core.findings import Finding
 
 
 class BranchKeyStore(Protocol):
@@ -52,6 +53,12 @@ class BranchKeyStore(Protocol):
 
     async def check(self) -> None:
         """Return if a row that were written now would be durable. Changes none."""
+
+    async def inspect(self) -> Sequence[Finding]:
+        """Return what a production check must know of the store, good or bad. Changes nothing.
+
+        Raises StoreUnavailable if it cannot be found out.
+        """
 
     async def check_destroy(self) -> None:
         """Return if rows could be deleted now. Deletes none."""

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 
+from betrace_kms_server.core.findings import Finding
 from betrace_kms_server.core.keys import StoredKey
 from betrace_kms_server.core.lock_state import LockState
 from betrace_kms_server.core.shredding import Shredding, TenantHead
@@ -110,3 +111,9 @@ class KeyStore(Protocol):
 
     async def check(self) -> None:
         """Return if a key that were written now would be durable. Changes no key."""
+
+    async def inspect(self) -> Sequence[Finding]:
+        """Return what a production check must know of the store, good or bad. Changes nothing.
+
+        Raises StoreUnavailable if it cannot be found out.
+        """

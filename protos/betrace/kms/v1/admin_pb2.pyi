@@ -27,8 +27,9 @@ class ValidateRequest(_message.Message):
 
     PRODUCTION_FIELD_NUMBER: _builtins.int
     production: _builtins.bool
-    """One more test, "production", fails on what must not be so there, such as callers that are not
-    authenticated. Without it these are notes of the test "configuration".
+    """More tests, whose names begin with "production_", fail on what must not be so there, such as
+    callers that are not authenticated or a role that may do more than the daemon needs. Without it
+    what is wrong with the settings is a note of the test "configuration".
     """
     def __init__(
         self,

@@ -1,8 +1,8 @@
 """AWS KMS through aioboto3, in one region or in several.
 
 The role of the daemon needs, on the master key, on each of its replicas, and nothing else: kms:GenerateDataKey,
-kms:Encrypt, kms:Decrypt, kms:DescribeKey. Credentials come from the SDK's own chain: environment, ~/.aws, web identity
-(IRSA), EKS pod identity and ECS, instance metadata.
+kms:Encrypt, kms:Decrypt, kms:DescribeKey; role.py checks that it may no more. Credentials come from the SDK's own
+chain: environment, ~/.aws, web identity (IRSA), EKS pod identity and ECS, instance metadata.
 
 Every call goes to the region of the master key. If KMS there does not answer, throttles, or was left alone by its
 breaker, the call goes on to the replicas in their order, and ends as a whole in `call_seconds`, in which waiting for
@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 
 from betrace_kms_server.aws.arns import Replica, are_replicas
 from betrace_kms_server.aws.credentials import AwsCredentials
+from betrace_kms_server.aws.endpoints import inspect_endpoints
 from betrace_kms_server.core.errors import (
     CredentialsUnavailable,
     DoesNotOpen,
@@ -34,12 +35,14 @@ from betrace_kms_server.core.errors import (
     KmsUnreachable,
     MasterKeyUnusable,
 )
+from betrace_kms_server.core.findings import Finding
 from betrace_kms_server.core.key_event import KmsObserver, unobserved
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
-from betrace_kms_server.core.tenancy import Context, tenant_of
+from betrace_kms_server.core.tenancy import VALIDATION_TENANT, Context, encryption_context, tenant_of
 from betrace_kms_server.core.waiters import current_waiters
 from betrace_kms_server.providers.answers import Answers
 from betrace_kms_server.providers.aws.region import TRANSIENT, ClientFactory, KmsApi, KmsRegion, Request, SdkClients
+from betrace_kms_server.providers.aws.role import inspect_role
 from betrace_kms_server.providers.breaker import CircuitBreaker, Permit, State
 
 __all__ = ["AwsProvider", "KmsApi", "Replica"]
@@ -51,6 +54,9 @@ _ANSWERS = Answers("KMS", "kms:", "aws.kms.endpoint if it is set, and the proxie
 
 TRIAL_SECONDS = 1.0
 """What a call may spend on a region that is on trial, while there is another to go on to."""
+
+_SAMPLE_BYTES, _SAMPLE_CONTEXT = 32, encryption_context(VALIDATION_TENANT, {})
+"""The data key that stands in for others when the role is tried."""
 
 _Place = tuple[KmsRegion, str]
 """A region, and the ARN of a master key there."""
@@ -205,6 +211,19 @@ class AwsProvider:
                 f"the master key {key.arn} is {key.spec} for {key.usage}: a symmetric key for encrypt and decrypt is"
                 " needed"
             )
+
+    async def inspect(self) -> Sequence[Finding]:
+        """See KeyProvider. The role is tried in the first region, and only if what answers there is AWS."""
+        clients = {
+            f"KMS in {region.name}": await region.make_ready("DescribeKey", arn)
+            for region, arn in self._places(self.master_key_arn)
+        }
+        endpoints = inspect_endpoints("kms_endpoint", {name: kms.meta.endpoint_url for name, kms in clients.items()})
+        if endpoints.problem:
+            return [endpoints, Finding("kms_role", "not known: the daemon's role is tried at an endpoint of AWS alone")]
+        sample = await self.generate_data_key(_SAMPLE_BYTES, _SAMPLE_CONTEXT)
+        kms = next(iter(clients.values()))
+        return [endpoints, await inspect_role(kms, sample.wrapped, _SAMPLE_CONTEXT, self._call_seconds)]
 
     async def _ask(
         self,

@@ -27,6 +27,7 @@ from betrace_kms_server.core.branch_rows import (
     type_of,
 )
 from betrace_kms_server.core.errors import StoreUnavailable
+from betrace_kms_server.core.findings import Finding
 from betrace_kms_server.stores.branch_keys import damaged_row, each_row, missing_row, row_of
 from betrace_kms_server.stores.dynamodb.client import (
     ClientFactory,
@@ -36,6 +37,7 @@ from betrace_kms_server.stores.dynamodb.client import (
     without_contention,
 )
 from betrace_kms_server.stores.dynamodb.errors import is_refusal
+from betrace_kms_server.stores.dynamodb.inspection import inspect_protection
 from betrace_kms_server.stores.dynamodb.table import (
     BRANCH_KEYS,
     LONGEST_RECOVERY_DAYS,
@@ -127,6 +129,10 @@ class DynamoBranchKeys:
         await self._has_rows(_PROBE)
         probe = BranchKeyRow({ID: _PROBE, TYPE: _PROBE}, secrets.token_bytes(16))
         await self._commit([self._put_over(probe, probe)], probe)
+
+    async def inspect(self) -> Sequence[Finding]:
+        """See BranchKeyStore. The role may delete rows here, if tenants are to be shredded."""
+        return await inspect_protection(self._client, self._table, self._arn, "branch_key_store")
 
     async def check_destroy(self) -> None:
         """See BranchKeyStore. Asks for a deletion on a condition that cannot hold: AWS checks permissions before it."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from botocore.exceptions import ClientError
 
 from betrace_kms_server.core.errors import StoreUnavailable
+from betrace_kms_server.core.findings import Finding
 from betrace_kms_server.core.keys import StoredKey
 from betrace_kms_server.core.lock_state import LockState
 from betrace_kms_server.core.shredding import Shredding, TenantHead
@@ -28,6 +29,7 @@ from betrace_kms_server.core.tenancy import DataKeyType
 from betrace_kms_server.stores.damage import damaged_generation, damaged_key, no_active_key
 from betrace_kms_server.stores.dynamodb.client import ClientFactory, asking, commit, dynamodb_client, without_contention
 from betrace_kms_server.stores.dynamodb.errors import is_refusal
+from betrace_kms_server.stores.dynamodb.inspection import inspect_deletion, inspect_protection
 from betrace_kms_server.stores.dynamodb.items import (
     LOCK,
     ORIGIN,
@@ -283,6 +285,11 @@ class DynamoStore:
             except ClientError as cause:
                 if not is_refusal(cause):
                     raise
+
+    async def inspect(self) -> Sequence[Finding]:
+        """See KeyStore."""
+        found = await inspect_protection(self._client, self._table, self._arn, "key_store")
+        return [*found, await inspect_deletion(self._client, self._table, self._arn, _PROBE_TENANT)]
 
     async def _commit(
         self, writes: "Sequence[TransactWriteItemTypeDef]", landed: Callable[[], Awaitable[bool]]

@@ -20,6 +20,7 @@ from betrace_kms_server.core.branch_rows import (
     VersionRows,
     type_of,
 )
+from betrace_kms_server.core.findings import Finding
 from betrace_kms_server.stores.branch_keys import damaged_row, each_row, missing_row, row_of
 from betrace_kms_server.stores.sqlite.store import SqliteStore, unless_known
 
@@ -85,6 +86,10 @@ class SqliteBranchKeys:
 
     async def check(self) -> None:
         """See BranchKeyStore. The key store's own check shows whether its file can be written."""
+
+    async def inspect(self) -> Sequence[Finding]:
+        """See BranchKeyStore. As `check`."""
+        return []
 
     async def check_destroy(self) -> None:
         """See BranchKeyStore. As `check`."""
