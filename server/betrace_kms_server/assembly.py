@@ -142,7 +142,6 @@ async def build_core(
     validator = Validator(
         provider,
         store,
-        endpoint=settings.endpoint,
         deployment=inspect_deployment(settings, callers=listeners.problem, ephemeral=ephemeral, root=runs_as_root()),
         serving=lambda: health.is_serving(KEY_MANAGEMENT),
         branch_keys=branch_store,

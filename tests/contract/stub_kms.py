@@ -75,6 +75,6 @@ def stubbed(answer: Answer) -> Clients:
     return Clients(open_client)
 
 
-def provider(clients: Clients, *, call_seconds: float = 5.0) -> AwsProvider:
+def provider(clients: Clients, *, call_seconds: float = 5.0, endpoint: str | None = None) -> AwsProvider:
     """Return a provider with stubbed clients."""
-    return AwsProvider(ARN, region=REGION, call_seconds=call_seconds, client_factory=clients)
+    return AwsProvider(ARN, region=REGION, endpoint=endpoint, call_seconds=call_seconds, client_factory=clients)

@@ -505,7 +505,7 @@ async def test_deletion_that_is_denied_is_said_before_it_is_due(moto: MotoServer
 
             async def said() -> tuple[bool, bool, bool]:
                 outcome = await shredder.request("denied")
-                validator = Validator(place.provider, store, endpoint=None, branch_keys=branch_store)
+                validator = Validator(place.provider, store, branch_keys=branch_store)
                 notes = (await validator.run()).recommendations
                 return (
                     any("dynamodb:DeleteItem" in each for each in outcome.not_destroyed),

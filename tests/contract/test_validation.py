@@ -11,12 +11,14 @@ from betrace_kms_server.core import errors
 from betrace_kms_server.core.errors import AccessDenied, KmsError
 from betrace_kms_server.core.findings import Finding
 from betrace_kms_server.core.keys import KeyMaterial, WrappedKey
-from betrace_kms_server.operations.remedies import REMEDIES, endpoint_service, remedy
+from betrace_kms_server.operations.remedies import REMEDIES, remedy
 from betrace_kms_server.operations.validation import READY, Validation, Validator
 from betrace_kms_server.operations.validation_run import Test
+from betrace_kms_server.providers.aws import remedies as aws_remedies
 from betrace_kms_server.providers.aws.provider import AwsProvider
 from betrace_kms_server.providers.local import LocalProvider
 from betrace_kms_server.providers.protocol import KeyProvider
+from betrace_kms_server.providers.vault import remedies as vault_remedies
 from betrace_kms_server.stores.sqlite.store import SqliteStore
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
@@ -51,14 +53,12 @@ def new_validator(store: SqliteStore, clock: FakeClock) -> NewValidator:
     def make(
         provider: KeyProvider,
         *,
-        endpoint: str | None = None,
         deployment: Sequence[Finding] = (),
         logical_name: str | None = None,
     ) -> Validator:
         return Validator(
             provider,
             store,
-            endpoint=endpoint,
             deployment=deployment,
             logical_name=logical_name,
             clock=clock,
@@ -204,7 +204,7 @@ async def test_shredding_is_noted_where_it_is_denied(
             raise errors.StoreUnavailable("the reason", metadata=metadata)
 
     branch_keys: Any = BranchKeys()
-    outcome = await Validator(kms.provider, store, endpoint=None, branch_keys=branch_keys).run()
+    outcome = await Validator(kms.provider, store, branch_keys=branch_keys).run()
     assert noted == any("tenants cannot be shredded: the reason" in step for step in outcome.recommendations)
 
 
@@ -329,8 +329,8 @@ async def test_failing_call_has_its_step(
     new_validator: NewValidator, cause: BaseException, endpoint: str | None, step: str
 ) -> None:
     """A failure has the error's own message, and the next step of an operator once."""
-    async with provider(stubbed(SmallKms({"Encrypt": cause}))) as aws:
-        outcome = await new_validator(aws, endpoint=endpoint).run()
+    async with provider(stubbed(SmallKms({"Encrypt": cause})), endpoint=endpoint) as aws:
+        outcome = await new_validator(aws).run()
     assert {"encrypt"} == set(failed(outcome))
     assert 1 == len([found for found in outcome.recommendations if found.startswith(step)])
 
@@ -532,7 +532,8 @@ def test_every_error_of_a_provider_or_a_store_has_its_step() -> None:
         errors.TenantPendingShred,
         errors.TenantShredded,
     }
-    assert set(leaves()) - others == set(REMEDIES)
+    for of_provider in (aws_remedies, vault_remedies):
+        assert set(leaves()) - others == set(REMEDIES) | set(of_provider.REMEDIES)
 
 
 async def test_production_has_tests_of_its_own(store: SqliteStore) -> None:
@@ -540,7 +541,7 @@ async def test_production_has_tests_of_its_own(store: SqliteStore) -> None:
     local = LocalProvider(bytes(32))
     good = [Finding("callers"), Finding("volume")]
     for deployment in (good, [Finding("callers", "give them a token"), *good[1:]]):
-        validator = Validator(local, store, endpoint=None, deployment=deployment)
+        validator = Validator(local, store, deployment=deployment)
         assert (await validator.run()).passed
         outcome = await validator.run(production=True)
         problems = [finding.problem for finding in deployment if finding.problem]
@@ -554,7 +555,7 @@ async def test_production_has_tests_of_its_own(store: SqliteStore) -> None:
 
 async def test_a_daemon_that_does_not_serve_is_not_ready(store: SqliteStore) -> None:
     """Every permission may be there, and an emergency stop in force."""
-    outcome = await Validator(LocalProvider(bytes(32)), store, endpoint=None, serving=lambda: False).run(True)
+    outcome = await Validator(LocalProvider(bytes(32)), store, serving=lambda: False).run(True)
     assert {"production_serving": "the daemon does not take calls: betrace-kms status says why"} == failed(outcome)
 
 
@@ -565,7 +566,7 @@ async def test_what_cannot_be_found_out_is_not_ready(store: SqliteStore) -> None
         async def inspect(self) -> Sequence[Finding]:
             raise errors.KmsUnreachable("no answer")
 
-    outcome = await Validator(Silent(bytes(32)), store, endpoint=None).run(production=True)
+    outcome = await Validator(Silent(bytes(32)), store).run(production=True)
     assert {"production_kms": "not known: no answer"} == failed(outcome)
     assert outcome.recommendations == ["not known: no answer"]
 
@@ -581,7 +582,7 @@ async def test_production_runs_are_shared_as_well(kms: Kms, clock: FakeClock, ne
 
 def test_other_errors_lead_to_the_manual() -> None:
     """An error without a step of its own still tells where to read on."""
-    step = remedy(errors.KeyDamaged("damaged"), ARN, None)
+    step = remedy(errors.KeyDamaged("damaged"), LocalProvider(bytes(32)))
     assert "see docs/troubleshooting.md#key_damaged" == step
 
 
@@ -600,7 +601,7 @@ def test_other_errors_lead_to_the_manual() -> None:
 def test_step_follows_the_state_and_not_the_words(state: str | None, step: str) -> None:
     """The text of an error may change, and may hold the words of another state."""
     error = errors.MasterKeyUnusable("the key is Disabled: is PendingDeletion:", state=state)
-    assert step in remedy(error, ARN, None)
+    assert step in (aws_remedies.remedy(error, ARN, None) or "")
 
 
 @pytest.mark.parametrize(
@@ -608,7 +609,7 @@ def test_step_follows_the_state_and_not_the_words(state: str | None, step: str) 
 )
 def test_step_of_a_store_follows_the_place(place: errors.Place, step: str) -> None:
     """A table is no volume, and a lack of file descriptors is neither."""
-    assert step in remedy(errors.StoreUnavailable("DynamoDB", place=place), ARN, None)
+    assert step in remedy(errors.StoreUnavailable("DynamoDB", place=place), LocalProvider(bytes(32)))
 
 
 @pytest.mark.parametrize(
@@ -623,4 +624,4 @@ def test_step_of_a_store_follows_the_place(place: errors.Place, step: str) -> No
 )
 def test_endpoint_service_is_named_for_its_partition(arn: str, service: str) -> None:
     """Where the name is not known for certain, none is invented."""
-    assert service == endpoint_service(arn)
+    assert service == aws_remedies.endpoint_service(arn)

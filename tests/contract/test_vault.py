@@ -33,7 +33,7 @@ from betrace_kms_server.providers.vault.tokens import Login, Tokens
 
 from tests.authority import Authority
 from tests.contract.doubles import FakeClock
-from tests.contract.vault_peer import VaultProxy, make_key, token_file, vault_provider, vault_proxy
+from tests.contract.vault_peer import DAEMON, VaultProxy, make_key, token_file, vault_provider, vault_proxy
 from tests.openbao_server import OpenBaoServer, openbao_server
 
 CONTEXT = {"tenantId": "acme", "keyType": "encryption"}
@@ -511,3 +511,34 @@ async def test_data_keys_of_vaults_generator(bao: OpenBaoServer, proxy: VaultPro
     async with vault_provider(bao, url=proxy.url, random_of_vault=True) as provider:
         await round_trip(provider)
     assert "transit/random/32" in proxy.requests
+
+
+@pytest.mark.parametrize(
+    ("rules", "config", "found"),
+    [
+        ((), {}, ("", "")),
+        ((("transit/*", "update"),), {}, ("may update on transit/keys/", "")),
+        ((("sys/policies/*", "update"),), {}, ("may update on sys/policies/acl/another", "")),
+        ((), {"deletion_allowed": True}, ("", "may be deleted: set deletion_allowed=false")),
+        ((), {"allow_plaintext_backup": True}, ("", "can be backed up in plaintext: make another key")),
+    ],
+)
+async def test_production_check_finds_what_the_token_may_too_much(
+    rules: tuple[tuple[str, str], ...],
+    config: dict[str, Any],
+    found: tuple[str, str],
+    bao: OpenBaoServer,
+    tmp_path: Path,
+    login: Callable[..., VaultProvider],
+) -> None:
+    """The policy of the documents passes; what it has more is named, and so is a key that can go or get out."""
+    key = make_key(bao)
+    if config:
+        bao.call(f"transit/keys/{key}/config", config)
+    needed = [(f"transit/{path.format(key=key)}", allowed) for path, allowed in DAEMON]
+    provider = login(Login("token", "token", None, token_file(bao, key, tmp_path, *needed, *rules)), key)
+    findings = await provider.inspect()
+    assert ["vault_policy", "vault_key"] == [finding.name for finding in findings]
+    for finding, problem in zip(findings, found, strict=True):
+        assert problem in finding.problem
+        assert bool(problem) == bool(finding.problem)

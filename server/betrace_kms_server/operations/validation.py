@@ -50,7 +50,7 @@ class Validation:
 
 
 class Validator:
-    """Validates one daemon. `endpoint` is aws.kms.endpoint, `deployment` what production.py found.
+    """Validates one daemon. `deployment` is what production.py found.
 
     `serving` returns whether the daemon takes calls. `branch_keys` is the branch key store, if there is one, and
     `logical_name` its name, if branch keys are to be made in it. `clock` is monotonic; `now` returns seconds since the
@@ -62,7 +62,6 @@ class Validator:
         provider: KeyProvider,
         store: KeyStore,
         *,
-        endpoint: str | None,
         deployment: Sequence[Finding] = (),
         serving: Callable[[], bool] = lambda: True,
         branch_keys: BranchKeyStore | None = None,
@@ -74,7 +73,6 @@ class Validator:
         self._store = store
         self._branch_keys = branch_keys
         self._logical_name = logical_name
-        self._endpoint = endpoint if provider.name == "aws" else None
         self._deployment = deployment
         self._serving = serving
         self._clock = clock
@@ -92,7 +90,7 @@ class Validator:
         await self._general.close()
 
     async def _validate(self) -> Validation:
-        run = Run(self._provider, self._endpoint, self._clock)
+        run = Run(self._provider, self._clock)
         await run.try_kms()
         await run.attempt("key_store", self._store.check)
         if self._branch_keys is not None and self._store.shared:  # else it is in the key store's own file

@@ -14,7 +14,7 @@ from betrace_kms_server.cache.key_cache import KeyCache
 from betrace_kms_server.core.errors import AccessDenied, DoesNotOpen, KmsError
 from betrace_kms_server.core.keys import DataKey, KeyMaterial
 from betrace_kms_server.core.tenancy import VALIDATION_TENANT, Context, encryption_context
-from betrace_kms_server.operations.remedies import endpoint_service, operator_message, region_of, remedy
+from betrace_kms_server.operations.remedies import operator_message, remedy
 from betrace_kms_server.providers.protocol import KeyProvider
 
 log = logging.getLogger(__name__)
@@ -54,11 +54,10 @@ class _ContractBroken(Exception):
 class Run:
     """One run: the tests so far, and what to do next, one step for each cause. `clock` is monotonic."""
 
-    def __init__(self, provider: KeyProvider, endpoint: str | None, clock: Callable[[], float]) -> None:
+    def __init__(self, provider: KeyProvider, clock: Callable[[], float]) -> None:
         self.tests: list[Test] = []
         self.steps: dict[str, str] = {}
         self._provider = provider
-        self._endpoint = endpoint
         self._clock = clock
 
     async def try_kms(self) -> None:
@@ -108,7 +107,7 @@ class Run:
         try:
             result = await action()
         except KmsError as error:
-            step, cause = remedy(error, self._provider.master_key_arn, self._endpoint), error.metadata.get("action")
+            step, cause = remedy(error, self._provider), error.metadata.get("action")
             if denied and isinstance(error, AccessDenied):
                 step, cause = denied, name
             self._fail(name, operator_message(error), step, cause or error.reason)
@@ -178,11 +177,7 @@ class Run:
         self.tests += [Test(name, False, message=f"not run: {reason}") for name in names]
 
     def _advise_on_latency(self, target_ms: int) -> None:
-        region = region_of(self._provider.master_key_arn)
         if target_ms == HIT_TARGET_MS:
             self.steps["SLOW_CACHE"] = "give the daemon more CPU: a cached key needs no KMS and took too long"
         else:
-            self.steps["SLOW_KMS"] = (
-                f"KMS answers slowly: run the daemon in the Region of the key ({region}), and reach KMS there by a VPC"
-                f" endpoint ({endpoint_service(self._provider.master_key_arn)})"
-            )
+            self.steps["SLOW_KMS"] = self._provider.latency_advice

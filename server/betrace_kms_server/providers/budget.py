@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from betrace_kms_server.core.errors import BudgetExceeded
+from betrace_kms_server.core.errors import BudgetExceeded, KmsError
 from betrace_kms_server.core.findings import Finding
 from betrace_kms_server.core.key_event import DAEMON, current_event
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
@@ -99,6 +99,15 @@ class BudgetedProvider:
     async def check(self, arn: str | None = None) -> None:
         """See KeyProvider. A check takes no token: a budget says nothing of KMS."""
         await self._provider.check(arn)
+
+    def remedy(self, error: KmsError) -> str | None:
+        """See KeyProvider."""
+        return self._provider.remedy(error)
+
+    @property
+    def latency_advice(self) -> str:
+        """See KeyProvider."""
+        return self._provider.latency_advice
 
     async def inspect(self) -> Sequence[Finding]:
         """See KeyProvider."""

@@ -7,7 +7,7 @@ one is asked goes by the name of the master key that a row or a message carries,
 
 from collections.abc import Mapping, Sequence
 
-from betrace_kms_server.core.errors import DoesNotOpen
+from betrace_kms_server.core.errors import DoesNotOpen, KmsError
 from betrace_kms_server.core.findings import Finding
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.core.tenancy import Context
@@ -85,6 +85,16 @@ class ProviderWithFormers:
         """See KeyProvider."""
         owner = self._current if arn is None else self._owner(arn) or self._current
         await owner.check(arn)
+
+    def remedy(self, error: KmsError) -> str | None:
+        """See KeyProvider. An error names the master key that it is about, if it is about one."""
+        owner = self._owner(error.metadata.get("master_key", "")) or self._current
+        return owner.remedy(error)
+
+    @property
+    def latency_advice(self) -> str:
+        """See KeyProvider."""
+        return self._current.latency_advice
 
     async def inspect(self) -> Sequence[Finding]:
         """See KeyProvider. A former provider is about to be removed, with what it may do too much."""

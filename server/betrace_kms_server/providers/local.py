@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from betrace_kms_server.core.associated_data import associated_data
-from betrace_kms_server.core.errors import DoesNotOpen, StartRefused
+from betrace_kms_server.core.errors import DoesNotOpen, KmsError, StartRefused
 from betrace_kms_server.core.findings import Finding
 from betrace_kms_server.core.key_event import KmsObserver, unobserved
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
@@ -100,6 +100,15 @@ class LocalProvider:
         """A master key in memory is always usable."""
         with self._observe("DescribeKey", _REGION):
             pass
+
+    def remedy(self, error: KmsError) -> str | None:
+        """See KeyProvider. What can be wrong with the file is found at start."""
+        return None
+
+    @property
+    def latency_advice(self) -> str:
+        """See KeyProvider."""
+        return "give the daemon more CPU: the local provider asks nobody and took too long"
 
     async def inspect(self) -> Sequence[Finding]:
         """See KeyProvider. That a deployment has this provider is found in its settings."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from betrace_kms_server.core.errors import KmsError
 from betrace_kms_server.core.findings import Finding
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.core.tenancy import Context
@@ -63,6 +64,13 @@ class KeyProvider(Protocol):
 
         A circuit breaker never keeps it from asking.
         """
+
+    def remedy(self, error: KmsError) -> str | None:
+        """Return an operator's next step about an error, or None if it is not about the service."""
+
+    @property
+    def latency_advice(self) -> str:
+        """What an operator does about a service that answers slowly."""
 
     async def inspect(self) -> Sequence[Finding]:
         """Return what a production check must know of the service and of the daemon's rights there, good or bad.

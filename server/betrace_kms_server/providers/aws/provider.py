@@ -42,6 +42,7 @@ from betrace_kms_server.core.tenancy import VALIDATION_TENANT, Context, encrypti
 from betrace_kms_server.core.waiters import current_waiters
 from betrace_kms_server.providers.answers import Answers
 from betrace_kms_server.providers.aws.region import TRANSIENT, ClientFactory, KmsApi, KmsRegion, Request, SdkClients
+from betrace_kms_server.providers.aws.remedies import latency_advice, remedy
 from betrace_kms_server.providers.aws.role import inspect_role
 from betrace_kms_server.providers.breaker import CircuitBreaker, Permit, State
 
@@ -101,6 +102,7 @@ class AwsProvider:
         self.master_key_arn = master_key_id
         self.serving_region = region
         self.clock_skew_seconds: float | None = None
+        self._endpoint = endpoint
         self._primary = in_region(region, endpoint)
         self._replicas: list[_Place] = [(in_region(each.region, each.endpoint), each.arn) for each in replicas]
         self._former_key_arns = tuple(former_key_arns)
@@ -211,6 +213,15 @@ class AwsProvider:
                 f"the master key {key.arn} is {key.spec} for {key.usage}: a symmetric key for encrypt and decrypt is"
                 " needed"
             )
+
+    def remedy(self, error: KmsError) -> str | None:
+        """See KeyProvider."""
+        return remedy(error, self.master_key_arn, self._endpoint)
+
+    @property
+    def latency_advice(self) -> str:
+        """See KeyProvider."""
+        return latency_advice(self.master_key_arn)
 
     async def inspect(self) -> Sequence[Finding]:
         """See KeyProvider. The role is tried in the first region, and only if what answers there is AWS."""

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from betrace_kms_server.core.associated_data import associated_data
 from betrace_kms_server.core.call_slots import CallSlots
 from betrace_kms_server.core.errors import DoesNotOpen, KmsError, KmsUnreachable, MasterKeyUnusable
+from betrace_kms_server.core.findings import Finding
 from betrace_kms_server.core.key_event import KmsObserver, unobserved
 from betrace_kms_server.core.keys import DataKey, KeyMaterial, WrappedKey
 from betrace_kms_server.core.tenancy import Context, tenant_of
@@ -31,6 +32,8 @@ from betrace_kms_server.providers.answers import Answers
 from betrace_kms_server.providers.breaker import CircuitBreaker, Permit, State
 from betrace_kms_server.providers.vault.client import Answer, VaultClient
 from betrace_kms_server.providers.vault.errors import TransitKey, denied, refused, rejected, unanswered
+from betrace_kms_server.providers.vault.inspection import inspect_capabilities, inspect_key, needed_capabilities
+from betrace_kms_server.providers.vault.remedies import LATENCY_ADVICE, remedy
 from betrace_kms_server.providers.vault.tokens import Tokens
 
 R = TypeVar("R")
@@ -152,9 +155,7 @@ class VaultProvider:
 
     async def check(self, arn: str | None = None) -> None:
         """See KeyProvider. A key that may not be used as ours is MasterKeyUnusable in the state `UNFIT`."""
-        data = await self._ask(
-            "DescribeKey", f"keys/{self._key.key}", None, lambda answer: answer.data, method="GET", insist=True
-        )
+        data = await self._described()
         if data.get("soft_deleted") is True:
             raise MasterKeyUnusable(
                 f"{self.master_key_arn} is deleted: restore it with `bao write -f"
@@ -168,6 +169,28 @@ class VaultProvider:
                 " derived nor convergent, and set vault.transit.key",
                 state=UNFIT,
             )
+
+    def remedy(self, error: KmsError) -> str | None:
+        """See KeyProvider."""
+        return remedy(error, self._key)
+
+    @property
+    def latency_advice(self) -> str:
+        """See KeyProvider."""
+        return LATENCY_ADVICE
+
+    async def inspect(self) -> Sequence[Finding]:
+        """See KeyProvider."""
+        token = await self._tokens.token()
+        paths = needed_capabilities(self._key)
+        answer = await self._tokens.ask("POST", "sys/capabilities-self", {"paths": list(paths)}, token=token)
+        data = await self._described()
+        return [inspect_capabilities(paths, answer.data), inspect_key(self._key, data)]
+
+    async def _described(self) -> Mapping[str, Any]:
+        return await self._ask(
+            "DescribeKey", f"keys/{self._key.key}", None, lambda answer: answer.data, method="GET", insist=True
+        )
 
     async def _ask(
         self,

@@ -88,7 +88,7 @@ class Tokens:
 
     async def accepted(self, text: str) -> bool:
         """Return whether Vault knows a token, after it denied a call: then the denial is about its policies."""
-        answer = await self._ask("GET", "auth/token/lookup-self", token=text)
+        answer = await self.ask("GET", "auth/token/lookup-self", token=text)
         return answer.status == 200
 
     async def another(self, text: str) -> str | None:
@@ -168,7 +168,7 @@ class Tokens:
         try:
             now = self._clock()
             if token.renewable:
-                answer = await self._ask("POST", "auth/token/renew-self", {}, token=token.text)
+                answer = await self.ask("POST", "auth/token/renew-self", {}, token=token.text)
                 if answer.status == 200:
                     renewed = self._granted(answer, now)
                     if renewed.seconds * 2 >= token.seconds:
@@ -182,7 +182,8 @@ class Tokens:
         finally:
             self._renewal = None
 
-    async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, token: str) -> Answer:
+    async def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, token: str) -> Answer:
+        """Send a request of the daemon's own, bounded in time. Raises our errors where there is no answer."""
         try:
             async with asyncio.timeout(OBTAIN_SECONDS):
                 return await self._client.ask(method, path, body, token=token)
