@@ -6,17 +6,16 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import betrace_kms_server
 import pytest
-import yaml  # type: ignore[import-untyped]
 from betrace_kms_client import credentials
 from betrace_kms_client.channel import OPTIONS
 from betrace_kms_server.cli.serve import serve
 from betrace_kms_server.config import sources as config
 from betrace_kms_server.core.errors import KmsError
-from betrace_kms_server.rpc.health import KEY_MANAGEMENT, PROCESS
+from betrace_kms_server.rpc.health import KEY_MANAGEMENT
 from betrace_kms_server.rpc.status import STATUS
 from pydantic.fields import FieldInfo
 
@@ -117,158 +116,6 @@ def test_builder_gets_what_the_image_copies_and_nothing_else() -> None:
     assert copied == set(admitted(Path(f"{DOCKERFILE}.dockerignore").read_text("utf-8")))
     (sbom,) = re.findall(r"^SBOM \?= (\S+)$", (ROOT / "Makefile").read_text("utf-8"), flags=re.MULTILINE)
     assert [] == [source for source in copied - {sbom} if not (ROOT / source).exists()]
-
-
-# Kubernetes
-
-
-@pytest.fixture(scope="module", params=["betrace-kms.yaml", "betrace-kms-sqlite.yaml"])
-def objects(request: pytest.FixtureRequest) -> Mapping[str, Any]:
-    """The Kubernetes objects of each manifest, by kind."""
-    text = (ROOT / "deploy/kubernetes" / request.param).read_text("utf-8")
-    return {document["kind"]: document for document in yaml.safe_load_all(text) if document}
-
-
-@pytest.fixture(scope="module")
-def pod(objects: Mapping[str, Any]) -> Any:
-    """The pod's spec."""
-    return objects["Deployment"]["spec"]["template"]["spec"]
-
-
-@pytest.fixture(scope="module")
-def sidecar(pod: Any) -> Any:
-    """Our container."""
-    (container,) = pod["initContainers"]
-    return container
-
-
-@pytest.fixture(scope="module")
-def environment(sidecar: Any) -> Mapping[str, str]:
-    """Our container's variables."""
-    return {variable["name"]: variable["value"] for variable in sidecar["env"]}
-
-
-def settings_of(objects: Mapping[str, Any], environment: Mapping[str, str]) -> config.Settings:
-    """Return the settings that a daemon in this pod would have."""
-    folders = [objects["Secret"]["stringData"], objects["ConfigMap"]["data"]]
-    sources = [config.from_environment(environment), *(config.Source("folder", values) for values in folders)]
-    return config.resolve(sources)[0]
-
-
-def test_manifest_sets_names_that_the_daemon_knows(objects: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-    """A name in the ConfigMap or Secret that we do not know would keep the daemon from starting."""
-    files = {*objects["ConfigMap"]["data"], *objects["Secret"]["stringData"]}
-    assert set() == files - set(config.NAMES)
-    assert set() == set(environment) - VARIABLES
-
-
-def test_manifest_is_a_configuration_that_starts(objects: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-    """Its settings resolve: provider aws, the key's region, and callers that are authenticated."""
-    settings = settings_of(objects, environment)
-    assert "aws" == settings.provider
-    assert not settings.store_allow_ephemeral
-    (address,) = settings.listen
-    assert ("backend", 0o660, True) == (
-        address.permissions.identity,
-        address.permissions.mode,
-        settings.require_identity,
-    )
-
-
-def test_manifest_mounts_every_folder_that_it_names(
-    pod: Any, sidecar: Any, environment: Mapping[str, str], objects: Mapping[str, Any]
-) -> None:
-    """KMS_CONFIG_DIR and KMS_DATA_DIR are mount points, and what is mounted is in this file."""
-    mounts = {mount["mountPath"]: mount["name"] for mount in sidecar["volumeMounts"]}
-    folders = environment["KMS_CONFIG_DIR"].split(":")
-    assert {environment["KMS_DATA_DIR"], *folders, "/run/betrace-kms"} == set(mounts)
-    volumes = {volume["name"]: volume for volume in pod["volumes"]}
-    names = {kind: objects[kind]["metadata"]["name"] for kind in ("ConfigMap", "Secret")}
-    assert names["Secret"] == volumes[mounts[folders[0]]]["secret"]["secretName"]
-    assert names["ConfigMap"] == volumes[mounts[folders[1]]]["configMap"]["name"]
-
-
-def test_manifest_shares_the_socket_with_the_backend(pod: Any, sidecar: Any, environment: Mapping[str, str]) -> None:
-    """The backend mounts the folder of the socket, its group is the pod's, and the daemon makes a folder in there."""
-    (address,) = config.resolve([config.from_environment(environment)])[0].listen
-    assert address.socket_path is not None
-    (backend,) = pod["containers"]
-    for container in (backend, sidecar):
-        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
-        assert "callers" == mounts[str(address.socket_path.parents[1])]
-    assert pod["securityContext"]["fsGroup"] == address.permissions.group
-    assert [address.text] == [variable["value"] for variable in backend["env"]]
-
-
-def test_manifest_never_runs_two_daemons_on_one_file(objects: Mapping[str, Any], pod: Any) -> None:
-    """A file on a claim has one replica, and the old pod is gone before the new one comes.
-
-    Pods with a shared table are several, spread over zones and nodes, and have nothing that must outlive them.
-    """
-    spec = objects["Deployment"]["spec"]
-    (data,) = (volume for volume in pod["volumes"] if volume["name"] == "data")
-    if objects["ConfigMap"]["data"]["kms.store"] == "sqlite":
-        assert (1, "Recreate") == (spec["replicas"], spec["strategy"]["type"])
-        assert objects["PersistentVolumeClaim"]["metadata"]["name"] == data["persistentVolumeClaim"]["claimName"]
-        return
-    assert (True, "RollingUpdate") == (spec["replicas"] > 1, spec["strategy"]["type"])
-    assert ("emptyDir" in data, False) == (True, "PersistentVolumeClaim" in objects)
-    labels = spec["template"]["metadata"]["labels"]
-    spread = pod["topologySpreadConstraints"]
-    assert {"topology.kubernetes.io/zone", "kubernetes.io/hostname"} == {each["topologyKey"] for each in spread}
-    selectors = [objects["PodDisruptionBudget"]["spec"]["selector"], *(each["labelSelector"] for each in spread)]
-    assert [labels] * 3 == [selector["matchLabels"] for selector in selectors]
-
-
-def test_manifest_gives_the_pods_a_role(objects: Mapping[str, Any], pod: Any) -> None:
-    """The pods' service account is the one that the role is for."""
-    account = objects["ServiceAccount"]["metadata"]
-    assert account["name"] == pod["serviceAccountName"]
-    assert account["annotations"]["eks.amazonaws.com/role-arn"].startswith("arn:aws:iam::")
-
-
-def test_manifest_gives_the_daemon_time_to_drain(
-    objects: Mapping[str, Any], environment: Mapping[str, str], pod: Any
-) -> None:
-    """The pod's grace is longer than the daemon's own."""
-    assert pod["terminationGracePeriodSeconds"] > settings_of(objects, environment).drain_seconds
-
-
-def test_manifest_starts_the_daemon_before_the_backend(sidecar: Any) -> None:
-    """It is a native sidecar, which the backend waits for by its startup probe."""
-    assert "Always" == sidecar["restartPolicy"]
-    assert "startupProbe" in sidecar
-
-
-@pytest.mark.parametrize(
-    ("probe", "service"),
-    [("startupProbe", PROCESS), ("livenessProbe", PROCESS), ("readinessProbe", KEY_MANAGEMENT)],
-)
-def test_probes_ask_the_health_service(sidecar: Any, probe: str, service: str) -> None:
-    """Only readiness looks beyond the process: an outage of KMS must not restart a daemon that serves."""
-    listen = next(each["value"] for each in sidecar["env"] if each["name"] == "KMS_SERVER_LISTEN")
-    program, *flags = sidecar[probe]["exec"]["command"]
-    options = dict(flag.split("=", 1) for flag in flags)
-    assert ("grpc_health_probe", listen.partition(";")[0], service) == (program, options["-addr"], options["-service"])
-    seconds = [int(options[name].removesuffix("s")) for name in ("-connect-timeout", "-rpc-timeout")]
-    assert sum(seconds) < sidecar[probe]["timeoutSeconds"]
-
-
-def test_manifest_takes_every_privilege_away(pod: Any, sidecar: Any) -> None:
-    """The sidecar runs as the image's user, on a read-only root, without capabilities."""
-    user, group = (int(number) for number in IMAGE.last("USER").split(":"))
-    assert {
-        "runAsUser": user,
-        "runAsGroup": group,
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    } == sidecar["securityContext"]
-    context = pod["securityContext"]
-    assert (True, group, "OnRootMismatch") == tuple(
-        context[name] for name in ("runAsNonRoot", "fsGroup", "fsGroupChangePolicy")
-    )
-    assert "RuntimeDefault" == context["seccompProfile"]["type"]
 
 
 # Documents
