@@ -146,6 +146,16 @@ def test_the_kustomization_of_the_document_works(tmp_path: Path) -> None:
     assert {"/tmp", "/run/betrace-kms"} == {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
 
 
+def test_several_kustomizations_with_the_component_combine(tmp_path: Path) -> None:
+    """Of one that lists them, as a cluster's often does; what the component reads is in no render."""
+    for file in FOREIGN:
+        with_components(tmp_path / file.stem, [file], [COMPONENT, KUBERNETES / "metrics"])
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({"resources": [file.stem for file in FOREIGN]}))
+    text = built(tmp_path)
+    assert {("Deployment", name): of_ours(name) for name in CALLERS} == added(text)
+    assert set(foreign()) == set(loaded(text))
+
+
 def test_settings_of_a_generator_make_new_pods(tmp_path: Path) -> None:
     """The volumes, and the role, follow a ConfigMap or Secret whose name has a hash."""
     text = with_components(
