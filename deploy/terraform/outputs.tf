@@ -29,7 +29,7 @@ output "branch_keys_table_arn" {
 }
 
 output "role_arn" {
-  description = "The daemon's role: the annotation eks.amazonaws.com/role-arn of its service account, with irsa."
+  description = "The daemon's role: with irsa, aws.role-arn of the ConfigMap (docs/kubernetes.md)."
   value       = local.role_arn
 }
 

@@ -106,9 +106,9 @@ def test_settings_are_those_of_a_daemon(plans: Plans, example: str) -> None:
     assert regions == [arn.split(":")[3] for arn in settings.replica_key_ids]
 
 
-def test_role_is_for_the_service_account_of_the_manifests(plans: Plans) -> None:
+def test_role_is_for_the_service_account_of_the_example(plans: Plans) -> None:
     """Either way to it is for one service account of one cluster alone."""
-    manifest = (ROOT / "deploy/kubernetes/betrace-kms.yaml").read_text("utf-8")
+    manifest = (ROOT / "deploy/kubernetes/example/backend/backend.yaml").read_text("utf-8")
     [account] = re.findall(r"^kind: ServiceAccount\nmetadata:\n  name: (\S+)$", manifest, flags=re.MULTILINE)
     trusted = {
         example: json.loads(planned(plans[example], "aws_iam_role", "daemon")["assume_role_policy"])["Statement"]

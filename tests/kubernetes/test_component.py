@@ -146,6 +146,25 @@ def test_the_kustomization_of_the_document_works(tmp_path: Path) -> None:
     assert {"/tmp", "/run/betrace-kms"} == {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
 
 
+def test_the_settings_of_terraform_make_the_config_map(tmp_path: Path) -> None:
+    """As the document generates it: each line of the file is an entry, beside the role."""
+    user = tmp_path / "user"
+    user.mkdir()
+    (user / "kustomization.yaml").write_text(documented()[2])
+    (user / "application.properties").write_text("kms.store=dynamodb\naws.kms.master-key-id=arn:aws:kms:a:1:key/b\n")
+    (config,) = loaded(built(user)).values()
+    role = "arn:aws:iam::123456789012:role/betrace-kms"
+    settings = {"kms.store": "dynamodb", "aws.kms.master-key-id": "arn:aws:kms:a:1:key/b"}
+    assert {**settings, "aws.role-arn": role} == config["data"]
+
+
+def test_every_component_is_in_the_document() -> None:
+    """Nothing has to be found by listing the folder."""
+    rows = re.findall(r"^\| (`.*?) \| ", (ROOT / "docs/kubernetes.md").read_text("utf-8"), re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([a-z-]+)`", row)}
+    assert set() == {folder.name for folder in KUBERNETES.iterdir()} - {"example"} - named
+
+
 def test_several_kustomizations_with_the_component_combine(tmp_path: Path) -> None:
     """Of one that lists them, as a cluster's often does; what the component reads is in no render."""
     for file in FOREIGN:

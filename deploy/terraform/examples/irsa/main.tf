@@ -32,6 +32,6 @@ output "settings" {
 }
 
 output "role_arn" {
-  description = "The annotation eks.amazonaws.com/role-arn of the service account."
+  description = "aws.role-arn of the ConfigMap (docs/kubernetes.md)."
   value       = module.betrace_kms.role_arn
 }
