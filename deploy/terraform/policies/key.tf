@@ -35,12 +35,11 @@ locals {
   # not let IAM policies allow its use, as the default key policy does: no Encrypt, Decrypt, ReEncrypt, GenerateDataKey,
   # and no CreateGrant, which would pass them on. ScheduleKeyDeletion is nobody's: whoever has to delete the key
   # changes its policy first.
+  account = "arn:${var.partition}:iam::${var.account_id}:root"
   administration = {
-    Sid    = "Administration"
-    Effect = "Allow"
-    Principal = {
-      AWS = length(var.key_administrators) > 0 ? var.key_administrators : ["arn:${var.partition}:iam::${var.account_id}:root"]
-    }
+    Sid       = "Administration"
+    Effect    = "Allow"
+    Principal = { AWS = length(var.key_administrators) > 0 ? var.key_administrators : [local.account] }
     Action = [
       "kms:CancelKeyDeletion",
       "kms:CreateAlias",
@@ -68,10 +67,19 @@ locals {
     Resource = "*"
   }
 
+  # KMS keeps the replicas of a multi-Region key alike by a service-linked role, whose IAM policy allows this and no more.
+  synchronization = {
+    Sid       = "Synchronization"
+    Effect    = "Allow"
+    Principal = { AWS = [local.account] }
+    Action    = ["kms:SynchronizeMultiRegionKey"]
+    Resource  = "*"
+  }
+
   key_policy = {
     Version = "2012-10-17"
     Statement = concat(
-      [local.administration],
+      [local.administration, local.synchronization],
       [for use in local.uses : merge(
         { for name, value in use : name => value if value != null },
         { Principal = { AWS = [var.role_arn] }, Resource = "*" }, # in a key policy * is the key itself
