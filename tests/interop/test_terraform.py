@@ -8,6 +8,7 @@ import asyncio
 import json
 import re
 import secrets
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tests.daemon import running
 from tests.interop.aws_provider import aws_schema
 from tests.interop.aws_schema_extract import SCHEMA, used
 from tests.interop.terraform import MODULE, Terraform, policies, terraform
-from tests.interop.tools import ROOT
+from tests.interop.tools import ROOT, tool
 from tests.moto_server import REGION, MotoServer
 
 Plans = Mapping[str, Any]
@@ -104,6 +105,17 @@ def test_settings_are_those_of_a_daemon(plans: Plans, example: str) -> None:
     assert ("aws", "sealing") == (settings.provider, settings.sealing_key_type)
     regions = {"multi_region": ["us-west-2", "eu-west-1"], "all": ["us-west-2"]}.get(example, [])
     assert regions == [arn.split(":")[3] for arn in settings.replica_key_ids]
+
+
+def test_settings_become_a_properties_file(plans: Plans, tmp_path: Path) -> None:
+    """The jq program of the README makes one that the daemon reads, with all settings."""
+    given = outputs(plans["all"])["settings"]
+    [program] = re.findall(r"settings \| jq -r '(.*)' >", (MODULE / "README.md").read_text("utf-8"))
+    written = subprocess.run(
+        [tool("jq"), "-r", program], input=json.dumps(given), capture_output=True, text=True, check=True
+    ).stdout
+    (tmp_path / "application.properties").write_text(written, "utf-8")
+    assert given == config.from_properties(tmp_path / "application.properties").values
 
 
 def test_role_is_for_the_service_account_of_the_example(plans: Plans) -> None:

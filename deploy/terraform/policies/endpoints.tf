@@ -5,14 +5,14 @@ locals {
   neighbours = [for account in var.shared_endpoints ? [var.account_id] : [] : {
     Sid       = "SameAccount"
     Effect    = "Allow"
-    Principal = { AWS = "*" }
+    Principal = "*"
     Action    = "*"
     Resource  = "*"
     Condition = { StringEquals = { "aws:PrincipalAccount" = account, "aws:ResourceAccount" = account } }
   }]
 
   of_the_role = {
-    Principal = { AWS = "*" }
+    Principal = "*"
     Condition = { ArnEquals = { "aws:PrincipalArn" = var.role_arn } }
   }
 
@@ -38,7 +38,7 @@ locals {
     Statement = concat([{
       Sid       = "BetraceKms"
       Effect    = "Allow"
-      Principal = { AWS = "*" }
+      Principal = "*"
       Action    = ["sts:AssumeRoleWithWebIdentity"]
       Resource  = [var.role_arn]
     }], local.neighbours)

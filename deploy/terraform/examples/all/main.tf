@@ -66,19 +66,29 @@ resource "aws_sns_topic" "notifications" {
 
 data "aws_caller_identity" "current" {}
 
-# Whoever hears of the topic subscribes to it; these are the services that tell it something.
+# Whoever is to hear of it subscribes to the topic; these are the services that publish. EventBridge takes no conditions in
+# the policy of a topic.
 resource "aws_sns_topic_policy" "notifications" {
   arn = aws_sns_topic.notifications.arn
   policy = jsonencode({
     Version = "2012-10-17"
-    Statement = [{
-      Sid       = "Notifications"
-      Effect    = "Allow"
-      Principal = { Service = ["budgets.amazonaws.com", "cloudwatch.amazonaws.com", "events.amazonaws.com"] }
-      Action    = "sns:Publish"
-      Resource  = aws_sns_topic.notifications.arn
-      Condition = { StringEquals = { "aws:SourceAccount" = data.aws_caller_identity.current.account_id } }
-    }]
+    Statement = [
+      {
+        Sid       = "AlarmsAndBudgets"
+        Effect    = "Allow"
+        Principal = { Service = ["budgets.amazonaws.com", "cloudwatch.amazonaws.com"] }
+        Action    = "sns:Publish"
+        Resource  = aws_sns_topic.notifications.arn
+        Condition = { StringEquals = { "aws:SourceAccount" = data.aws_caller_identity.current.account_id } }
+      },
+      {
+        Sid       = "Events"
+        Effect    = "Allow"
+        Principal = { Service = "events.amazonaws.com" }
+        Action    = "sns:Publish"
+        Resource  = aws_sns_topic.notifications.arn
+      },
+    ]
   })
 }
 
