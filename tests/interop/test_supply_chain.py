@@ -62,7 +62,7 @@ def test_wheel_holds_the_packages_and_nothing_else(built: Path) -> None:
     (metadata,) = {name.partition("/")[0] for name in names if ".dist-info/" in name}
     assert PACKAGES | {metadata} == {name.partition("/")[0] for name in names}
     kinds = {Path(name).suffix for name in names if not name.startswith(metadata)}
-    assert {".py", ".pyi", ".proto", ".typed"} == {kind or ".typed" for kind in kinds}
+    assert {".css", ".html", ".js", ".proto", ".py", ".pyi", ".typed"} == kinds
     typed = {name.partition("/")[0] for name in names if name.endswith("/py.typed")}
     assert PACKAGES == typed
 
