@@ -202,7 +202,7 @@ def test_modules_are_the_command_too(run: Run, module: str, verb: Sequence[str],
 
 
 def test_a_shell_completes_as_help_says() -> None:
-    """Bash, with the line that --help gives for ~/.bashrc, completes verbs, options and their values."""
+    """Bash, with the line that --help gives for it, completes verbs, options and their values."""
     expected = {
         "key": "keys keystore",
         "encrypt --ten": "--tenant",
@@ -210,7 +210,7 @@ def test_a_shell_completes_as_help_says() -> None:
         "keystore ex": "export",
         "serve --list": "--listen",
     }
-    (setup,) = [line.strip() for line in str(main.help).splitlines() if "_COMPLETE" in line]
+    (setup,) = [line.strip().removeprefix("bash  ") for line in str(main.help).splitlines() if "bash_source" in line]
     script = f"""{setup}
       function=$(complete -p betrace-kms | cut -d ' ' -f 5)  # complete -o nosort -F FUNCTION betrace-kms
       while IFS= read -r line; do

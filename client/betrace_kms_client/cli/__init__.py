@@ -108,8 +108,10 @@ def main() -> None:
     3 the call failed, 130 interrupted.
 
     \b
-    Completion, for ~/.bashrc (or zsh_source, fish_source):
-      eval "$(_BETRACE_KMS_COMPLETE=bash_source betrace-kms)"
+    Completion of verbs, options and values, for the shell's startup file:
+      bash  eval "$(_BETRACE_KMS_COMPLETE=bash_source betrace-kms)"
+      zsh   eval "$(_BETRACE_KMS_COMPLETE=zsh_source betrace-kms)"
+      fish  _BETRACE_KMS_COMPLETE=fish_source betrace-kms | source
     """
 
 
