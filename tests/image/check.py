@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from string import Template
 
@@ -106,11 +107,13 @@ def check_daemon(image: Root, stage: Stage) -> None:
             image.command(*stage.command("ENTRYPOINT"), *stage.command("CMD"), user=user),
             env={**image.environ, "KMS_SERVER_LISTEN": f"127.0.0.1:50051,{own_socket}"},
             stderr=log,
+            start_new_session=True,
         )
         try:
             end = time.monotonic() + READY_SECONDS
             while image.ended(*health, user=user) != 0 and daemon.poll() is None and time.monotonic() < end:
                 time.sleep(0.2)
+            image.run(*health, user=user)
             image.run(*health, user=user, KMS_SERVER_LISTEN=own_socket)
             script = "echo hello | betrace-kms encrypt --tenant acme | betrace-kms decrypt --tenant acme"
             if image.run("/bin/sh", "-c", script, user=user) != "hello\n":
@@ -126,7 +129,9 @@ def check_daemon(image: Root, stage: Stage) -> None:
             sys.stderr.write(log.read()[-4000:])
             raise
         finally:
-            daemon.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(daemon.pid, signal.SIGKILL)
+            daemon.wait()
 
 
 def main() -> None:
