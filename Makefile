@@ -147,7 +147,7 @@ node-modules: ## install the AWS Encryption SDK for JavaScript for tests/interop
 
 peers: $(VENV)/peers.stamp ## install OpenBao's own server for the tests of provider vault and for bench-peer
 
-java-libraries: ## install the AWS Encryption SDK for Java for tests/interop (needs Maven, and Java 11 or newer)
+java-libraries: ## install the AWS Encryption SDK for Java and EventBridge's matcher for tests/interop (needs Maven, and Java 11 or newer)
 	rm -rf $(JAVA_SDK)/jars
 	$(COPY_JARS) || $(COPY_JARS) -U
 

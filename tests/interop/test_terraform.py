@@ -182,6 +182,42 @@ def test_notifications_name_what_exists(plans: Plans) -> None:
     assert "ENABLED_WITH_ALL_CLOUDTRAIL_MANAGEMENT_EVENTS" == rules["denied-calls"]["state"]
 
 
+def call(name: str, **detail: Any) -> Any:
+    """Return an event of a call to KMS, as CloudTrail tells EventBridge of it."""
+    caller = {"type": "AssumedRole", "sessionContext": {"sessionIssuer": {"arn": detail.pop("role", "another")}}}
+    return {
+        "source": "aws.kms",
+        "detail-type": "AWS API Call via CloudTrail",
+        "detail": {"eventSource": "kms.amazonaws.com", "eventName": name, "userIdentity": caller, **detail},
+    }
+
+
+def test_events_are_those_that_a_person_should_hear_of(documents: Mapping[str, Any]) -> None:
+    """EventBridge's own matcher, Event Ruler, finds changes of the key, and calls denied to the role or on the key."""
+    from tests.interop.java_sdk import FOLDER, java  # late: importing it takes two seconds
+
+    key = "arn:aws:kms:us-east-1:123456789012:key/abcd1234-5678-90ab-cdef-1234567890ab"
+    role = "arn:aws:iam::123456789012:role/betrace-kms"
+    on_key, on_another = ([{"type": "AWS::KMS::Key", "ARN": arn}] for arn in (key, f"{key[:-1]}c"))
+    denial = "User: another is not authorized to perform: kms:Decrypt on resource: {} because no policy allows it"
+    events = [
+        ("key_changes", True, call("ScheduleKeyDeletion", resources=on_key)),
+        ("key_changes", True, call("PutKeyPolicy", resources=on_key)),
+        ("key_changes", False, call("ScheduleKeyDeletion", resources=on_another)),
+        ("key_changes", False, call("Decrypt", resources=on_key)),
+        ("denied_calls", True, call("Decrypt", errorCode="AccessDenied", role=role)),
+        ("denied_calls", True, call("Decrypt", errorCode="AccessDenied", errorMessage=denial.format(key))),
+        ("denied_calls", True, call("DescribeKey", errorCode="AccessDeniedException", resources=on_key)),
+        ("denied_calls", False, call("Decrypt", errorCode="AccessDenied", errorMessage=denial.format(f"{key[:-1]}c"))),
+        ("denied_calls", False, call("Decrypt", errorCode="ThrottlingException", role=role)),
+        ("denied_calls", False, call("Decrypt", resources=on_key, role=role)),
+    ]
+    lines = [f"{json.dumps(documents[f'{name}_pattern'])}\t{json.dumps(event)}" for name, _, event in events]
+    command = [*java(), str(FOLDER / "Matches.java")]
+    done = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, timeout=100, check=False)
+    assert [str(expected).lower() for _, expected, _ in events] == done.stdout.split(), done.stderr
+
+
 async def test_daemon_runs_on_what_is_planned(plans: Plans, moto: MotoServer, tmp_path: Path) -> None:
     """IAM, KMS and DynamoDB of the emulator take the plan's documents and tables; `keystore init` finds nothing to do.
 
