@@ -2,7 +2,8 @@
 
 No package registry has the provider as a binary, but PyPI has bindings that are generated from its schema. Their
 declarations say which arguments there are and which are required, their code of what type each is, and whether it is a
-block. Give it the wheel of `pip download --no-deps cdktn-provider-aws==25.8.1`::
+block. They do not say which optional arguments AWS fills in, and computed lists of objects are left out. Give it the
+wheel of `pip download --no-deps cdktn-provider-aws==25.8.1`::
 
     python -m tests.interop.aws_schema_extract cdktn_provider_aws-25.8.1-py3-none-any.whl
 """
