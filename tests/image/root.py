@@ -27,7 +27,8 @@ _DEVICES = {"null": 3, "zero": 5, "random": 8, "urandom": 9}  # minor numbers of
 def _unshare(what: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)  # os.unshare is there from Python 3.12 on
     if libc.unshare(what) != 0:
-        raise OSError(ctypes.get_errno(), "unshare(2) failed")
+        why = os.strerror(ctypes.get_errno())
+        sys.exit(f"unshare(2): {why}: run it as root, in a container with CAP_SYS_ADMIN")
 
 
 @contextmanager
