@@ -12,7 +12,8 @@ One thing has none: gRPC keeps 96 bytes of a call that is cancelled before its r
 are 150 KiB of the 1,560 callers that leave in 100,000 calls. Growth by so much is no finding. `--without left`
 shows what the daemon itself does.
 
-Exits with 1 if something grows, or if there were too few samples to know.
+Exits with 1 if something grows by more than one step, or if there were too few samples to know. Memory that a peak of
+large calls takes once stays taken: the longer the soak, the slower the growth that it tells from such a step.
 """
 
 import asyncio
@@ -42,6 +43,10 @@ TENANTS = 10_500
 """Tenants that are there before anything is measured: more than have a bucket or a cached branch key (10,000 each)."""
 KEPT_BYTES = 96
 """What gRPC keeps of a call whose caller left."""
+PEAK_KIB = 1024
+"""By how much memory may rise once and stay so, when more large calls are in flight than ever before."""
+STEEPEST = 1.5
+"""The line through a step that is in the middle rises by one and a half steps from end to end."""
 WARM_UP = 0.25
 """The share of the calls before which nothing is measured: caches and arenas fill up."""
 ENOUGH_SAMPLES = 10
@@ -69,11 +74,13 @@ class Trend:
     samples: int
     slope: Slope | None
     known: float = 0.0
+    coarse: float = 0.0
+    """How steep a line gets by one step in the whole soak, which is no growth: the longer the soak, the less."""
 
     @property
     def steady(self) -> bool:
         """Whether it is known not to grow."""
-        return self.slope is not None and not self.slope.grows(self.known)
+        return self.slope is not None and not self.slope.grows(self.known + self.coarse)
 
     def __str__(self) -> str:
         went = f"{self.name}: {self.first:,} to {self.last:,} {self.unit}"
@@ -82,7 +89,8 @@ class Trend:
         known = f", of which gRPC keeps {self.known:,.1f}" if self.known else ""
         return (
             f"{went}, {self.slope.value:+,.1f} +/- {self.slope.margin:,.1f} {self.unit} for each 100,000 calls{known}"
-            f" (95 %, {self.samples} samples): {'no growth' if self.steady else 'grows'}"
+            f" (95 %, {self.samples} samples; one step makes {self.coarse:,.1f}):"
+            f" {'no growth' if self.steady else 'grows'}"
         )
 
 
@@ -118,13 +126,14 @@ class Soak:
         samples = self.measured()
         x = [sample.calls / 100_000 for sample in samples]
         left = self.outcomes["left", LEFT] / self.calls * 100_000
-        for name, unit, values, known in (
-            ("memory (RSS)", "KiB", [sample.rss_kib for sample in samples], left * KEPT_BYTES / 1024),
-            ("open files", "files", [sample.files for sample in samples], 0.0),
-            ("threads", "threads", [sample.threads for sample in samples], 0.0),
+        for name, unit, values, known, step in (
+            ("memory (RSS)", "KiB", [sample.rss_kib for sample in samples], left * KEPT_BYTES / 1024, PEAK_KIB),
+            ("open files", "files", [sample.files for sample in samples], 0.0, 1),
+            ("threads", "threads", [sample.threads for sample in samples], 0.0, 1),
         ):
             found = slope(x, values) if len(samples) >= ENOUGH_SAMPLES else None
-            yield Trend(name, unit, values[0], values[-1], len(samples), found, known)
+            coarse = STEEPEST * step / (x[-1] - x[0]) if found else 0.0
+            yield Trend(name, unit, values[0], values[-1], len(samples), found, known, coarse)
 
 
 def sample(daemon: Process, calls: int) -> Sample:
