@@ -17,7 +17,7 @@ POD = "spec.template.spec"
 CALLERS = ("orders", "reports", "payments")
 VOLUMES = ("callers", "data", "config", "secret", "no-token")
 COMPONENT = KUBERNETES / "component"
-OPTIONAL = ("metrics", "pod-monitor", "prometheus-rule", "network-policy", "disruption-budget")
+OPTIONAL = ("metrics", "pod-monitor", "prometheus-rule", "network-policy-alone", "disruption-budget")
 
 
 def documented() -> Sequence[str]:
@@ -209,8 +209,8 @@ def test_the_alerts_are_those_of_prometheus() -> None:
 
 
 def test_metrics_are_where_monitor_and_policy_say(tmp_path: Path) -> None:
-    """One port under one name; the daemon listens there, and the policy leaves open every port but this one."""
-    names = ("metrics", "pod-monitor", "network-policy")
+    """One port under one name; the daemon listens there, and the policy alone leaves open every port but this one."""
+    names = ("metrics", "pod-monitor", "network-policy-alone")
     objects = loaded(with_components(tmp_path / "k", FOREIGN, [COMPONENT, *(KUBERNETES / name for name in names)]))
     sidecar = objects["Deployment", "payments"]["spec"]["template"]["spec"]["initContainers"][0]
     (port,) = sidecar["ports"]
@@ -223,5 +223,7 @@ def test_metrics_are_where_monitor_and_policy_say(tmp_path: Path) -> None:
     scraping, others = objects["NetworkPolicy", f"{OURS}-metrics"]["spec"]["ingress"]
     assert [port["containerPort"]] == [each["port"] for each in scraping["ports"]]
     open_to_all = {(each["protocol"], each["port"], each["endPort"]) for each in others["ports"]}
+    more = loaded(with_components(tmp_path / "more", FOREIGN, [COMPONENT, KUBERNETES / "network-policy"]))
+    assert [scraping] == more["NetworkPolicy", f"{OURS}-metrics"]["spec"]["ingress"], "it opens nothing else"
     every = {("TCP", 1, 9463), ("TCP", 9465, 65535), ("UDP", 1, 65535), ("SCTP", 1, 65535)}
     assert (every, None) == (open_to_all, others.get("from"))
