@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
+from betrace_kms_server.config.sources import NAMES, environment_name
 
 from tests.kubernetes.kustomizations import FOREIGN, KUBERNETES, ROOT, built, with_components
 from tests.kubernetes.objects import differences, faults, loaded
@@ -89,12 +90,12 @@ def test_an_api_server_takes_all_of_it(rendered: str) -> None:
     assert [] == faults(rendered)
 
 
-@pytest.mark.parametrize("aws", ["aws-irsa", "aws-pod-identity", "localstack"])
-def test_components_compose(tmp_path: Path, aws: str) -> None:
-    """Each AWS overlay, with all optional components at once: more is added, and still nothing is changed."""
-    folders = [KUBERNETES / name for name in ("component", aws, *OPTIONAL)] + [ROOT / "deploy/grafana"]
+@pytest.mark.parametrize("provider", ["aws-irsa", "aws-pod-identity", "localstack", "vault"])
+def test_components_compose(tmp_path: Path, provider: str) -> None:
+    """Each way to a provider, with all optional components at once: more is added, and still nothing is changed."""
+    folders = [KUBERNETES / name for name in ("component", provider, *OPTIONAL)] + [ROOT / "deploy/grafana"]
     text = with_components(tmp_path / "k", FOREIGN, folders)
-    more = ("aws",) if aws == "aws-irsa" else ()
+    more = {"aws-irsa": ("aws",), "vault": ("vault",)}.get(provider, ())
     assert {("Deployment", name): of_ours(name, *more) for name in CALLERS} == added(text)
     assert [] == faults(text)
     beside = {
@@ -227,3 +228,14 @@ def test_metrics_are_where_monitor_and_policy_say(tmp_path: Path) -> None:
     assert [scraping] == more["NetworkPolicy", f"{OURS}-metrics"]["spec"]["ingress"], "it opens nothing else"
     every = {("TCP", 1, 9463), ("TCP", 9465, 65535), ("UDP", 1, 65535), ("SCTP", 1, 65535)}
     assert (every, None) == (open_to_all, others.get("from"))
+
+
+@pytest.mark.parametrize("folder", sorted(path.name for path in KUBERNETES.iterdir() if path.name != "example"))
+def test_variables_of_a_component_are_ours_or_the_sdks(tmp_path: Path, folder: str) -> None:
+    """A misspelt variable would be ignored in silence."""
+    text = with_components(tmp_path / "k", FOREIGN, [COMPONENT, *([KUBERNETES / folder] * (folder != "component"))])
+    sidecar = loaded(text)["Deployment", "payments"]["spec"]["template"]["spec"]["initContainers"][0]
+    names = {each["name"] for each in sidecar["env"]}
+    sdk = {"AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    known = {environment_name(name) for name in NAMES} | {"KMS_CONFIG_DIR", "POD_IP", *sdk}
+    assert set() == names - known
