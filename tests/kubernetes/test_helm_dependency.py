@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml  # type: ignore[import-untyped]
+from betrace_kms_server.config.sources import from_command_line, resolve
 
 from tests.interop.tools import ROOT
 from tests.kubernetes.charts import objects, rendered, template, variables, with_dependency
@@ -49,17 +50,22 @@ def test_foreign_deployments_keep_what_they_are(foreign: Path, tmp_path: Path) -
 
 
 def test_document_shows_a_chart_that_works(tmp_path: Path) -> None:
-    """Chart.yaml, values.yaml and the Deployment of docs/helm.md, as they stand there, make a chart."""
-    text = (ROOT / "docs" / "helm.md").read_text("utf-8")
-    blocks = [textwrap.dedent(each) for each in re.findall(r"^ *```yaml\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)]
+    """Chart.yaml, values.yaml and the Deployment of docs/helm.md make a chart, and so do the values for Vault."""
+    document = (ROOT / "docs" / "helm.md").read_text("utf-8")
+    found = re.findall(r"^ *```yaml\n(.*?)^ *```$", document, re.MULTILINE | re.DOTALL)
+    described, for_aws, deployment, for_vault = [textwrap.dedent(block) for block in found]
     chart = tmp_path / "backend"
     (chart / "templates").mkdir(parents=True)
-    for name, block in zip(("Chart.yaml", "values.yaml", "templates/deployment.yaml"), blocks, strict=True):
-        (chart / name).write_text(block, "utf-8")
-    text = rendered(with_dependency(chart), tmp_path, {})
-    assert [] == faults(text)
-    pod = loaded(text)["Deployment", "backend"]["spec"]["template"]["spec"]
-    assert ["betrace-kms"] == [each["name"] for each in pod["initContainers"]]
+    (chart / "Chart.yaml").write_text(described, "utf-8")
+    (chart / "templates" / "deployment.yaml").write_text(deployment, "utf-8")
+    with_dependency(chart)
+    for values in (for_aws, for_vault):
+        (chart / "values.yaml").write_text(values, "utf-8")
+        text = rendered(chart, tmp_path, {})
+        assert [] == faults(text)
+        pod = loaded(text)["Deployment", "backend"]["spec"]["template"]["spec"]
+        assert ["betrace-kms"] == [each["name"] for each in pod["initContainers"]]
+        resolve([from_command_line(loaded(text)["ConfigMap", "betrace-kms-config"]["data"])])
 
 
 def test_alias_names_the_dependency(foreign: Path, tmp_path: Path) -> None:

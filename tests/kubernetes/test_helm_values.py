@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from betrace_kms_server.config.names import NAMES
+from betrace_kms_server.config.sources import environment_name
 
-from tests.kubernetes.charts import CHART, template
+from tests.kubernetes.charts import CHART, objects, template, variables
 
 REFUSED: Sequence[tuple[Mapping[str, Any], str]] = [
     ({"iamge": "x"}, "additional properties 'iamge' not allowed"),
@@ -66,3 +68,15 @@ def test_bad_values_are_refused(tmp_path: Path, values: Mapping[str, Any], words
     lines = [line for line in done.stderr.splitlines() if words in line]
     assert lines, done.stderr
     assert len(min(lines, key=len)) < 500
+
+
+def test_settings_are_passed_through(tmp_path: Path) -> None:
+    """Each name of the daemon is taken, but for those that the chart sets by a variable, which would be stronger."""
+    every = {"example": {"enabled": True}, "callers": {"token": {"enabled": True}}, "metrics": {"enabled": True}}
+    pod = objects(CHART, tmp_path, every)["Deployment", "betrace-kms-example"]["spec"]["template"]["spec"]
+    owned = {name for name in NAMES if environment_name(name) in variables(pod["initContainers"][0])}
+    assert len(owned) > 4
+    for name in owned:
+        assert f"{name} is set by the chart" in template(CHART, tmp_path, {"config": {name: "x"}}).stderr
+    rest = dict.fromkeys(NAMES.keys() - owned, "x")
+    assert rest == objects(CHART, tmp_path, {"config": rest})["ConfigMap", "betrace-kms-config"]["data"]
