@@ -27,6 +27,8 @@ CHOICES = {
     ("Secret", "betrace-kms-secret"),
     ("ServiceAccount", "betrace-kms"),
 }
+RULES = sorted((ROOT / "deploy" / "prometheus").glob("*.rules.yaml"))
+DASHBOARDS = sorted((ROOT / "deploy" / "grafana" / "dashboards").glob("*.json"))
 EVERYTHING: Mapping[str, Any] = {
     "config": {"kms.store.table": "betrace-kms-keys", "kms.cache.max-size": 1_000_000, "kms.log.format": None},
     "secret": {"data": {"aws.kms.master-key-id": ARN}},
@@ -42,7 +44,7 @@ EVERYTHING: Mapping[str, Any] = {
             "otherPorts": "allow",
         },
     },
-    "prometheusRule": {"enabled": True, "runbooks": "https://wiki.example.org/kms-runbooks"},
+    "prometheusRule": {"enabled": True, "runbooks": "https://docs.example.org/betrace-kms"},
     "dashboard": {"enabled": True, "annotations": {"grafana_folder": "KMS"}},
     "podDisruptionBudget": {"enabled": True},
     "example": {"enabled": True},
@@ -67,17 +69,15 @@ def test_lint_finds_nothing(tmp_path: Path, values: Mapping[str, Any]) -> None:
     assert (0, True) == (done.returncode, "0 chart(s) failed" in done.stdout), done.stdout
 
 
-def test_package_has_the_rules_and_the_dashboard(tmp_path: Path) -> None:
+def test_package_has_the_rules_and_the_dashboards(tmp_path: Path) -> None:
     """The links in the chart's folder become the files of deploy/prometheus and deploy/grafana, byte for byte."""
     done = helm("package", str(CHART), "--destination", str(tmp_path))
     assert 0 == done.returncode, done.stderr
     [package] = tmp_path.glob("*.tgz")
-    sources = ("prometheus/betrace-kms.rules.yaml", "grafana/dashboards/kms-operations.json")
     with tarfile.open(package) as archive:
-        for source in sources:
-            file = archive.extractfile(f"betrace-kms/files/{Path(source).name}")
-            assert file is not None
-            assert (ROOT / "deploy" / source).read_bytes() == file.read()
+        files = {each.name: archive.extractfile(each) for each in archive if "/files/" in each.name}
+        packaged = {Path(name).name: file.read() for name, file in files.items() if file is not None}
+    assert {path.name: path.read_bytes() for path in (*RULES, *DASHBOARDS)} == packaged
 
 
 def test_chart_has_the_version_of_the_project() -> None:
@@ -135,17 +135,16 @@ def test_objects_select_the_pods_that_have_the_sidecar(everything: Mapping[tuple
     assert {port["containerPort"]} == set(range(1, 65536)).difference(*opened)
 
 
-def test_rules_and_dashboard_are_those_of_deploy(everything: Mapping[tuple[str, str], Any]) -> None:
+def test_rules_and_dashboards_are_those_of_deploy(everything: Mapping[tuple[str, str], Any]) -> None:
     """Nothing differs but where the runbooks are."""
-    rules = yaml.safe_load((ROOT / "deploy/prometheus/betrace-kms.rules.yaml").read_text("utf-8"))
-    for annotations in (rule.get("annotations") for group in rules["groups"] for rule in group["rules"]):
+    groups = [group for path in RULES for group in yaml.safe_load(path.read_text("utf-8"))["groups"]]
+    for annotations in (rule.get("annotations") for group in groups for rule in group["rules"]):
         if annotations:
-            section = annotations["runbook_url"].rpartition("#")[2]
-            annotations["runbook_url"] = f"https://wiki.example.org/kms-runbooks#{section}"
-    assert rules == everything["PrometheusRule", "betrace-kms"]["spec"]
-    dashboard = (ROOT / "deploy/grafana/dashboards/kms-operations.json").read_text("utf-8")
-    shown = everything["ConfigMap", "betrace-kms-dashboard"]["data"]["kms-operations.json"]
-    assert json.loads(dashboard) == json.loads(shown)
+            page = annotations["runbook_url"].rpartition("/")[2]
+            annotations["runbook_url"] = f"https://docs.example.org/betrace-kms/{page}"
+    assert groups == everything["PrometheusRule", "betrace-kms"]["spec"]["groups"]
+    shown = everything["ConfigMap", "betrace-kms-dashboard"]["data"]
+    assert {path.name: path.read_text("utf-8") for path in DASHBOARDS} == shown
 
 
 def test_settings_are_text(tmp_path: Path) -> None:
