@@ -34,6 +34,7 @@ EVERYTHING: Mapping[str, Any] = {
     "secret": {"data": {"aws.kms.master-key-id": ARN}},
     "callers": {"token": {"enabled": True}},
     "aws": {"roleArn": "arn:aws:iam::123456789012:role/betrace-kms"},
+    "vault": {"token": True},
     "serviceAccount": {"create": True, "annotations": {"example.org/owner": "security"}},
     "metrics": {
         "enabled": True,
@@ -171,15 +172,16 @@ def test_pod_changes_with_its_settings(tmp_path: Path) -> None:
     assert before != annotations(secret={"data": {"kms.log.level": "debug"}})
 
 
-def test_only_the_sidecar_gets_the_role(everything: Mapping[tuple[str, str], Any]) -> None:
-    """The token of the role is mounted into no other container, and no container gets that of the Kubernetes API."""
+def test_only_the_sidecar_gets_tokens(everything: Mapping[tuple[str, str], Any]) -> None:
+    """Tokens for AWS and Vault are mounted into no other container, and the sidecar has none of the Kubernetes API."""
     pod = everything["Deployment", "betrace-kms-example"]["spec"]["template"]["spec"]
     [sidecar], [backend] = pod["initContainers"], pod["containers"]
     mounts = {each["name"]: each["mountPath"] for each in sidecar["volumeMounts"]}
     assert f"{mounts['betrace-kms-aws']}/token" == variables(sidecar)["AWS_WEB_IDENTITY_TOKEN_FILE"]
+    assert f"{mounts['betrace-kms-vault']}/token" == variables(sidecar)["VAULT_AUTH_TOKEN_FILE"]
     assert "/var/run/secrets/kubernetes.io/serviceaccount" == mounts["betrace-kms-no-token"]
     assert ["betrace-kms-callers"] == [each["name"] for each in backend["volumeMounts"]]
-    assert [] == [name for name in variables(backend) if name.startswith("AWS_")]
+    assert [] == [name for name in variables(backend) if name.startswith(("AWS_", "VAULT_"))]
 
 
 def test_notes_say_what_to_do_next(tmp_path: Path) -> None:

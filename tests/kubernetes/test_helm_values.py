@@ -72,11 +72,16 @@ def test_bad_values_are_refused(tmp_path: Path, values: Mapping[str, Any], words
 
 def test_settings_are_passed_through(tmp_path: Path) -> None:
     """Each name of the daemon is taken, but for those that the chart sets by a variable, which would be stronger."""
-    every = {"example": {"enabled": True}, "callers": {"token": {"enabled": True}}, "metrics": {"enabled": True}}
+    every = {
+        "example": {"enabled": True},
+        "callers": {"token": {"enabled": True}},
+        "metrics": {"enabled": True},
+        "vault": {"token": True},
+    }
     pod = objects(CHART, tmp_path, every)["Deployment", "betrace-kms-example"]["spec"]["template"]["spec"]
     owned = {name for name in NAMES if environment_name(name) in variables(pod["initContainers"][0])}
-    assert len(owned) > 4
+    assert len(owned) > 5
     for name in owned:
-        assert f"{name} is set by the chart" in template(CHART, tmp_path, {"config": {name: "x"}}).stderr
+        assert f"{name} is set by the chart" in template(CHART, tmp_path, {**every, "config": {name: "x"}}).stderr
     rest = dict.fromkeys(NAMES.keys() - owned, "x")
     assert rest == objects(CHART, tmp_path, {"config": rest})["ConfigMap", "betrace-kms-config"]["data"]

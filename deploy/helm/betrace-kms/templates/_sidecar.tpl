@@ -79,6 +79,10 @@ seccompProfile:
     - name: AWS_WEB_IDENTITY_TOKEN_FILE
       value: /var/run/secrets/betrace-kms-aws/token
     {{- end }}
+    {{- if .Values.vault.token }}
+    - name: VAULT_AUTH_TOKEN_FILE
+      value: /var/run/secrets/betrace-kms-vault/token
+    {{- end }}
     {{- with .Values.env }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
@@ -129,6 +133,11 @@ seccompProfile:
       mountPath: /var/run/secrets/betrace-kms-aws
       readOnly: true
     {{- end }}
+    {{- if .Values.vault.token }}
+    - name: betrace-kms-vault
+      mountPath: /var/run/secrets/betrace-kms-vault
+      readOnly: true
+    {{- end }}
     {{- with .Values.volumeMounts }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
@@ -163,6 +172,15 @@ seccompProfile:
       - serviceAccountToken:
           audience: sts.amazonaws.com
           expirationSeconds: 86400
+          path: token
+{{- end }}
+{{- if .Values.vault.token }}
+- name: betrace-kms-vault
+  projected:
+    sources:
+      - serviceAccountToken:
+          audience: vault
+          expirationSeconds: 3600
           path: token
 {{- end }}
 {{- with .Values.volumes }}

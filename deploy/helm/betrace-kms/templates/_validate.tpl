@@ -2,20 +2,23 @@
 
 {{- define "betrace-kms.own.validate" -}}
 {{- $owned := dict
-  "kms.server.listen" "set callers.*"
+  "kms.server.listen" "set callers.* instead"
   "kms.server.require-identity" "leave it out, callers are always authenticated"
-  "kms.server.token-file" "set callers.token.enabled"
-  "kms.server.token-group" "set callers.group"
-  "kms.data-dir" "set data.*"
-  "kms.ops.listen" "set metrics.*"
+  "kms.server.token-file" "set callers.token.enabled instead"
+  "kms.server.token-group" "set callers.group instead"
+  "kms.data-dir" "set data.* instead"
+  "kms.ops.listen" "set metrics.* instead"
 -}}
+{{- if .Values.vault.token -}}
+{{- $owned = set $owned "vault.auth.token-file" "leave it out, or set vault.token=false" -}}
+{{- end -}}
 {{- range $place, $settings := dict "config" .Values.config "secret.data" .Values.secret.data -}}
 {{- range $name, $value := $settings -}}
 {{- if not (regexMatch "^[a-z]+(\\.[a-z0-9]+(-[a-z0-9]+)*)+$" $name) -}}
 {{- fail (printf "%s: %s is no setting: write names of docs/configuration.md, each whole and on a line of its own, such as kms.store: sqlite" $place $name) -}}
 {{- end -}}
 {{- with get $owned $name -}}
-{{- fail (printf "%s: %s is set by the chart: %s instead" $place $name .) -}}
+{{- fail (printf "%s: %s is set by the chart: %s" $place $name .) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
