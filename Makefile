@@ -120,6 +120,9 @@ $(TOOLS)/prometheus:
 	mv -f $(APT)/unpacked/usr/bin/promtool $(APT)/unpacked/usr/bin/prometheus $(TOOLS)/
 	rm -rf $(APT)
 
+page-picture: $(VENV)/dev.stamp chromium ## take docs/images/page.png from a daemon with traffic, in seven minutes; not as root, which the page warns of
+	$(BIN)/python -m demo.picture docs/images/page.png
+
 h2load: $(TOOLS)/h2load ## unpack Debian's h2load, the load generator of `make bench`, into .tools (needs apt-get, not root)
 
 # It comes with two libraries that a slim machine lacks, so a script stands before it.

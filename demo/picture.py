@@ -9,17 +9,24 @@ import sys
 from pathlib import Path
 
 import click
+from betrace_kms_client import KmsClient
 
 from demo.stage import Stage, staged
 from tests.browser import NAMES, browsing
 
-_WIDTH, _HEIGHT = 1200, 1180
-_SECONDS = 240
-_OUTAGE = range(100, 112)
+_WIDTH, _HEIGHT = 1140, 985
+_SECONDS = 400
+"""So long that the start is out of sight: the page shows five minutes."""
+_OUTAGE = range(250, 265)
+
+
+def _use_new_key(kms: KmsClient, tenant: str) -> None:
+    """Let KMS make a data key, and unwrap it."""
+    kms.decrypt(tenant, kms.generate_data_key(tenant, fresh=True).ciphertext_blob)
 
 
 async def picture(stage: Stage, program: str) -> bytes:
-    """Let the page run for four minutes, and return what it shows."""
+    """Let the page run until it is full, and return what it shows."""
     async with browsing(program) as browser:
         await browser.show(_WIDTH, height=_HEIGHT)
         await browser.open(stage.page)
@@ -27,7 +34,7 @@ async def picture(stage: Stage, program: str) -> bytes:
             stage.near.always("drop" if second in _OUTAGE else "pass")
             await asyncio.sleep(1)
             if second % 3 == 0:
-                await asyncio.to_thread(stage.kms.encrypt, f"tenant-{second}", b"payload")
+                await asyncio.to_thread(_use_new_key, stage.kms, f"tenant-{second}")
         return await browser.picture()
 
 

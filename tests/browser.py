@@ -80,8 +80,8 @@ class Browser:
         await self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
     async def picture(self) -> bytes:
-        """Return the whole page as PNG."""
-        result = await self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        """Return what is in view as PNG."""
+        result = await self.call("Page.captureScreenshot", format="png")
         return base64.b64decode(result["data"])
 
     async def listen(self) -> None:

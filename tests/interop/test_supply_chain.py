@@ -67,8 +67,16 @@ def test_wheel_holds_the_packages_and_nothing_else(built: Path) -> None:
     assert PACKAGES == typed
 
 
+def test_wheel_has_each_part_of_the_page(built: Path) -> None:
+    """An installed daemon serves the same page as one that runs from the clone."""
+    folder = "betrace_kms_server/operations/page"
+    (wheel,) = built.glob("*.whl")
+    packed = {Path(name).name for name in zipfile.ZipFile(wheel).namelist() if name.startswith(f"{folder}/")}
+    assert {file.name for file in (ROOT / "server" / folder).iterdir() if file.is_file()} == packed
+
+
 def test_wheel_tells_an_index_what_it_is(built: Path) -> None:
-    """The README is its description, and each link of it leads somewhere without the files beside it."""
+    """The README is its description, and each link and image of it leads somewhere without the files beside it."""
     (wheel,) = built.glob("*.whl")
     archive = zipfile.ZipFile(wheel)
     (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
@@ -78,9 +86,11 @@ def test_wheel_tells_an_index_what_it_is(built: Path) -> None:
     assert {True} == {url == source or url.startswith(f"{source}/") for url in urls.values()}
     assert "text/markdown" == metadata["Description-Content-Type"]
     description, readme = str(metadata.get_payload()), (ROOT / "README.md").read_text("utf-8")
-    relative = re.findall(r"\]\((?!https?:)([^)]*)\)", readme)
+    images = re.findall(r"!\[[^]]*\]\((?!https?:)([^)]*)\)", readme)
+    relative = re.findall(r"(?<!!)\[[^]]*\]\((?!https?:)([^)]*)\)", readme)
     assert len(relative) > 20
     assert [] == re.findall(r"\]\((?!https?:)[^)]*\)", description)
+    assert [] == [image for image in images if f"]({source}/raw/v{version}/{image})" not in description]
     assert [] == [link for link in relative if f"]({source}/blob/v{version}/{link})" not in description]
 
 
