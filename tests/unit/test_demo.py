@@ -1,6 +1,7 @@
 """The guide of `make demo`: how steps end, and what is printed of them."""
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from betrace_kms_client import Unavailable
 
 from demo.stage import Skipped, Stage, StepFailed, check
-from demo.tour import Guide, Step
+from demo.tour import Guide, Step, main
 
 
 def raising(error: Exception) -> Callable[[Stage], None]:
@@ -18,6 +19,10 @@ def raising(error: Exception) -> Callable[[Stage], None]:
         raise error
 
     return take
+
+
+def nothing(stage: Stage) -> None:
+    """Be a step that ends well."""
 
 
 def led(guide: Guide, take: Callable[[Stage], None]) -> None:
@@ -50,5 +55,32 @@ def test_no_escapes_where_they_are_not_wanted(
     color: bool | None, escapes: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What is no terminal gets plain text."""
-    led(Guide(color=color), lambda stage: None)
+    led(Guide(color=color), nothing)
     assert escapes is ("\x1b[" in capsys.readouterr().out)
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Put back what a tour makes of signals."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals")
+@pytest.mark.parametrize(
+    ("steps", "code", "summary"),
+    [
+        ((nothing, nothing), 0, "2 steps green, 0 skipped, 0 failed"),
+        ((nothing, raising(Skipped("no tool")), nothing), 0, "2 steps green, 1 skipped, 0 failed"),
+        ((nothing, raising(StepFailed("it broke")), nothing), 1, "2 steps green, 0 skipped, 1 failed"),
+        ((raising(StepFailed("it broke")), nothing), 1, "0 steps green, 0 skipped, 1 failed"),
+    ],
+)
+def test_a_failed_step_fails_the_demo(
+    steps: Sequence[Callable[[Stage], None]], code: int, summary: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The exit code is 1; without the first step the others are not taken."""
+    assert code == main([Step("Do it", take) for take in steps])
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{summary}, ")

@@ -3,16 +3,11 @@
 import base64
 import hashlib
 import re
-import subprocess
-import sys
-import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 from betrace_kms_server.operations.page import load_page
 
-ROOT = Path(__file__).parents[2]
 PAGE = load_page().body.decode()
 ATTRIBUTES = re.findall(r"""<[^>]*?\s([a-z-]+)=["']""", re.sub(r"(?s)<(style|script).*?</\1>", "", PAGE))
 
@@ -78,13 +73,3 @@ def test_other_headers_keep_it_to_itself() -> None:
         "Cross-Origin-Resource-Policy": "same-origin",
         "Cache-Control": "no-cache",
     } == {name: value for name, value in load_page().headers.items() if name != "Content-Security-Policy"}
-
-
-def test_the_wheel_has_every_part(tmp_path: Path) -> None:
-    """An installed daemon serves the same page as one that runs from the clone."""
-    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60)
-    (wheel,) = tmp_path.glob("*.whl")
-    folder = ROOT / "server/betrace_kms_server/operations/page"
-    packed = {Path(name).name for name in zipfile.ZipFile(wheel).namelist() if "/operations/page/" in name}
-    assert {file.name for file in folder.iterdir() if file.is_file()} == packed
