@@ -89,8 +89,8 @@ class Guide:
             self._end("skipped", f"skipped: {reason}", "yellow")
         except Exception as error:  # noqa: BLE001  # a defect fails its step, and the others are still taken
             self._end("failed", f"failed: {_sentence(error)}", "red")
-            for line in stage.log_lines()[-_LOG_LINES:]:
-                self.say(line.rstrip())
+            if lines := stage.log_lines()[-_LOG_LINES:]:
+                self.say(f"the daemon's log ends with:\n{''.join(lines)}")
         else:
             self._end("green", f"ok, {time.monotonic() - began:.1f} s", "green")
 
