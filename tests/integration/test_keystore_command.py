@@ -147,9 +147,9 @@ def test_file_that_comes_up_meanwhile_is_not_replaced(tmp_path: Path, monkeypatc
     """An export that finds a file in its place when it is done says so, and leaves nothing of its own."""
     output = tmp_path / "keys.jsonl"
 
-    async def export(settings: Settings, lines: IO[bytes]) -> int:
+    async def export(settings: Settings, lines: IO[bytes]) -> tuple[int, int]:
         output.write_text("kept")
-        return lines.write(b"an export")
+        return lines.write(b"an export"), 0
 
     monkeypatch.setattr(keystore_command, "_export", export)
     monkeypatch.setattr(logs, "configure", lambda *_: None)  # the runner takes stderr away again

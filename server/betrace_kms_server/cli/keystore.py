@@ -1,11 +1,10 @@
-"""The verb `betrace-kms keystore`: wrapped keys to a file and back, without the daemon and without KMS.
+"""The verb `betrace-kms keystore`, with `export` and `import`: wrapped keys of any kind of store to lines and back.
 
 An import never overwrites. What it leaves out it names, line by line, and it may be repeated.
 """
 
 import asyncio
 import itertools
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,11 +15,12 @@ from typing import IO
 import click
 
 from betrace_kms_server.aws.holder import OPERATOR
+from betrace_kms_server.cli.keystore_backup import backup, restore
 from betrace_kms_server.cli.keystore_import import DIFFERENT, OUTCOMES, REFUSED, Restore
 from betrace_kms_server.cli.keystore_init import init
+from betrace_kms_server.cli.new_file import new_file
 from betrace_kms_server.cli.settings_options import Refusal, SettingsOptions, cli_errors, settings_options
 from betrace_kms_server.config.sources import Settings
-from betrace_kms_server.host.atomic_file import atomic_create
 from betrace_kms_server.startup import open_branch_keys, open_data_dir, open_store
 from betrace_kms_server.stores import branch_key_export
 from betrace_kms_server.stores.export import line_of
@@ -38,7 +38,8 @@ def keystore() -> None:
     """Back up and restore the key store: signing keys and branch keys, wrapped. See docs/key-store.md."""
 
 
-keystore.add_command(init)
+for verb in (backup, restore, init):
+    keystore.add_command(verb)
 
 
 @keystore.command(
@@ -67,10 +68,8 @@ def export(output: Path | None, options: SettingsOptions) -> None:
         if output is None:
             asyncio.run(_export(settings, sys.stdout.buffer))
             return
-        try:
-            keys, rows = _export_to_file(settings, output)
-        except OSError as cause:
-            raise Refusal(f"{output} cannot be written: {cause.strerror}") from cause
+        with new_file(output, "an export") as new, new.open("wb") as lines:
+            keys, rows = asyncio.run(_export(settings, lines))
         written = _count(keys, "key") + (f" and {_count(rows, 'row')} of branch keys" if rows else "")
         click.echo(f"keystore: {written} written to {output}")
 
@@ -110,19 +109,6 @@ async def _opened(settings: Settings, resources: AsyncExitStack) -> KeyStore:
     if settings.store == "sqlite":  # any other kind of store takes care of several at once
         open_data_dir(settings.data_dir, resources)
     return await open_store(settings, resources, OPERATOR)
-
-
-def _export_to_file(settings: Settings, output: Path) -> tuple[int, int]:
-    """Write an export whole or not at all, and never over a file that is there."""
-    if os.path.lexists(output):
-        raise Refusal(f"{output} exists, and an export replaces no file")
-    with atomic_create(output) as new:
-        with new.open("wb") as lines:
-            found = asyncio.run(_export(settings, lines))
-        made = new.stat()
-    if not os.path.samestat(made, output.stat()):
-        raise Refusal(f"{output} was made by somebody else meanwhile")
-    return found
 
 
 async def _export(settings: Settings, lines: IO[bytes]) -> tuple[int, int]:
