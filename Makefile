@@ -81,6 +81,9 @@ protos: $(VENV)/dev.stamp ## regenerate the stubs from protos/
 test-keyring: $(VENV)/dev.stamp ## exchange 500 messages with the official hierarchical keyrings of Python and Java both ways
 	KEYRING_COMBINATIONS=500 $(BIN)/python -m pytest -v tests/interop/test_hierarchical_keyring.py
 
+test-upgrade: $(VENV)/dev.stamp ## upgrade stores of each earlier version and go back, and run two versions on one table (needs git's whole history)
+	$(BIN)/python -m pytest -v tests/upgrade
+
 test-install: ## install the pins and the declared ranges into empty environments of each Python that is here, and run the daemon
 	'$(PYTHON)' -m tests.install pins
 
