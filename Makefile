@@ -157,6 +157,9 @@ java-libraries: ## install the AWS Encryption SDK for Java and EventBridge's mat
 	rm -rf $(JAVA_SDK)/jars
 	$(COPY_JARS) || $(COPY_JARS) -U
 
+api-docs: $(VENV)/dev.stamp ## write docs/api.md from the comments of the protos
+	$(BIN)/python -m tests.documents.api
+
 docs: $(VENV)/dev.stamp $(VENV)/tools.stamp ## write API documents of the Python packages and of the protos into dist/docs (needs Go)
 	$(GO_INSTALL) $(PROTOC_GEN_DOC)
 	mkdir -p dist/docs
