@@ -24,6 +24,7 @@ APT_GET = apt-get -q -o Dir::State='$(CURDIR)/$(APT)' -o Dir::State::status=/var
 JAVA_SDK := tests/interop/java/sdk
 # Maven remembers a download that failed; -U lets it try again.
 COPY_JARS := mvn -q -B -f $(JAVA_SDK) dependency:copy-dependencies -DoutputDirectory=jars
+BUILD_JAVA := mvn -q -B -f examples/java compile dependency:copy-dependencies
 # Unpack packages of Debian into .tools/apt/unpacked: those that the message names, or a list that is made by then.
 define unpack
 @command -v apt-get >/dev/null || { echo 'There is no apt-get here: install $(1) yourself'; exit 1; }
@@ -159,6 +160,25 @@ java-libraries: ## install the AWS Encryption SDK for Java and EventBridge's mat
 
 api-docs: $(VENV)/dev.stamp ## write docs/api.md from the comments of the protos
 	$(BIN)/python -m tests.documents.api
+
+examples: examples-go examples-java examples-node examples-rust ## build the clients in examples/ for tests/interop (needs Go, Java, Maven, Node.js and Rust)
+
+examples-go: $(BIN)/protoc ## build examples/go
+	cd examples/go && ./generate.sh && go build -o example .
+
+examples-java: ## build examples/java
+	$(BUILD_JAVA) || $(BUILD_JAVA) -U
+
+examples-node: ## install what examples/node needs
+	npm ci --no-audit --no-fund --ignore-scripts --prefix examples/node
+
+examples-rust: $(BIN)/protoc ## build examples/rust, in about a minute of CPU
+	cargo build --quiet --manifest-path examples/rust/Cargo.toml
+
+# The compiler of the pins, under its usual name.
+$(BIN)/protoc: $(VENV)/dev.stamp
+	printf '%s\n' '#!/bin/sh' 'exec "$(CURDIR)/$(BIN)/python" -m grpc_tools.protoc "$$@"' > $@
+	chmod 755 $@
 
 docs: $(VENV)/dev.stamp $(VENV)/tools.stamp ## write API documents of the Python packages and of the protos into dist/docs (needs Go)
 	$(GO_INSTALL) $(PROTOC_GEN_DOC)

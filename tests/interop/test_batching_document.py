@@ -1,4 +1,4 @@
-"""The coalescers of docs/batching.md, each run as it stands there: every call gets its own outcome, by few batches."""
+"""The coalescers that docs/batching.md names, each as it stands: every call gets its own outcome, by few batches."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 
 from tests.interop.tools import ROOT, tool
 
-TEXT = (ROOT / "docs" / "batching.md").read_text("utf-8")
+DOCUMENT = ROOT / "docs" / "batching.md"
 CALLS = 2_500
 EXPECTED = {"answered": CALLS - CALLS // 10, "refused": CALLS // 10, "wrong": 0, "failed": 3, "served": 3}
 """Each tenth call is refused. Of the batches after those one fails as a whole, and the next is served."""
@@ -164,10 +164,10 @@ NODE = (
 ).replace("%CALLS%", str(CALLS))
 
 
-def block(language: str) -> str:
-    """Return the only block of a language."""
-    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-    return str(found)
+def coalescer(name: str) -> str:
+    """Return the source that the document links to."""
+    (found,) = re.findall(rf"\[{re.escape(name)}\]\((\S+)\)", DOCUMENT.read_text("utf-8"))
+    return (DOCUMENT.parent / str(found)).read_text("utf-8")
 
 
 def output(folder: Path, *command: str, **environ: str) -> str:
@@ -183,17 +183,17 @@ def output(folder: Path, *command: str, **environ: str) -> str:
 def test_the_coalescers_work(language: str, tmp_path: Path) -> None:
     """No call gets another one's outcome, each error is that of its item, and a failed batch is followed by others."""
     if language == "java":
-        (tmp_path / "Main.java").write_text(block("java") + JAVA)
-        output(tmp_path, tool("javac"), "-Xlint:all", "-Werror", "Main.java")
-        printed = output(tmp_path, tool("java"), "-cp", ".", "Main")
+        (tmp_path / "Main.java").write_text(coalescer("Coalescer.java") + JAVA)
+        output(tmp_path, tool("javac"), "-Xlint:all", "-Werror", "-d", ".", "Main.java")
+        printed = output(tmp_path, tool("java"), "-cp", ".", "dev.betrace.kms.example.Main")
     elif language == "go":
-        (tmp_path / "coalescer.go").write_text(block("go"))
+        (tmp_path / "coalescer.go").write_text(coalescer("coalescer.go"))
         (tmp_path / "main.go").write_text(GO)
         (tmp_path / "go.mod").write_text("module coalescer\n\ngo 1.22\n")
         printed = output(tmp_path, tool("go"), "run", ".", GOFLAGS="-mod=mod", GOTOOLCHAIN="local")
     else:
-        (tmp_path / "main.js").write_text(block("js") + NODE)
-        printed = output(tmp_path, tool("node"), "main.js")
+        (tmp_path / "main.mjs").write_text(coalescer("coalescer.mjs") + NODE)
+        printed = output(tmp_path, tool("node"), "main.mjs")
     found = json.loads(printed)
     batches = found.pop("batches")
     assert EXPECTED == found

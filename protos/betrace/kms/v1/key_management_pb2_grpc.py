@@ -40,10 +40,10 @@ class KeyManagementServiceStub(object):
     - The metadata `authorization: Bearer TOKEN`, where the daemon has kms.server.token-file.
     - No compression of requests: they end with UNIMPLEMENTED.
 
-    What a client repeats: a call that ended with UNAVAILABLE, after a short pause; and one that ended with
-    RESOURCE_EXHAUSTED, as long after as its RetryInfo says. Three attempts are enough. Every call may be
-    repeated: at worst a second one makes a key or a ciphertext that no one uses. Of a batch, only the items
-    that have a `retry_delay` are repeated.
+    What a client repeats: a call that ended with UNAVAILABLE, after a short pause, in three attempts at
+    most; and one that ended with RESOURCE_EXHAUSTED, as long after as its RetryInfo says, and twice as long
+    each further time. Every call may be repeated: at worst a second one makes a key or a ciphertext that no
+    one uses. Of a batch, only the items that have a `retry_delay` are repeated.
     """
 
     def __init__(self, channel):
@@ -154,10 +154,10 @@ class KeyManagementServiceServicer(object):
     - The metadata `authorization: Bearer TOKEN`, where the daemon has kms.server.token-file.
     - No compression of requests: they end with UNIMPLEMENTED.
 
-    What a client repeats: a call that ended with UNAVAILABLE, after a short pause; and one that ended with
-    RESOURCE_EXHAUSTED, as long after as its RetryInfo says. Three attempts are enough. Every call may be
-    repeated: at worst a second one makes a key or a ciphertext that no one uses. Of a batch, only the items
-    that have a `retry_delay` are repeated.
+    What a client repeats: a call that ended with UNAVAILABLE, after a short pause, in three attempts at
+    most; and one that ended with RESOURCE_EXHAUSTED, as long after as its RetryInfo says, and twice as long
+    each further time. Every call may be repeated: at worst a second one makes a key or a ciphertext that no
+    one uses. Of a batch, only the items that have a `retry_delay` are repeated.
     """
 
     def GenerateDataKey(self, request, context):
@@ -396,10 +396,10 @@ class KeyManagementService(object):
     - The metadata `authorization: Bearer TOKEN`, where the daemon has kms.server.token-file.
     - No compression of requests: they end with UNIMPLEMENTED.
 
-    What a client repeats: a call that ended with UNAVAILABLE, after a short pause; and one that ended with
-    RESOURCE_EXHAUSTED, as long after as its RetryInfo says. Three attempts are enough. Every call may be
-    repeated: at worst a second one makes a key or a ciphertext that no one uses. Of a batch, only the items
-    that have a `retry_delay` are repeated.
+    What a client repeats: a call that ended with UNAVAILABLE, after a short pause, in three attempts at
+    most; and one that ended with RESOURCE_EXHAUSTED, as long after as its RetryInfo says, and twice as long
+    each further time. Every call may be repeated: at worst a second one makes a key or a ciphertext that no
+    one uses. Of a batch, only the items that have a `retry_delay` are repeated.
     """
 
     @staticmethod

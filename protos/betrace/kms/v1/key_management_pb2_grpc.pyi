@@ -41,10 +41,10 @@ class KeyManagementServiceStub:
     - The metadata `authorization: Bearer TOKEN`, where the daemon has kms.server.token-file.
     - No compression of requests: they end with UNIMPLEMENTED.
 
-    What a client repeats: a call that ended with UNAVAILABLE, after a short pause; and one that ended with
-    RESOURCE_EXHAUSTED, as long after as its RetryInfo says. Three attempts are enough. Every call may be
-    repeated: at worst a second one makes a key or a ciphertext that no one uses. Of a batch, only the items
-    that have a `retry_delay` are repeated.
+    What a client repeats: a call that ended with UNAVAILABLE, after a short pause, in three attempts at
+    most; and one that ended with RESOURCE_EXHAUSTED, as long after as its RetryInfo says, and twice as long
+    each further time. Every call may be repeated: at worst a second one makes a key or a ciphertext that no
+    one uses. Of a batch, only the items that have a `retry_delay` are repeated.
     """
 
     @_typing.overload
@@ -114,10 +114,10 @@ class KeyManagementServiceAsyncStub(KeyManagementServiceStub):
     - The metadata `authorization: Bearer TOKEN`, where the daemon has kms.server.token-file.
     - No compression of requests: they end with UNIMPLEMENTED.
 
-    What a client repeats: a call that ended with UNAVAILABLE, after a short pause; and one that ended with
-    RESOURCE_EXHAUSTED, as long after as its RetryInfo says. Three attempts are enough. Every call may be
-    repeated: at worst a second one makes a key or a ciphertext that no one uses. Of a batch, only the items
-    that have a `retry_delay` are repeated.
+    What a client repeats: a call that ended with UNAVAILABLE, after a short pause, in three attempts at
+    most; and one that ended with RESOURCE_EXHAUSTED, as long after as its RetryInfo says, and twice as long
+    each further time. Every call may be repeated: at worst a second one makes a key or a ciphertext that no
+    one uses. Of a batch, only the items that have a `retry_delay` are repeated.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -183,10 +183,10 @@ class KeyManagementServiceServicer(metaclass=_abc_1.ABCMeta):
     - The metadata `authorization: Bearer TOKEN`, where the daemon has kms.server.token-file.
     - No compression of requests: they end with UNIMPLEMENTED.
 
-    What a client repeats: a call that ended with UNAVAILABLE, after a short pause; and one that ended with
-    RESOURCE_EXHAUSTED, as long after as its RetryInfo says. Three attempts are enough. Every call may be
-    repeated: at worst a second one makes a key or a ciphertext that no one uses. Of a batch, only the items
-    that have a `retry_delay` are repeated.
+    What a client repeats: a call that ended with UNAVAILABLE, after a short pause, in three attempts at
+    most; and one that ended with RESOURCE_EXHAUSTED, as long after as its RetryInfo says, and twice as long
+    each further time. Every call may be repeated: at worst a second one makes a key or a ciphertext that no
+    one uses. Of a batch, only the items that have a `retry_delay` are repeated.
     """
 
     @_abc_1.abstractmethod
