@@ -19,6 +19,7 @@ DOCUMENTS = {
     path.relative_to(ROOT).as_posix(): blocks(path)
     for pattern in ("*.md", "docs/**/*.md", "deploy/**/*.md", "examples/**/README.md")
     for path in sorted(ROOT.glob(pattern))
+    if "node_modules" not in path.parts
 }
 WITH_BLOCKS = [name for name, found in DOCUMENTS.items() if any(block.language in LANGUAGES for block in found)]
 
