@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import re
 import socket
 import subprocess
 import sys
@@ -301,8 +302,13 @@ async def test_only_what_somebody_decided_drops_warm_keys(
                 proxy.doctor = state_is(state)
             async with session.get(f"http://{daemon.ops_address}/q/health/ready") as answer:
                 status = answer.status
+            async with session.get(f"http://{daemon.ops_address}/q/metrics") as answer:
+                shown = re.findall(r'^kms_master_key_state{state="(\w+)"} 1\.0$', await answer.text(), re.MULTILINE)
             warm = sum(map(len, daemon.caches))
     assert status == (200 if state in {"Enabled", "Updating"} else 503)
+    assert shown == [
+        {"Updating": "Enabled", "Creating": "Unknown", "SomeStateOfTheFuture": "Unknown"}.get(state, state)
+    ]
     assert warm == (0 if state in {"Disabled", "PendingDeletion", "PendingReplicaDeletion", "PendingImport"} else 1)
 
 

@@ -5,6 +5,7 @@ import contextlib
 import http.client
 import json
 import re
+import shutil
 import socket
 import subprocess
 import time
@@ -19,6 +20,7 @@ import yaml  # type: ignore[import-untyped]
 from betrace.kms.v1.span_pb2 import ComplianceSpan
 from betrace_kms_client import AsyncKmsClient, InvalidRequest
 from betrace_kms_server.app import Daemon
+from betrace_kms_server.core.errors import KmsError
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 
 FOLDER = ROOT / "deploy/prometheus"
 RULES = FOLDER / "betrace-kms.rules.yaml"
-RULES_TESTS = FOLDER / "betrace-kms.rules.test.yaml"
+SLO_RULES = FOLDER / "betrace-kms.slo.rules.yaml"
+RULES_TESTS = (FOLDER / "betrace-kms.rules.test.yaml", FOLDER / "betrace-kms.hours.test.yaml")
 CONFIG = FOLDER / "prometheus.yaml"
 DASHBOARD = ROOT / "deploy/grafana/dashboards/kms-operations.json"
 
@@ -38,7 +41,7 @@ SPAN = ComplianceSpan(trace_id=b"t" * 16, span_id=b"s" * 8, name="user.login")
 SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",), "gauge": ("",)}
 SCRAPED = {"job", "instance", "le"}
 """Labels that come with the scrape or with a bucket."""
-FIXED = {"cache", "cause", "key_type", "result"}
+FIXED = {"cache", "cause", "key_type", "result", "state"}
 """Labels of which the daemon exports every value from its start."""
 RECORDED = re.compile(r"\b[a-z_]+:[a-z0-9_:]+")
 OURS = r"\b(?:kms|circuit_breaker)_\w+"
@@ -47,7 +50,8 @@ OURS = r"\b(?:kms|circuit_breaker)_\w+"
 
 def rules() -> Sequence[Any]:
     """Return the rules, of all groups."""
-    return [rule for group in yaml.safe_load(RULES.read_text("utf-8"))["groups"] for rule in group["rules"]]
+    files = [yaml.safe_load(file.read_text("utf-8")) for file in (RULES, SLO_RULES)]
+    return [rule for file in files for group in file["groups"] for rule in group["rules"]]
 
 
 def alerts() -> Mapping[str, Any]:
@@ -79,8 +83,12 @@ def queries() -> Sequence[str]:
 
 @pytest.mark.parametrize(
     "command",
-    [("check", "rules", RULES), ("test", "rules", RULES_TESTS), ("check", "config", CONFIG)],
-    ids=["check rules", "test rules", "check config"],
+    [
+        ("check", "rules", RULES, SLO_RULES),
+        *(("test", "rules", file) for file in RULES_TESTS),
+        ("check", "config", CONFIG),
+    ],
+    ids=["check rules", "test rules", "test rules of hours", "check config"],
 )
 def test_promtool_accepts(command: Sequence[str]) -> None:
     """The rules are well-formed and do what their tests say, and the example is a configuration."""
@@ -108,12 +116,49 @@ def test_every_alert_says_what_to_do() -> None:
     for name, rule in alerts().items():
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert {"summary", "description", "runbook_url"} == set(rule["annotations"])
-        assert f"docs/runbooks.md#{name.lower()}" == rule["annotations"]["runbook_url"]
+        assert f"${{RUNBOOKS}}/runbooks.md#{name.lower()}" == rule["annotations"]["runbook_url"]
+
+
+def test_the_documented_substitution_makes_runbook_urls_absolute(tmp_path: Path) -> None:
+    """The command of docs/monitoring.md leaves no placeholder, and rules that promtool accepts."""
+    text = (ROOT / "docs/monitoring.md").read_text("utf-8")
+    (command,) = re.findall(r"^sed -i .*RUNBOOKS.*$", text, re.MULTILINE)
+    shutil.copytree(FOLDER, tmp_path / "deploy/prometheus")
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, timeout=60, check=True)
+    copies = [tmp_path / "deploy/prometheus" / file.name for file in (RULES, SLO_RULES)]
+    urls = [url for copy in copies for url in re.findall(r"runbook_url: (.*)", copy.read_text("utf-8"))]
+    assert {f"https://docs.example/betrace-kms/runbooks.md#{name.lower()}" for name in alerts()} == set(urls)
+    done = subprocess.run([tool("promtool"), "check", "rules", *copies], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_reason_counts_as_a_failure_or_does_not() -> None:
+    """docs/slo.md decides on each error that there is, and the rules follow it."""
+    text = (ROOT / "docs/slo.md").read_text("utf-8")
+    ((counts, others),) = re.findall(r"^\| (`AUDIT_UNAVAILABLE`.*) \| (`BUDGET_EXCEEDED`.*) \|$", text, re.MULTILINE)
+    failures, decisions = (set(re.findall(r"`([A-Z_]+)`", cell)) for cell in (counts, others))
+    reasons = {error.reason for error in KmsError.__subclasses__()}
+    assert reasons | {"INTERNAL", "DEADLINE_EXCEEDED", "CANCELLED"} == failures | decisions
+    matchers_ = {
+        found for rule in rules() for found in re.findall(r'kms_rpc_failures_total\{\s*reason=~"([^"]*)"', rule["expr"])
+    }
+    (matcher,) = matchers_
+    assert failures == {reason for reason in failures | decisions if re.fullmatch(matcher, reason)}
+
+
+@pytest.mark.parametrize("name", ["kms_rpc_failures", "kms_rpc_slow"])
+def test_windows_of_burn_rates_are_of_one_ratio(name: str) -> None:
+    """What is recorded differs by its window alone, and every window of an alert is recorded."""
+    recorded = {rule["record"]: rule["expr"] for rule in rules() if "record" in rule}
+    ratios = {record: text for record, text in recorded.items() if record.startswith(f"job:{name}:ratio_rate")}
+    texts = {text.replace(f"[{record.rpartition('rate')[2]}]", "[WINDOW]") for record, text in ratios.items()}
+    used = {found for rule in alerts().values() for found in re.findall(rf"job:{name}:ratio_\w+", rule["expr"])}
+    assert (1, set(ratios)) == (len(texts), used)
 
 
 def test_every_alert_is_tested_and_documented() -> None:
     """Each fires in a test of promtool, and has its row and severity in docs/monitoring.md."""
-    tests = RULES_TESTS.read_text("utf-8")
+    tests = "".join(file.read_text("utf-8") for file in RULES_TESTS)
     rows = re.findall(
         r"^\| `(KMS\w+)` \|.*\| (\w+) \|$", (ROOT / "docs/monitoring.md").read_text("utf-8"), re.MULTILINE
     )

@@ -183,6 +183,25 @@ async def test_state_says_whether_somebody_withdrew_the_key(provider: Any, withd
     assert (False, False, withdrawn) == (state.usable, state.enabled, state.withdrawn)
 
 
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (None, "Enabled"),
+        (MasterKeyUnusable("disabled", state="Disabled", withdrawn=True), "Disabled"),
+        (MasterKeyUnusable("a key of another usage"), "Unknown"),
+        (KmsUnreachable("no answer"), "Unknown"),
+        (RuntimeError("defect"), "Unknown"),
+    ],
+)
+async def test_state_of_the_key_is_what_the_service_says(provider: Any, error: Exception | None, state: str) -> None:
+    """Without an answer nothing is known, and a round trip that fails says nothing of the key's state."""
+    watched = KmsMonitor(provider, lambda state: None)
+    assert "Unknown" == watched.state.key_state
+    provider.error = error
+    provider.denied = AccessDenied("denied")
+    assert state == (await watched.fresh(0.0)).key_state
+
+
 async def test_a_request_during_a_check_is_answered_by_the_next(provider: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """KMS decided on the answer that travels before the key was disabled, so that answer does not count."""
     monkeypatch.setattr(monitor, "RETRY_SECONDS", 0.001)

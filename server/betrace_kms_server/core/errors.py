@@ -130,8 +130,9 @@ class NoBranchKeyStore(KmsError):
 class MasterKeyUnusable(KmsError):
     """The master key does not exist, is disabled, is pending deletion, or is no symmetric encryption key.
 
-    `state` is the key's state if the service named it. `withdrawn` is set if somebody decided that the key must not be
-    used: then the keys that it wrapped must not be used from the cache either. An outage is no such decision.
+    `state` is the key's state if the service named it, and NotFound if it knows no such key. `withdrawn` is set if
+    somebody decided that the key must not be used: then the keys that it wrapped must not be used from the cache
+    either. An outage is no such decision.
     """
 
     reason = "MASTER_KEY_UNUSABLE"

@@ -23,6 +23,7 @@ log = structlog.get_logger()
 
 RETRY_SECONDS = 2.0
 """How soon a master key is checked again that cannot be used, or that a call said cannot be used."""
+UNKNOWN = "Unknown"
 _CONTEXT = encryption_context(VALIDATION_TENANT, {})
 
 
@@ -43,6 +44,8 @@ class KmsState:
     """The service says that the master key is enabled, though the daemon may lack a permission on it."""
     withdrawn: bool = False
     """Somebody decided that the master key must not be used: see MasterKeyUnusable."""
+    key_state: str = UNKNOWN
+    """State of the master key as the service names it, or that it is not known."""
 
 
 class KmsMonitor:
@@ -100,21 +103,24 @@ class KmsMonitor:
         """Check once. Logs what is wrong when it changes, not every time."""
         before, began = self.state, self._clock()
         problem, reason, cause, enabled, withdrawn = "", "", None, False, False
+        key_state = UNKNOWN
         described = began
         try:
             try:
                 await self._provider.check()
             finally:
                 described = self._clock()
-            enabled = True
+            enabled, key_state = True, "Enabled"
             await self._round_trip()
         except KmsError as error:
             problem, reason, cause = error.message, error.reason, cause_of(error)
-            withdrawn = isinstance(error, MasterKeyUnusable) and error.withdrawn
+            if isinstance(error, MasterKeyUnusable):
+                withdrawn, key_state = error.withdrawn, error.state or key_state
         except Exception as error:  # a defect here must not end the watch for good
             problem, reason = f"checking the master key failed: {type(error).__name__}", "INTERNAL"
             log.error("Checking the master key failed", exc_info=error)
-        self.state = KmsState(not problem, problem, reason, (described - began) * 1000, began, enabled, withdrawn)
+        latency_ms = (described - began) * 1000
+        self.state = KmsState(not problem, problem, reason, latency_ms, began, enabled, withdrawn, key_state)
         if not problem:
             self.usable.set()
         try:

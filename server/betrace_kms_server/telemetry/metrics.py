@@ -28,9 +28,15 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 from betrace_kms_server.core.histogram import Histogram
+from betrace_kms_server.operations.monitor import UNKNOWN
 from betrace_kms_server.telemetry.figures import Figures
 
 _STATES = {"closed": 0, "open": 1, "half_open": 2}
+_KEY_STATES = (
+    *("Enabled", "Disabled", "PendingDeletion", "PendingImport", "PendingReplicaDeletion", "Unavailable"),
+    *("NotFound", UNKNOWN),
+)
+"""States of a master key that have a series each; any other is shown as unknown."""
 Labelled = Iterable[tuple[Mapping[str, str], float]]
 
 
@@ -183,6 +189,11 @@ class Metrics:
             lambda: [({}, int(figures.monitor.state.usable))],
         )
         gauge(
+            "kms_master_key_state",
+            "1 for the state of the master key at its last check, 0 for the others.",
+            lambda: _key_state(figures.monitor.state.key_state),
+        )
+        gauge(
             "kms_locked",
             "1 while an emergency stop is in force.",
             lambda: [({}, int(figures.stop.state is not None))],
@@ -255,3 +266,8 @@ class Metrics:
 
 def _rows(counts: Mapping[tuple[str, str], int], *labels: str) -> Labelled:
     return [(dict(zip(labels, names, strict=True)), count) for names, count in list(counts.items())]
+
+
+def _key_state(now: str) -> Labelled:
+    shown = now if now in _KEY_STATES else UNKNOWN
+    return [({"state": state}, int(state == shown)) for state in _KEY_STATES]

@@ -30,6 +30,14 @@ def _unusable(_action: str, arn: str) -> KmsError:
     )
 
 
+def _missing(_action: str, arn: str) -> KmsError:
+    return MasterKeyUnusable(
+        f"the master key {arn} does not exist: check aws.kms.master-key-id, its account and its region; a key that was"
+        " deleted never comes back",
+        state="NotFound",
+    )
+
+
 def _denied(action: str, arn: str) -> KmsError:
     return AccessDenied(
         f"KMS denies kms:{action} on {arn}: allow this action to the daemon's role in its IAM policy and in the key"
@@ -74,7 +82,7 @@ def _invalid(action: str, arn: str) -> KmsError:
 
 CODES: Mapping[str, Callable[[str, str], KmsError]] = {
     # AWS KMS API reference, "Errors" of each of the four actions
-    "NotFoundException": _unusable,
+    "NotFoundException": _missing,
     "DisabledException": _unusable,
     "KMSInvalidStateException": _unusable,
     "InvalidKeyUsageException": _unusable,
