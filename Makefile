@@ -113,9 +113,9 @@ chart: ## package the Helm chart into dist (needs helm)
 	helm package deploy/helm/betrace-kms --destination dist
 
 prometheus-rule: ## write the alerts of deploy/prometheus as a PrometheusRule of deploy/kubernetes
-	{ printf '%s\n' '# Written by `make prometheus-rule` from deploy/prometheus/betrace-kms.rules.yaml.' 'apiVersion: monitoring.coreos.com/v1' \
+	{ printf '%s\n' '# Written by `make prometheus-rule` from deploy/prometheus/betrace-kms*.rules.yaml.' 'apiVersion: monitoring.coreos.com/v1' \
 	  'kind: PrometheusRule' 'metadata:' '  name: betrace-kms' 'spec:'; \
-	  sed -n '/^groups:/,$$p' deploy/prometheus/betrace-kms.rules.yaml | sed 's/^./  &/'; } > deploy/kubernetes/prometheus-rule/prometheus-rule.yaml
+	  echo '  groups:'; for file in deploy/prometheus/betrace-kms*.rules.yaml; do sed '1,/^groups:/d; s/^./  &/' "$$file"; done; } > deploy/kubernetes/prometheus-rule/prometheus-rule.yaml
 
 prometheus: $(TOOLS)/prometheus ## unpack Debian's prometheus and promtool into .tools (needs apt-get, not root)
 
