@@ -154,6 +154,17 @@ node-modules: ## install the AWS Encryption SDK for JavaScript for tests/interop
 
 peers: $(VENV)/peers.stamp ## install OpenBao's own server for the tests of provider vault and for bench-peer
 
+postgresql: $(TOOLS)/postgresql/.unpacked ## unpack Debian's PostgreSQL server into .tools, where there is none (needs apt-get, not root)
+
+$(TOOLS)/postgresql/.unpacked:
+	@if ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then mkdir -p $(@D) && touch $@; else $(MAKE) unpack-postgresql; fi
+
+unpack-postgresql:
+	$(call unpack,postgresql-15,$(call with_missing,postgresql-15))
+	rm -rf $(TOOLS)/postgresql && mkdir -p $(TOOLS)/postgresql
+	mv $(APT)/unpacked/usr/lib $(APT)/unpacked/usr/share $(TOOLS)/postgresql/
+	rm -rf $(APT) && touch $(TOOLS)/postgresql/.unpacked
+
 java-libraries: ## install the AWS Encryption SDK for Java and EventBridge's matcher for tests/interop (needs Maven, and Java 11 or newer)
 	rm -rf $(JAVA_SDK)/jars
 	$(COPY_JARS) || $(COPY_JARS) -U
@@ -288,7 +299,7 @@ ci: ## everything that CI runs (needs Go, Node.js, Java, Maven and Debian's apt-
 	.ci/run
 
 requirements: $(VENV)/dev.stamp ## pin the newest versions that pyproject.toml allows
-	$(COMPILE) pyproject.toml requirements/build.in --extra server --extra otel --group dev -o requirements/dev.txt
+	$(COMPILE) pyproject.toml requirements/build.in --extra server --extra otel --extra postgresql --group dev -o requirements/dev.txt
 	$(COMPILE) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
 	$(COMPILE) pyproject.toml --extra server -c requirements/dev.txt -o requirements/server.txt
 	$(COMPILE) --group fuzz -c requirements/dev.txt -o requirements/fuzz.txt

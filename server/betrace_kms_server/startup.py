@@ -72,6 +72,8 @@ async def open_store(settings: Settings, resources: AsyncExitStack, holder: Hold
     """Return the key store that the settings ask for. `holder` is whose AWS credentials it uses."""
     if settings.store == "sqlite":
         return await resources.enter_async_context(open_sqlite(store_file(settings.data_dir)))
+    if settings.store == "postgresql":
+        return await _open_postgresql(settings, resources)
     from betrace_kms_server.stores.dynamodb.client import dynamodb_client  # late, as below
     from betrace_kms_server.stores.dynamodb.store import open_dynamodb
 
@@ -85,12 +87,26 @@ async def open_store(settings: Settings, resources: AsyncExitStack, holder: Hold
     )
 
 
+async def _open_postgresql(settings: Settings, resources: AsyncExitStack) -> KeyStore:
+    try:
+        from betrace_kms_server.stores.postgresql.conninfo import complete, password_of
+        from betrace_kms_server.stores.postgresql.store import open_postgresql
+    except ImportError as cause:
+        raise StartRefused("kms.store is postgresql: install betrace-kms[postgresql]") from cause
+    conninfo = complete(settings.store_dsn)
+    return await resources.enter_async_context(open_postgresql(conninfo, password_of(settings.store_password_file)))
+
+
 async def open_branch_keys(
     settings: Settings, store: KeyStore, resources: AsyncExitStack, holder: Holder = DAEMON
 ) -> BranchKeyStore | None:
     """Return the branch key store beside the key store, if there is one. `holder` is whose AWS credentials it uses."""
     if isinstance(store, SqliteStore):
         return SqliteBranchKeys(store)
+    if settings.store == "postgresql":
+        from betrace_kms_server.stores.postgresql.branch_keys import branch_keys_beside
+
+        return branch_keys_beside(store)
     if settings.branch_keys_table is None:
         return None
     from betrace_kms_server.stores.dynamodb.branch_keys import open_branch_keys  # late, as below

@@ -14,10 +14,12 @@ from betrace_kms_server.providers.aws.provider import AwsProvider
 from betrace_kms_server.providers.local import LocalProvider
 from betrace_kms_server.stores.dynamodb.creation import create_table
 from betrace_kms_server.stores.dynamodb.store import open_dynamodb
+from betrace_kms_server.stores.postgresql.store import open_postgresql
 from betrace_kms_server.stores.sqlite.store import DATABASE_FILE, SqliteStore, open_sqlite
 from botocore.awsrequest import AWSResponse
 
 from tests.contract.doubles import CountedLocalProvider, FakeClock, Kms, Open, StoreKind, counting
+from tests.contract.postgres_peer import Place, emptied
 from tests.contract.vault_peer import vault_provider
 from tests.moto_server import REGION, MotoServer
 from tests.openbao_server import OpenBaoServer
@@ -90,9 +92,20 @@ async def _dynamodb(request: pytest.FixtureRequest) -> AsyncIterator[StoreKind]:
     )
 
 
+@asynccontextmanager
+async def _postgresql(request: pytest.FixtureRequest) -> AsyncIterator[StoreKind]:
+    place: Place = await emptied(request.getfixturevalue("postgres"))
+
+    async def forbid_writes(store: Any) -> None:
+        place.forbid_writes()
+
+    yield StoreKind(open=lambda: open_postgresql(place.conninfo), forbid_writes=forbid_writes)
+
+
 STORES: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[StoreKind]]] = {
     "sqlite": _sqlite,
     "dynamodb": _dynamodb,
+    "postgresql": _postgresql,
 }
 
 

@@ -24,9 +24,12 @@ from betrace_kms_server.stores.branch_keys import BranchKeyStore
 from betrace_kms_server.stores.dynamodb.branch_keys import open_branch_keys
 from betrace_kms_server.stores.dynamodb.creation import create_table
 from betrace_kms_server.stores.dynamodb.table import BRANCH_KEYS
+from betrace_kms_server.stores.postgresql.branch_keys import PostgresBranchKeys
+from betrace_kms_server.stores.postgresql.store import open_postgresql
 from betrace_kms_server.stores.sqlite.branch_keys import SqliteBranchKeys
 from betrace_kms_server.stores.sqlite.store import DATABASE_FILE, open_sqlite
 
+from tests.contract.postgres_peer import Place, emptied
 from tests.contract.samples import ARN
 from tests.moto_server import REGION, MotoServer
 
@@ -63,9 +66,23 @@ async def _dynamodb(request: pytest.FixtureRequest) -> AsyncIterator[Stored]:
         )
 
 
+@asynccontextmanager
+async def _postgresql(request: pytest.FixtureRequest) -> AsyncIterator[Stored]:
+    place: Place = await emptied(request.getfixturevalue("postgres"))
+
+    async def delete(branch_key_id: str, type_: str) -> None:
+        place.execute(
+            f"DELETE FROM betrace_kms.branch_keys WHERE branch_key_id = '{branch_key_id}' AND type = '{type_}'"  # noqa: S608
+        )
+
+    async with open_postgresql(place.conninfo) as store:
+        yield PostgresBranchKeys(store.database), delete
+
+
 STORES: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Stored]]] = {
     "sqlite": _sqlite,
     "dynamodb": _dynamodb,
+    "postgresql": _postgresql,
 }
 
 

@@ -37,11 +37,14 @@ from betrace_kms_server.signing_keys.signer import Signer
 from betrace_kms_server.stores.branch_keys import BranchKeyStore
 from betrace_kms_server.stores.dynamodb.branch_keys import open_branch_keys
 from betrace_kms_server.stores.dynamodb.store import open_dynamodb
+from betrace_kms_server.stores.postgresql.branch_keys import PostgresBranchKeys
+from betrace_kms_server.stores.postgresql.store import open_postgresql
 from betrace_kms_server.stores.protocol import KeyStore
 from betrace_kms_server.stores.sqlite.branch_keys import SqliteBranchKeys
 from betrace_kms_server.stores.sqlite.store import DATABASE_FILE, open_sqlite
 
 from tests.aws_proxy import aws_proxy
+from tests.contract import postgres_peer
 from tests.contract.doubles import CountedLocalProvider, FakeClock
 from tests.contract.samples import span
 from tests.contract.shared_tables import emptied_tables
@@ -72,9 +75,17 @@ async def _dynamodb(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
         yield store, branch_keys
 
 
+@asynccontextmanager
+async def _postgresql(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
+    place = await postgres_peer.emptied(request.getfixturevalue("postgres"))
+    async with open_postgresql(place.conninfo) as store:
+        yield store, PostgresBranchKeys(store.database)
+
+
 STORES: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Stores]]] = {
     "sqlite": _sqlite,
     "dynamodb": _dynamodb,
+    "postgresql": _postgresql,
 }
 
 

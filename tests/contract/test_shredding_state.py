@@ -15,6 +15,8 @@ from betrace_kms_server.core.shredding import Shredding, TenantHead, shredding_o
 from betrace_kms_server.stores.branch_keys import BranchKeyStore
 from betrace_kms_server.stores.dynamodb.branch_keys import open_branch_keys
 from betrace_kms_server.stores.dynamodb.store import open_dynamodb
+from betrace_kms_server.stores.postgresql.database import Connection
+from betrace_kms_server.stores.postgresql.store import PostgresStore
 from betrace_kms_server.stores.protocol import KeyStore
 from betrace_kms_server.stores.sqlite.branch_keys import SqliteBranchKeys
 from betrace_kms_server.stores.sqlite.store import DATABASE_FILE, SqliteStore, open_sqlite
@@ -149,6 +151,15 @@ async def overwrite(store: object, record: str) -> None:
     """Write over the state of acme behind the store's back."""
     if isinstance(store, SqliteStore):
         await store.fetch("UPDATE tenants SET shredding = ? WHERE tenant_id = 'acme'", record)
+        return
+    if isinstance(store, PostgresStore):
+
+        async def put(connection: Connection) -> None:
+            await connection.execute(
+                "UPDATE betrace_kms.tenants SET shredding = %s WHERE tenant_id = 'acme'", (record,)
+            )
+
+        await store.database.write(put)
         return
     table, url = store._table, store._client.meta.endpoint_url  # type: ignore[attr-defined]
     async with aioboto3.Session().client("dynamodb", region_name=REGION, endpoint_url=url) as client:

@@ -1,4 +1,4 @@
-"""The verb `betrace-kms keystore init`: makes the DynamoDB tables that kms.store=dynamodb keeps keys in."""
+"""The verb `betrace-kms keystore init`: makes the tables that kms.store=dynamodb or postgresql keeps keys in."""
 
 import asyncio
 from functools import partial
@@ -24,17 +24,17 @@ def _endpoint(_context: click.Context, _parameter: click.Parameter, value: str |
 Examples:
   betrace-kms keystore init --table betrace-kms-keys --region us-east-1
   KMS_STORE_TABLE=betrace-kms-keys KMS_STORE_REGION=us-east-1 betrace-kms keystore init
+  betrace-kms keystore init --dsn "host=db dbname=kms user=admin sslmode=verify-full" --grant-to betrace_kms
 
 Run it with an operator's credentials: the daemon's own role may not make tables. It may be run again: a table that is
-there keeps what it holds.
+there keeps what it holds. PostgreSQL takes the password from PGPASSFILE or ~/.pgpass.
 
-Exit codes: 0 both tables are ready, 2 one is not.
+Exit codes: 0 all tables are ready, 2 one is not.
 """
 )
-@click.option("--table", required=True, envvar="KMS_STORE_TABLE", show_envvar=True, help="Name of the table.")
+@click.option("--table", envvar="KMS_STORE_TABLE", show_envvar=True, help="DynamoDB: name of the table.")
 @click.option(
     "--region",
-    required=True,
     envvar=["KMS_STORE_REGION", "AWS_KMS_REGION"],
     show_envvar=True,
     help="Region of the table: that of the KMS key.",
@@ -52,9 +52,27 @@ Exit codes: 0 both tables are ready, 2 one is not.
     callback=_endpoint,
     help="DynamoDB endpoint, for emulators.",
 )
-def init(table: str, region: str, branch_keys_table: str | None, endpoint: str | None) -> None:
-    """Make the DynamoDB tables of signing keys and of branch keys, or turn on what they lack."""
+@click.option("--dsn", envvar="KMS_STORE_DSN", show_envvar=True, help="PostgreSQL: the database, as kms.store.dsn.")
+@click.option("--grant-to", help="PostgreSQL: the daemon's user, which gets the rights that it needs.")
+@click.option("--allow-shredding", is_flag=True, help="PostgreSQL: let that user delete branch keys.")
+def init(
+    table: str | None,
+    region: str | None,
+    branch_keys_table: str | None,
+    endpoint: str | None,
+    dsn: str | None,
+    grant_to: str | None,
+    allow_shredding: bool,
+) -> None:
+    """Make the tables of signing keys and of branch keys, in DynamoDB or in PostgreSQL, or turn on what they lack."""
+    if (table is None) == (dsn is None):
+        raise click.UsageError("give --table, for DynamoDB, or --dsn, for PostgreSQL")
     try:
+        if dsn is not None:
+            asyncio.run(_init_postgresql(dsn, grant_to, allow_shredding))
+            return
+        if table is None or region is None:
+            raise click.UsageError("give --region, the one of the KMS key")
         asyncio.run(_init(table, branch_keys_table or branch_keys_table_of(table), region, endpoint))
     except (KmsError, StartRefused) as error:
         click.echo(f"betrace-kms: {error}", err=True)
@@ -86,3 +104,22 @@ async def _init(table: str, branch_keys_table: str, region: str, endpoint: str |
         ):
             click.echo(done)
     click.echo(f"set kms.store.table={table} and kms.branch-keys.table={branch_keys_table}")
+
+
+async def _init_postgresql(dsn: str, role: str | None, may_shred: bool) -> None:
+    try:
+        import psycopg
+
+        from betrace_kms_server.stores.postgresql.conninfo import complete
+        from betrace_kms_server.stores.postgresql.database import unavailable
+        from betrace_kms_server.stores.postgresql.schema import make_tables
+    except ImportError as cause:
+        raise StartRefused("PostgreSQL needs betrace-kms[postgresql]: install that") from cause
+    try:
+        async with await psycopg.AsyncConnection.connect(complete(dsn), autocommit=True) as connection:
+            new = await make_tables(connection, role, may_shred=may_shred)
+    except (psycopg.Error, OSError) as cause:
+        raise unavailable(cause) from cause
+    click.echo("the key store is made" if new else "the key store was there, and keeps what it holds")
+    if role:
+        click.echo(f"{role} has the rights of a daemon{', and may delete branch keys' if may_shred else ''}")

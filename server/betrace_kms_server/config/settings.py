@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, model_validator
 from betrace_kms_server.config.keys import KeySettings
 from betrace_kms_server.config.provider import ProviderSettings
 from betrace_kms_server.config.server import ServerSettings
-from betrace_kms_server.config.values import REGION, Endpoint, Switch
+from betrace_kms_server.config.values import REGION, Dsn, Endpoint, Switch
 from betrace_kms_server.config.vault import VaultSettings
 
 
@@ -18,10 +18,10 @@ class Settings(ServerSettings, KeySettings, ProviderSettings, VaultSettings):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     data_dir: Path = Field(Path("data"), alias="kms.data-dir", description="key store and local master key")
-    store: Literal["sqlite", "dynamodb"] = Field(
+    store: Literal["sqlite", "dynamodb", "postgresql"] = Field(
         "sqlite",
         alias="kms.store",
-        description="where wrapped signing keys live: `sqlite`, or `dynamodb` for several pods",
+        description="where wrapped keys live: `sqlite`, or for several pods `dynamodb` or `postgresql`",
     )
     store_table: str | None = Field(
         None,
@@ -38,6 +38,16 @@ class Settings(ServerSettings, KeySettings, ProviderSettings, VaultSettings):
     store_endpoint: Endpoint | None = Field(
         None, alias="kms.store.endpoint", description="DynamoDB endpoint override, for emulators"
     )
+    store_dsn: Dsn | None = Field(
+        None,
+        alias="kms.store.dsn",
+        description="PostgreSQL database, as libpq takes it, without a password; PG* variables complete it",
+    )
+    store_password_file: Path | None = Field(
+        None,
+        alias="kms.store.password-file",
+        description="file of the password for PostgreSQL, read for each connection",
+    )
     store_allow_ephemeral: Switch = Field(
         False, alias="kms.store.allow-ephemeral", description="let provider `aws` keep its keys on a volume that dies"
     )
@@ -46,8 +56,15 @@ class Settings(ServerSettings, KeySettings, ProviderSettings, VaultSettings):
     def _dynamodb_needs_a_table(self) -> "Settings":
         if self.store == "dynamodb" and self.store_table is None:
             raise ValueError("kms.store.table is missing: name the DynamoDB table that keystore init made")
-        if self.store == "dynamodb" and self.provider == "local":
-            raise ValueError("kms.store is dynamodb, and betrace.kms.provider is local: other pods could not unwrap")
+        if self.store != "sqlite" and self.provider == "local":
+            raise ValueError(
+                f"kms.store is {self.store}, and betrace.kms.provider is local: other pods could not unwrap"
+            )
+        if self.store != "postgresql" and (self.store_dsn or self.store_password_file):
+            raise ValueError(
+                "kms.store.dsn or kms.store.password-file is set, and kms.store is not postgresql: leave one of them"
+                " out"
+            )
         if self.store == "dynamodb" and self.encryption_mode == "branch-key" and self.branch_keys_table is None:
             raise ValueError("kms.branch-keys.table is missing: name the DynamoDB table that keystore init made")
         if self.store != "dynamodb" and self.branch_keys_table is not None:
@@ -68,7 +85,7 @@ class Settings(ServerSettings, KeySettings, ProviderSettings, VaultSettings):
     @property
     def makes_branch_keys(self) -> bool:
         """Return whether KMS is asked for branch keys: to seal under, or for MACs on a table that was named."""
-        return self.encryption_mode == "branch-key" or self.branch_keys_table is not None
+        return self.encryption_mode == "branch-key" or self.branch_keys_table is not None or self.store == "postgresql"
 
     @property
     def max_stale(self) -> float:

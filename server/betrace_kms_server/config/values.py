@@ -14,6 +14,8 @@ _ENDPOINT = re.compile(
     r"https?://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?(?:/[^@\s]*)?", re.ASCII
 )
 _MAX_PORT = 65_535
+_PASSWORD = re.compile(r"password\s*=|://[^/@\s]*:[^/@\s]*@", re.IGNORECASE)
+"""In either form of a connection string of libpq; sslpassword too."""
 _WHOLE_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,18})", re.ASCII)
 
 
@@ -46,6 +48,13 @@ def check_endpoint(value: Any) -> Any:
     return value
 
 
+def _dsn(value: Any) -> Any:
+    """Refuse a password without showing it: settings are logged."""
+    if isinstance(value, str) and _PASSWORD.search(value):
+        raise ValueError("holds a password, and settings are shown: use kms.store.password-file")
+    return value
+
+
 def _endpoints(value: Any) -> Any:
     return [check_endpoint(part) for part in _split(value)] if isinstance(value, str) else value
 
@@ -62,5 +71,6 @@ OpsAddresses = Annotated[tuple[Address, ...], BeforeValidator(parse_host_ports)]
 WholeNumber = Annotated[int, BeforeValidator(_whole_number)]
 Group = Annotated[str, BeforeValidator(_group)]
 Switch = Annotated[bool, BeforeValidator(_switch)]
+Dsn = Annotated[str, BeforeValidator(_dsn)]
 Endpoint = Annotated[str, BeforeValidator(check_endpoint)]
 Endpoints = Annotated[tuple[str, ...], BeforeValidator(_endpoints)]

@@ -7,21 +7,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from collections.abc import Set as AbstractSet
 from uuid import UUID
 
-import orjson
-
 from betrace_kms_server.core.branch_rows import (
     ACTIVE,
     BEACON,
-    CREATE_TIME,
-    ID,
-    KMS_ARN,
-    TYPE,
     BranchKeyRow,
     VersionRows,
     type_of,
 )
 from betrace_kms_server.core.findings import Finding
-from betrace_kms_server.stores.branch_keys import damaged_row, each_row, missing_row, row_of
+from betrace_kms_server.stores.branch_columns import columns_of, row_from
+from betrace_kms_server.stores.branch_keys import each_row, missing_row
 from betrace_kms_server.stores.sqlite.store import SqliteStore, unless_known
 
 _PAGE_ROWS = 500
@@ -106,7 +101,7 @@ class SqliteBranchKeys:
             branch_key_id,
             type_,
         )
-        return _row_from(*rows[0]) if rows else None
+        return row_from(*rows[0]) if rows else None
 
     async def rows(self) -> AsyncIterator[BranchKeyRow]:
         """See BranchKeyStore."""
@@ -118,17 +113,17 @@ class SqliteBranchKeys:
             _PAGE_ROWS,
         ):
             for _, *columns in page:
-                yield _row_from(*columns)
+                yield row_from(*columns)
             after = page[-1][0]
 
     async def add(self, row: BranchKeyRow) -> bool:
         """See BranchKeyStore."""
-        return bool(await self._fetch(_ADD, *_columns(row))) or await self.row(row.branch_key_id, row.type) == row
+        return bool(await self._fetch(_ADD, *columns_of(row))) or await self.row(row.branch_key_id, row.type) == row
 
     async def replace(self, former: BranchKeyRow, row: BranchKeyRow) -> bool:
         """See BranchKeyStore."""
         condition = former.branch_key_id, former.type, former.enc
-        return bool(await self._fetch(_REPLACE, *_columns(row)[2:], *condition))
+        return bool(await self._fetch(_REPLACE, *columns_of(row)[2:], *condition))
 
     async def wrapped_by_other_keys(self, master_key_arn: str) -> Sequence[tuple[str, str]]:
         """See BranchKeyStore."""
@@ -157,7 +152,7 @@ class SqliteBranchKeys:
         self, statement: str, rows: VersionRows, written: Iterable[BranchKeyRow], *condition: object
     ) -> bool:
         """Write rows if the condition holds. Returns whether they are there, which a version, made once, shows."""
-        columns = [column for row in written for column in _columns(row)]
+        columns = [column for row in written for column in columns_of(row)]
         unknown = await unless_known(self._fetch(statement, *columns, *condition))
         landed = await self.version(rows.version.branch_key_id, rows.version.version) == rows.version
         if unknown and not landed:
@@ -172,20 +167,3 @@ class SqliteBranchKeys:
             if row is None:
                 raise missing_row(branch_key_id, type_)
         return row
-
-
-def _row_from(
-    branch_key_id: str, type_: str, create_time: str, kms_arn: str, attributes: str, enc: bytes
-) -> BranchKeyRow:
-    try:
-        others = orjson.loads(attributes)
-    except orjson.JSONDecodeError as cause:
-        raise damaged_row(branch_key_id, type_) from cause
-    if not isinstance(others, dict) or not all(isinstance(value, str) for value in others.values()):
-        raise damaged_row(branch_key_id, type_)
-    return row_of({**others, ID: branch_key_id, TYPE: type_, CREATE_TIME: create_time, KMS_ARN: kms_arn}, enc)
-
-
-def _columns(row: BranchKeyRow) -> tuple[object, ...]:
-    others = {name: value for name, value in row.attributes.items() if name not in (ID, TYPE, CREATE_TIME, KMS_ARN)}
-    return row.branch_key_id, row.type, row.attributes[CREATE_TIME], row.kms_arn, orjson.dumps(others).decode(), row.enc
