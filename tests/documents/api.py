@@ -30,7 +30,11 @@ _HEAD = """\
 
 The calls, messages and fields of `betrace.kms.v1`. `make api-docs` makes this page from
 [the protos](../protos/betrace/kms/v1); change their comments, and not this page. [clients.md](clients.md) has what to
-give to gRPC, [troubleshooting.md](troubleshooting.md) what each error means.
+give to gRPC, [troubleshooting.md](troubleshooting.md) what each error means. A daemon describes itself, too:
+
+```bash
+grpcurl -plaintext 127.0.0.1:50051 describe betrace.kms.v1.EncryptRequest
+```
 """
 _MESSAGE, _ENUM, _SERVICE = 4, 5, 6
 _PART = 2

@@ -13,7 +13,7 @@ from tests.documents.daemons import Daemons
 from tests.documents.reader import Reader
 from tests.interop.tools import ROOT
 
-LEAST = 40
+LEAST = 60
 """Blocks of shells that are run, in all documents together."""
 DOCUMENTS = {
     path.relative_to(ROOT).as_posix(): blocks(path)

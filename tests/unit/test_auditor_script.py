@@ -528,17 +528,6 @@ def test_worked_example_of_a_batch() -> None:
     assert proved == signed_document(proved["span"], tree.signature, key_id, tree.proof(2))
 
 
-def test_worked_example_verifies(tmp_path: Path) -> None:
-    """The commands at the end of the example print what it says."""
-    for name in ("keys.json", "signed.json", "proved.json"):
-        (tmp_path / name).write_text(blocks()[name], "utf-8")
-    commands = re.findall(r"^ +\$ python docs/auditor/verify_spans.py (\S+) (\S+)\n +(.*)$", FORMAT, re.MULTILINE)
-    assert 2 == len(commands)
-    for keys, signed, printed in commands:
-        done = run(tmp_path / keys, tmp_path / signed)
-        assert (0, f"{printed}\n") == (done.returncode, done.stdout)
-
-
 def test_payload_types_are_those_of_the_format() -> None:
     """The types that the format names are those that we sign with."""
     for kind in (PAYLOAD_TYPE, TREE_HEAD_TYPE):
