@@ -8,10 +8,13 @@ import doctest
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,9 +25,18 @@ from tests.documents.daemons import Daemons, Running, running
 from tests.interop.tools import PATH, ROOT
 
 _SECONDS = 60
+_CHANGEABLE = (":(glob)*", "deploy", "docs", "examples")
 _MISSING = 127
 """Exit code of a shell that does not find a program."""
 _CHECKER, _FLAGS = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+@cache
+def _changeable() -> Sequence[str]:
+    """Return the files of the clone that a document may tell its reader to change: those get copies, the rest links."""
+    command = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *_CHANGEABLE)
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [name for name in listed.split("\0") if (ROOT / name).is_file()]
 
 
 class Reader:
@@ -41,8 +53,11 @@ class Reader:
         self._own, self._background = ExitStack(), ExitStack()
         self._met = False
         self._printed = ""
+        for name in _changeable():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
         for path in ROOT.iterdir():
-            if path.name not in (".git", "data"):
+            if path.name not in (".git", "data") and not (folder / path.name).exists():
                 (folder / path.name).symlink_to(path)
 
     def __enter__(self) -> "Reader":
@@ -61,7 +76,7 @@ class Reader:
                 pytest.fail(f"line {block.line}: this is not what was printed:\n{self._printed}")
         elif block.file:
             file = self._folder / block.file
-            assert not file.is_symlink(), f"line {block.line}: {block.file} is in the repository, choose another name"
+            assert not file.exists(), f"line {block.line}: {block.file} is in the clone already, choose another name"
             file.write_text(block.text, "utf-8")
         elif block.runs and "background" in block.options:
             self._start(block)

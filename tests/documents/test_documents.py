@@ -125,3 +125,15 @@ def test_blocks_that_do_not_do_what_they_say_fail(text: str, problem: str, daemo
             reader.read(block)
         with pytest.raises(pytest.fail.Exception, match=f"(?s){problem}"):
             reader.read(last)
+
+
+def test_blocks_change_nothing_in_the_clone(daemons: Daemons, tmp_path: Path) -> None:
+    """A document may tell its reader to edit a file: the reader of the test has a copy."""
+    (tmp_path / "document.md").write_text("```bash\necho edited | tee -a README.md deploy/iam/*.json\n```", "utf-8")
+    (tmp_path / "folder").mkdir()
+    with Reader(tmp_path / "folder", daemons) as reader:
+        for block in blocks(tmp_path / "document.md"):
+            reader.read(block)
+    assert (tmp_path / "folder" / "README.md").read_text("utf-8").endswith("edited\n")
+    for path in (ROOT / "README.md", *ROOT.glob("deploy/iam/*.json")):
+        assert not path.read_text("utf-8").endswith("edited\n")
