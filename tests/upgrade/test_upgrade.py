@@ -6,12 +6,15 @@ The vectors were made once by each version's own code. The history has that code
 import json
 import secrets
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from betrace_kms_server.stores.sqlite.store import DATABASE_FILE
 
 from tests.daemon import COMMAND
 from tests.integration.test_aws_daemon import aws
@@ -70,6 +73,23 @@ def test_vectors_open_without_the_history(tmp_path: Path) -> None:
         data_dir = store_of(version, tmp_path)
         with today(data_dir, {}) as daemon:
             check(daemon.address, json.loads((VECTORS / version / "evidence.json").read_text("utf-8")))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_backup_leaves_a_store_at_its_version(version: str, tmp_path: Path) -> None:
+    """One that is made before the first start of this version is good for the earlier one, too."""
+    data_dir = store_of(version, tmp_path)
+    command = [str(COMMAND), "keystore", "backup", "--data-dir", str(data_dir), str(tmp_path / "backup.db")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert ("", True) == (done.stderr, "signing keys 3, rows of branch keys 0, tenants 1\n" in done.stdout)
+    stored = (VECTORS / version / "store" / DATABASE_FILE).read_bytes()
+    assert stored == (data_dir / DATABASE_FILE).read_bytes()
+    tables = "SELECT sql FROM sqlite_schema ORDER BY name"
+    schemas = []
+    for file in (data_dir / DATABASE_FILE, tmp_path / "backup.db"):
+        with closing(sqlite3.connect(file)) as database:
+            schemas.append(database.execute(tables).fetchall())
+    assert schemas[0] == schemas[1]
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -81,7 +81,7 @@ def restore(file: str, options: SettingsOptions) -> None:
 
 def _sqlite_settings(options: SettingsOptions) -> Settings:
     settings, _ = options.resolve()
-    logs.configure(settings.log_format, settings.log_level)
+    logs.configure(settings.log_format, "warning")  # that a copy was brought to today's schema is of no interest
     if settings.store != "sqlite":
         raise Refusal(
             f"kms.store is {settings.store}, whose tables DynamoDB itself backs up and restores: turn on point-in-time"
