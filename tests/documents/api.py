@@ -4,6 +4,7 @@ protoc-gen-doc would need Go wherever a proto changes; the compiler of grpcio-to
 `make api-docs`.
 """
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -61,10 +62,11 @@ def _descriptors() -> FileDescriptorSet:
 
 
 def _comment(file: FileDescriptorProto, *path: int) -> Sequence[str]:
-    """Return the paragraphs of the comment before a definition."""
+    """Return the paragraphs and the list items of the comment before a definition."""
     for location in file.source_code_info.location:
         if tuple(location.path) == path:
-            return [" ".join(part.split()) for part in location.leading_comments.split("\n\n") if part.strip()]
+            parts = re.split(r"\n\n|\n(?= - )", location.leading_comments)
+            return [" ".join(part.split()) for part in parts if part.strip()]
     return []
 
 
