@@ -263,9 +263,11 @@ drill-hostile: $(VENV)/dev.stamp ## show what floods, bombs, unread answers and 
 drill-soak: $(VENV)/dev.stamp ## call a daemon in every way for MINUTES=... (10) or 1,000,000 calls, and exit with 1 if something grows
 	$(BIN)/python -m tests.drills.soak --minutes $(or $(MINUTES),10)
 
-drill-race: $(VENV)/dev.stamp ## let four daemons race on one DynamoDB table (in an emulator) for 2,000 tenants
+drill-race: $(VENV)/dev.stamp ## let four daemons race on one key store for 2,000 tenants: DynamoDB (in an emulator), PostgreSQL, SQLite
 	$(BIN)/python -m tests.faults.race
+	$(BIN)/python -m tests.faults.race --store postgresql
 	$(BIN)/python -m tests.faults.race_branch_keys
+	$(BIN)/python -m tests.faults.race_branch_keys --store postgresql --tenants 500
 	$(BIN)/python -m tests.faults.race_branch_keys --store sqlite --tenants 500
 
 drill-kill: $(VENV)/dev.stamp ## kill -9 the daemon and the command 1,000 times in whatever they write (KILLS=... for fewer)

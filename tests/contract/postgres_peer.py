@@ -1,6 +1,7 @@
 """A database with the tables of a key store, made once for a server and emptied for each test."""
 
 from dataclasses import dataclass
+from typing import LiteralString
 
 import psycopg
 from betrace_kms_server.stores.postgresql.schema import make_tables
@@ -24,9 +25,19 @@ class Place:
         """How the daemon connects, without a password over the socket."""
         return self.server.local(self.database, ROLE)
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """What a daemon's environment needs for it."""
+        return {"KMS_STORE": "postgresql", "KMS_STORE_DSN": self.conninfo}
+
     def execute(self, statement: str) -> None:
         """Run a statement as the owner of the tables."""
         self.server.execute(statement, self.database)
+
+    def read(self, statement: LiteralString, *parameters: str) -> list[str]:
+        """Return the first column of what a statement finds."""
+        with psycopg.connect(self.server.local(self.database)) as connection:
+            return [row[0] for row in connection.execute(statement, parameters)]
 
     def forbid_writes(self) -> None:
         """Let the database answer as a standby does, also where somebody is connected already."""

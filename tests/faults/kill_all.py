@@ -1,5 +1,6 @@
 """A thousand kill -9 over every operation that writes: `make drill-kill`."""
 
+import asyncio
 import os
 import statistics
 import tempfile
@@ -11,15 +12,19 @@ from secrets import token_hex
 import boto3  # type: ignore[import-untyped]
 import click
 
+from tests.contract.postgres_peer import new_place
 from tests.faults.kill import BRANCH_KEYS, Drill, Report
 from tests.faults.kill_files import Kills, aws_environ, completed
 from tests.faults.race import emulator
+from tests.postgres_server import PostgresServer, postgres_server
 
 PART = 50
 """Kills of one key store before everything is checked, and a new one is taken."""
 SHARES = {
-    "sqlite": 350,
-    "sqlite-branch-keys": 150,
+    "sqlite": 300,
+    "sqlite-branch-keys": 100,
+    "postgresql": 50,
+    "postgresql-branch-keys": 50,
     "dynamodb": 50,
     "dynamodb-branch-keys": 50,
     "first start": 150,
@@ -28,6 +33,8 @@ SHARES = {
     "re-wrapping": 100,
 }
 """Of 1,000."""
+ON_DYNAMODB = ("dynamodb", "dynamodb-branch-keys")
+ON_POSTGRESQL = ("postgresql", "postgresql-branch-keys")
 
 
 def described(name: str, report: Report) -> str:
@@ -54,11 +61,15 @@ def drills(folder: Path, kills: dict[str, int]) -> Iterator[tuple[str, Report]]:
         yield from _daemon_kills(folder, name, kills[name])
     if kills["export, import"]:
         yield "export, import", files.exports_and_imports(kills["export, import"])
-    if not sum(kills[name] for name in ("dynamodb", "dynamodb-branch-keys", "init", "re-wrapping")):
+    if not sum(kills[name] for name in (*ON_DYNAMODB, *ON_POSTGRESQL, "init", "re-wrapping")):
         return
     with emulator() as (url, arn):
-        for name in ("dynamodb", "dynamodb-branch-keys"):
+        for name in ON_DYNAMODB:
             yield from _daemon_kills(folder, name, kills[name], url, arn)
+        if sum(kills[name] for name in ON_POSTGRESQL):
+            with postgres_server() as server:
+                for name in ON_POSTGRESQL:
+                    yield from _daemon_kills(folder, name, kills[name], url, arn, server)
         if kills["init"]:
             yield "init", files.table_creations(kills["init"], url)
         if kills["re-wrapping"]:
@@ -67,12 +78,16 @@ def drills(folder: Path, kills: dict[str, int]) -> Iterator[tuple[str, Report]]:
             yield "re-wrapping", files.rewrappings(kills["re-wrapping"], url, (arn, other))
 
 
-def _daemon_kills(folder: Path, name: str, kills: int, url: str = "", arn: str = "") -> Iterator[tuple[str, Report]]:
+def _daemon_kills(
+    folder: Path, name: str, kills: int, url: str = "", arn: str = "", server: PostgresServer | None = None
+) -> Iterator[tuple[str, Report]]:
     for first in range(0, kills, PART):
         part = folder / f"{name}-{first}"
         part.mkdir()
         environ = dict(BRANCH_KEYS) if name.endswith("branch-keys") else {}
-        if url:
+        if server is not None:
+            environ |= aws_environ(url, arn) | asyncio.run(new_place(server)).settings
+        elif url:
             table = f"keys-{token_hex(6)}"
             store = {"KMS_STORE_TABLE": table, "KMS_STORE_ENDPOINT": url, "KMS_STORE_REGION": "us-east-1"}
             store["KMS_BRANCH_KEYS_TABLE"] = f"{table}-branch"

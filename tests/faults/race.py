@@ -1,7 +1,7 @@
-"""Races of several daemons on one DynamoDB table: they create, sign and rotate the same tenants at once.
+"""Races of several daemons on one key store: they create, sign and rotate the same tenants at once.
 
 `make drill-race` runs two thousand, `test_race.py` a few. Each daemon is a process of its own, and moto another one. A
-new table is taken for every hundred tenants, because moto slows down with its size.
+new table, or database, is taken for every hundred tenants, because moto slows down with its size.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ from betrace_kms_client import AsyncKmsClient, KmsClientError
 from betrace_kms_evidence import SpanVerifier, read_jwks
 from betrace_kms_server.stores.dynamodb.creation import create_table
 
+from tests.contract.postgres_peer import Place, new_place
 from tests.daemon import spawned
+from tests.postgres_server import PostgresServer, postgres_server
 
 REGION, DAEMONS, TENANTS_A_TABLE, AT_ONCE = "us-east-1", 4, 100, 4
 SPAN = ComplianceSpan(trace_id=b"t" * 16, span_id=b"s" * 8, name="user.login")
@@ -169,15 +171,19 @@ async def race(tenant: str, pods: Sequence[Pod], report: Report) -> None:
     report.signatures += len(signatures)
 
 
-async def races(tenants: int, *, progress: bool = False) -> Report:
-    """Race a number of tenants."""
+async def races(tenants: int, *, server: PostgresServer | None = None, progress: bool = False) -> Report:
+    """Race a number of tenants, on tables of an emulator or, if there is a `server`, on databases of PostgreSQL."""
     report, began = Report(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="race") as folder, emulator() as (url, arn):
         for first in range(0, tenants, TENANTS_A_TABLE):
             table = f"keys-{first}"
-            async for _ in create_table(table, region=REGION, endpoint=url):
-                pass
-            async with pods(Path(folder), url, arn, table) as running:
+            if server is None:
+                async for _ in create_table(table, region=REGION, endpoint=url):
+                    pass
+                store = dict[str, str]()
+            else:
+                store = on_postgresql(await new_place(server))
+            async with pods(Path(folder), url, arn, table, store) as running:
                 names = iter([f"tenant-{number}" for number in range(first, min(first + TENANTS_A_TABLE, tenants))])
 
                 async def work(running: Sequence[Pod] = running, names: Iterator[str] = names) -> None:
@@ -190,12 +196,19 @@ async def races(tenants: int, *, progress: bool = False) -> Report:
     return report
 
 
+def on_postgresql(place: Place) -> dict[str, str]:
+    """Return the settings of a daemon on a database, in place of those for DynamoDB."""
+    return {"KMS_STORE_TABLE": "", "KMS_STORE_ENDPOINT": "", "KMS_BRANCH_KEYS_TABLE": "", **place.settings}
+
+
 @click.command()
 @click.option("--tenants", default=2000, show_default=True)
-def main(tenants: int) -> None:
-    """Race daemons on one table, and print what came of it."""
-    report = asyncio.run(races(tenants, progress=True))
-    click.echo(str(report))
+@click.option("--store", type=click.Choice(["dynamodb", "postgresql"]), default="dynamodb", show_default=True)
+def main(tenants: int, store: str) -> None:
+    """Race daemons on one key store, and print what came of it."""
+    with postgres_server() if store == "postgresql" else nullcontext() as server:
+        report = asyncio.run(races(tenants, server=server, progress=True))
+    click.echo(f"{store}: {report}")
     for divergence in report.divergences:
         click.echo(divergence)
     raise SystemExit(bool(report.divergences))

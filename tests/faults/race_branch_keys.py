@@ -26,8 +26,20 @@ from betrace_kms_server.stores.dynamodb.creation import create_table
 from betrace_kms_server.stores.dynamodb.table import BRANCH_KEYS
 from betrace_kms_server.stores.sqlite.store import DATABASE_FILE
 
+from tests.contract.postgres_peer import Place, new_place
 from tests.faults.kill import BRANCH_KEYS as BRANCH_KEY_MODE
-from tests.faults.race import AT_ONCE, DAEMONS, REGION, TENANTS_A_TABLE, Pod, emulator, pods, started
+from tests.faults.race import (
+    AT_ONCE,
+    DAEMONS,
+    REGION,
+    TENANTS_A_TABLE,
+    Pod,
+    emulator,
+    on_postgresql,
+    pods,
+    started,
+)
+from tests.postgres_server import PostgresServer, postgres_server
 
 PAYLOAD = b"raced"
 TRIES = 10
@@ -168,6 +180,25 @@ async def dynamodb_races(tenants: int, *, progress: bool = False) -> Report:
     return report
 
 
+async def postgresql_races(tenants: int, server: PostgresServer, *, progress: bool = False) -> Report:
+    """Race four daemons on databases of PostgreSQL."""
+    report, began = Report(), time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="race") as folder, emulator() as (url, arn):
+        for first in range(0, tenants, TENANTS_A_TABLE):
+            place = await new_place(server)
+
+            def types(tenant: str, place: Place = place) -> list[str]:
+                return place.read("SELECT type FROM betrace_kms.branch_keys WHERE branch_key_id = %s", tenant)
+
+            others = BRANCH_KEY_MODE | on_postgresql(place)
+            async with pods(Path(folder), url, arn, f"keys-{first}", others) as running:
+                names = [f"tenant-{number}" for number in range(first, min(first + TENANTS_A_TABLE, tenants))]
+                await race_all(names, running, types, report)
+            if progress:
+                click.echo("\n".join([f"{time.monotonic() - began:6.0f} s  {report}", *report.divergences]), err=True)
+    return report
+
+
 async def sqlite_races(tenants: int) -> Report:
     """Race four clients in one daemon on SQLite, with a local master key."""
     report = Report()
@@ -187,10 +218,14 @@ async def sqlite_races(tenants: int) -> Report:
 
 @click.command()
 @click.option("--tenants", default=2000, show_default=True)
-@click.option("--store", type=click.Choice(["dynamodb", "sqlite"]), default="dynamodb", show_default=True)
+@click.option("--store", type=click.Choice(["dynamodb", "postgresql", "sqlite"]), default="dynamodb", show_default=True)
 def main(tenants: int, store: str) -> None:
     """Race for branch keys, and print what came of it."""
-    report = asyncio.run(sqlite_races(tenants) if store == "sqlite" else dynamodb_races(tenants, progress=True))
+    if store == "postgresql":
+        with postgres_server() as server:
+            report = asyncio.run(postgresql_races(tenants, server, progress=True))
+    else:
+        report = asyncio.run(sqlite_races(tenants) if store == "sqlite" else dynamodb_races(tenants, progress=True))
     click.echo(f"{store}: {report}")
     for divergence in report.divergences:
         click.echo(divergence)

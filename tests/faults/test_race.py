@@ -9,9 +9,10 @@ from tests.faults.race_branch_keys import Report, dynamodb_races, sqlite_races
 
 
 @pytest.mark.timeout(300)
-async def test_daemons_that_race_on_one_table_agree() -> None:
+@pytest.mark.parametrize("store", ["dynamodb", "postgresql"])
+async def test_daemons_that_race_on_one_store_agree(store: str, request: pytest.FixtureRequest) -> None:
     """Twenty tenants, four daemons: one first key, every rotation once, every signature verifies, no call fails."""
-    report = await races(20)
+    report = await races(20, server=request.getfixturevalue("postgres") if store == "postgresql" else None)
     assert not report.divergences
     assert not report.refused
     assert report.tenants == 20
