@@ -16,33 +16,25 @@ from betrace_kms_server.core.keys import KeyStatus, StoredKey, WrappedKey
 from betrace_kms_server.core.lock_state import LockState
 from betrace_kms_server.core.shredding import Shredding, TenantHead
 from betrace_kms_server.core.tenancy import DataKeyType
-from betrace_kms_server.stores.damage import damaged_key, no_active_key
-from betrace_kms_server.stores.postgresql.database import Connection, Database, Row
+from betrace_kms_server.stores.damage import no_active_key
+from betrace_kms_server.stores.postgresql.database import Connection, Database
+from betrace_kms_server.stores.postgresql.rows import (
+    COLUMNS,
+    HAD_KEY,
+    RETIRE,
+    insert,
+    insert_active,
+    stored_key,
+    there_is,
+)
 from betrace_kms_server.stores.postgresql.schema import VERSION
 
 _PAGE_ROWS = 500
-_COLUMNS = (
-    "SELECT tenant_id, key_id, provider, wrapped_seed, master_key_arn, public_key, status, create_time_ms,"
-    " rotate_time_ms, revoke_time_ms, checksum, state_checksum FROM betrace_kms.signing_keys"
-)
-_INSERT = (
-    "INSERT INTO betrace_kms.signing_keys (tenant_id, key_id, provider, wrapped_seed, master_key_arn, public_key,"
-    " status, create_time_ms, rotate_time_ms, revoke_time_ms, checksum, state_checksum)"
-    " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING"
-)
-_RETIRE = (
-    "UPDATE betrace_kms.signing_keys SET status = %s, rotate_time_ms = %s, revoke_time_ms = %s, state_checksum = %s"
-    " WHERE tenant_id = %s AND key_id = %s AND status = %s"
-)
 LOCK_TENANT = (
     "INSERT INTO betrace_kms.tenants (tenant_id) VALUES (%s)"
     " ON CONFLICT (tenant_id) DO UPDATE SET generation = tenants.generation"
 )
 """Makes the tenant's row if it is missing, and locks it until the end of the transaction."""
-_HAD_KEY = (
-    "SELECT 1 FROM betrace_kms.signing_keys WHERE tenant_id = %s"
-    " UNION ALL SELECT 1 FROM betrace_kms.tenants WHERE tenant_id = %s AND had_key LIMIT 1"
-)
 _RAISE = "UPDATE betrace_kms.tenants SET generation = generation + 1 WHERE tenant_id = %s"
 _PROBE_TENANT = "betrace-kms:validate"
 
@@ -59,7 +51,7 @@ class PostgresStore:
     async def active(self, tenant_id: str) -> StoredKey | None:
         """See KeyStore."""
         key = await self._active(tenant_id)
-        if key is None and await self.database.fetch(_HAD_KEY, tenant_id, tenant_id):
+        if key is None and await self.database.fetch(HAD_KEY, tenant_id, tenant_id):
             key = await self._active(tenant_id)  # it may have been made between the two reads
             if key is None:
                 raise no_active_key(tenant_id)
@@ -69,8 +61,8 @@ class PostgresStore:
         """See KeyStore."""
         if "\0" in key_id:  # which no text of PostgreSQL can hold
             return None
-        rows = await self.database.fetch(_COLUMNS + " WHERE tenant_id = %s AND key_id = %s", tenant_id, key_id)
-        return _stored_key(rows[0]) if rows else None
+        rows = await self.database.fetch(COLUMNS + " WHERE tenant_id = %s AND key_id = %s", tenant_id, key_id)
+        return stored_key(rows[0]) if rows else None
 
     async def get_many(self, tenant_id: str, key_ids: AbstractSet[str]) -> Mapping[str, StoredKey]:
         """See KeyStore."""
@@ -79,16 +71,16 @@ class PostgresStore:
         for start in range(0, len(ordered), _PAGE_ROWS):
             some = ordered[start : start + _PAGE_ROWS]
             for row in await self.database.fetch(
-                _COLUMNS + " WHERE tenant_id = %s AND key_id = ANY(%s)", tenant_id, some
+                COLUMNS + " WHERE tenant_id = %s AND key_id = ANY(%s)", tenant_id, some
             ):
-                key = _stored_key(row)
+                key = stored_key(row)
                 found[key.key_id] = key
         return found
 
     async def all(self, tenant_id: str) -> Sequence[StoredKey]:
         """See KeyStore."""
-        rows = await self.database.fetch(_COLUMNS + " WHERE tenant_id = %s ORDER BY create_time_ms, key_id", tenant_id)
-        return [_stored_key(row) for row in rows]
+        rows = await self.database.fetch(COLUMNS + " WHERE tenant_id = %s ORDER BY create_time_ms, key_id", tenant_id)
+        return [stored_key(row) for row in rows]
 
     async def create(self, key: StoredKey) -> StoredKey:
         """See KeyStore."""
@@ -97,7 +89,7 @@ class PostgresStore:
             return winner
 
         async def make(connection: Connection) -> StoredKey | None:
-            return key if await _insert_active(connection, key) else None
+            return key if await insert_active(connection, key) else None
 
         made = await self.database.write(make, (LOCK_TENANT, key.tenant_id), lambda: self.active(key.tenant_id))
         winner = made or await self.active(key.tenant_id)
@@ -204,17 +196,17 @@ class PostgresStore:
         """See KeyStore."""
         after = ("", "")
         while page := await self.database.fetch(
-            _COLUMNS + " WHERE (tenant_id, key_id) > (%s, %s) ORDER BY tenant_id, key_id LIMIT %s", *after, _PAGE_ROWS
+            COLUMNS + " WHERE (tenant_id, key_id) > (%s, %s) ORDER BY tenant_id, key_id LIMIT %s", *after, _PAGE_ROWS
         ):
             for row in page:
-                yield _stored_key(row)
+                yield stored_key(row)
             after = page[-1][:2]
 
     async def add(self, key: StoredKey) -> bool:
         """See KeyStore. If the connection is lost, the same row shows that it was done."""
 
         async def put(connection: Connection) -> bool:
-            return await _insert(connection, key)
+            return await insert(connection, key)
 
         async def landed() -> bool | None:
             return True if await self.get(key.tenant_id, key.key_id) == key else None
@@ -286,7 +278,7 @@ class PostgresStore:
 
         async def try_and_undo(connection: Connection) -> None:
             async with connection.transaction(force_rollback=True):
-                await _insert(connection, probe)
+                await insert(connection, probe)
                 await connection.execute(_RAISE, (_PROBE_TENANT,))
 
         await self.database.write(try_and_undo)
@@ -322,10 +314,10 @@ class PostgresStore:
         """Retire a key and make its successor active, unless the former key has another status by now."""
 
         async def put(connection: Connection) -> bool:
-            if successor is not None and await _there_is(connection, successor):
+            if successor is not None and await there_is(connection, successor):
                 return False
             done = await connection.execute(
-                _RETIRE,
+                RETIRE,
                 (
                     retired.status,
                     retired.rotate_time_ms,
@@ -339,67 +331,20 @@ class PostgresStore:
             if done.rowcount != 1:
                 return False
             if successor is not None:
-                await _insert(connection, successor)
+                await insert(connection, successor)
             await connection.execute(_RAISE, (former.tenant_id,))
             return True
 
         return await self.database.write(put, (LOCK_TENANT, former.tenant_id), landed)
 
     async def _active(self, tenant_id: str) -> StoredKey | None:
-        rows = await self.database.fetch(_COLUMNS + " WHERE tenant_id = %s AND status = 'active'", tenant_id)
-        return _stored_key(rows[0]) if rows else None
+        rows = await self.database.fetch(COLUMNS + " WHERE tenant_id = %s AND status = 'active'", tenant_id)
+        return stored_key(rows[0]) if rows else None
 
     async def _holds(self, key: StoredKey) -> bool:
         """Return whether a key is there, whatever became of it since, or whichever master key wraps it now."""
         row = await self.get(key.tenant_id, key.key_id)
         return row is not None and row.public_key == key.public_key
-
-
-async def _insert(connection: Connection, key: StoredKey) -> bool:
-    """Put a key, unless there is one of its id, or another active one if this is active."""
-    done = await connection.execute(
-        _INSERT,
-        (
-            key.tenant_id,
-            key.key_id,
-            key.provider,
-            key.wrapped_seed.blob,
-            key.wrapped_seed.master_key_arn,
-            key.public_key,
-            key.status,
-            key.create_time_ms,
-            key.rotate_time_ms,
-            key.revoke_time_ms,
-            key.checksum(),
-            key.state_checksum(),
-        ),
-    )
-    if done.rowcount and key.status == "active":
-        await connection.execute("UPDATE betrace_kms.tenants SET had_key = TRUE WHERE tenant_id = %s", (key.tenant_id,))
-    return done.rowcount == 1
-
-
-async def _insert_active(connection: Connection, key: StoredKey) -> bool:
-    """Put a tenant's first key, unless the tenant has or had one: the row of the tenant is locked."""
-    found = await connection.execute(_HAD_KEY, (key.tenant_id, key.tenant_id))
-    return not await found.fetchall() and await _insert(connection, key)
-
-
-async def _there_is(connection: Connection, key: StoredKey) -> bool:
-    found = await connection.execute(
-        "SELECT 1 FROM betrace_kms.signing_keys WHERE tenant_id = %s AND key_id = %s", (key.tenant_id, key.key_id)
-    )
-    return bool(await found.fetchall())
-
-
-def _stored_key(row: Row) -> StoredKey:
-    tenant_id, key_id, provider, wrapped_seed, arn, public_key, status, created, rotated, revoked, *sums = row
-    key = StoredKey(
-        tenant_id, key_id, provider, WrappedKey(wrapped_seed, arn), public_key, status, created, rotated, revoked
-    )
-    if not key.is_intact(*sums):
-        raise damaged_key(key_id)
-    return key
 
 
 @asynccontextmanager
