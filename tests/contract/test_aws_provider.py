@@ -189,7 +189,7 @@ async def test_master_key_that_waits_for_its_deletion_is_unusable(moto: MotoServ
 async def test_master_key_that_does_not_exist_is_unusable(moto: MotoServer) -> None:
     """A key that is not in the account is told as such."""
     async with AwsProvider(ARN, region=REGION, endpoint=moto.url) as aws:
-        with pytest.raises(MasterKeyUnusable, match="check that it exists"):
+        with pytest.raises(MasterKeyUnusable, match=r"does not exist: check aws\.kms\.master-key-id"):
             await aws.check()
 
 

@@ -60,6 +60,10 @@ class Database:
             given = {"autocommit": True, "prepare_threshold": None, "connect_timeout": _CONNECT_SECONDS}
             return {**given, "password": secret} if secret else given
 
+        async def connect() -> psycopg.AsyncConnection[Row]:
+            return await psycopg.AsyncConnection.connect(conninfo, **await options())
+
+        self._connect = connect
         self._pool = AsyncConnectionPool(
             conninfo,
             min_size=1,
@@ -75,6 +79,11 @@ class Database:
         )
 
     async def __aenter__(self) -> "Database":
+        """Raise StoreUnavailable at once if no connection can be made: the pool would try again and again."""
+        try:
+            await (await self._connect()).close()
+        except (psycopg.Error, OSError) as cause:
+            raise unavailable(cause) from cause
         await self._pool.open()
         return self
 
@@ -128,8 +137,10 @@ class Database:
             async with self._pool.connection() as connection:
                 yield connection
         except (psycopg.Error, PoolTimeout, TooManyRequests, PoolClosed, TimeoutError, OSError) as cause:
-            reason = self._refusal if isinstance(cause, PoolTimeout) and self._refusal else cause
-            raise unavailable(reason) from reason
+            if isinstance(cause, PoolTimeout) and self._refusal is not None:
+                cause.__cause__ = self._refusal  # the pool knows only that there was no connection in time
+                raise unavailable(self._refusal) from cause
+            raise unavailable(cause) from cause
 
 
 async def _nothing(connection: Connection) -> None: ...

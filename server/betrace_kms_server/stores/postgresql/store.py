@@ -6,7 +6,7 @@ and what is compared is what is committed. Reads lock nothing.
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -352,8 +352,9 @@ async def open_postgresql(
     conninfo: str, password: Callable[[], str | None] = lambda: None
 ) -> AsyncIterator[PostgresStore]:
     """Open the store of a database. Raises StartRefused if there is none, or one that this version cannot use."""
-    async with Database(conninfo, password) as database:
+    async with AsyncExitStack() as resources:
         try:
+            database = await resources.enter_async_context(Database(conninfo, password))
             rows: Sequence[Any] = await database.fetch("SELECT version FROM betrace_kms.origin")
         except StoreUnavailable as cause:
             raise StartRefused(f"the key store in PostgreSQL cannot be used: {cause.message}") from cause
