@@ -149,6 +149,20 @@ $(TOOLS)/chromium-headless-shell:
 	chmod 755 $@
 	rm -rf $(APT)
 
+softhsm: $(TOOLS)/softhsm/libsofthsm2.so ## unpack Debian's SoftHSM and pkcs11-tool, for the tests of provider pkcs11, into .tools (needs apt-get, not root)
+
+# They come with the libraries that this machine lacks, so scripts stand before the programs.
+$(TOOLS)/softhsm/libsofthsm2.so:
+	$(call unpack,softhsm2 and opensc,$(call with_missing,softhsm2 opensc))
+	rm -rf $(TOOLS)/softhsm && mkdir -p $(TOOLS)/softhsm
+	find $(APT)/unpacked/usr/lib -name '*.so*' -type f -exec mv {} $(TOOLS)/softhsm/ \;
+	cd $(TOOLS)/softhsm && for library in *.so.*.*.*; do [ ! -e "$$library" ] || ln -sf "$$library" "$${library%.*.*}"; done
+	for program in softhsm2-util pkcs11-tool; do \
+	  mv $(APT)/unpacked/usr/bin/$$program $(TOOLS)/softhsm/ && printf '%s\n' '#!/bin/sh' \
+	    'here=$$(dirname "$$(readlink -f "$$0")")/softhsm' \
+	    "LD_LIBRARY_PATH=\$$here exec \"\$$here/$$program\" \"\$$@\"" > $(TOOLS)/$$program && chmod 755 $(TOOLS)/$$program || exit 1; done
+	rm -rf $(APT)
+
 node-modules: ## install the AWS Encryption SDK for JavaScript for tests/interop (needs Node.js and npm)
 	npm install --no-package-lock --no-audit --no-fund --ignore-scripts --prefix tests/interop/node
 
@@ -301,7 +315,7 @@ ci: ## everything that CI runs (needs Go, Node.js, Java, Maven and Debian's apt-
 	.ci/run
 
 requirements: $(VENV)/dev.stamp ## pin the newest versions that pyproject.toml allows
-	$(COMPILE) pyproject.toml requirements/build.in --extra server --extra otel --extra postgresql --group dev -o requirements/dev.txt
+	$(COMPILE) pyproject.toml requirements/build.in --extra server --extra otel --extra pkcs11 --extra postgresql --group dev -o requirements/dev.txt
 	$(COMPILE) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
 	$(COMPILE) pyproject.toml --extra server -c requirements/dev.txt -o requirements/server.txt
 	$(COMPILE) --group fuzz -c requirements/dev.txt -o requirements/fuzz.txt

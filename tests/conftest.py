@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tests.moto_server import MotoServer
     from tests.openbao_server import OpenBaoServer
     from tests.postgres_server import PostgresServer
+    from tests.softhsm import SoftHsm, Token
 
 
 def pytest_configure() -> None:
@@ -81,3 +82,18 @@ def postgres() -> Iterator["PostgresServer"]:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
     with postgres_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def hsm(tmp_path_factory: pytest.TempPathFactory) -> Iterator["SoftHsm"]:
+    """Give a SoftHSM for the process, whose tokens tests make."""
+    from tests.softhsm import softhsm
+
+    with softhsm(tmp_path_factory.mktemp("softhsm")) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def hsm_token(hsm: "SoftHsm") -> "Token":
+    """Make one token for the process, which no test breaks."""
+    return hsm.make_token()

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from itertools import repeat
+from pathlib import Path
 
 import structlog
 
@@ -135,8 +136,38 @@ async def _open_vault(start: _Start) -> KeyProvider:
     )
 
 
+async def _open_pkcs11(start: _Start) -> KeyProvider:
+    from betrace_kms_server.providers.pkcs11.keys import HsmKey, labelled
+    from betrace_kms_server.providers.pkcs11.opening import open_pkcs11
+    from betrace_kms_server.providers.pkcs11.processes import Module, Processes
+    from betrace_kms_server.providers.pkcs11.wraps import FOLDER, WrapCount
+
+    settings = start.settings
+    token = settings.pkcs11_token_label or ""
+    key = HsmKey(token, settings.pkcs11_key_label or "", bytes.fromhex(settings.pkcs11_key_id or ""))
+    module = Module(
+        settings.pkcs11_module or Path(),
+        token,
+        settings.pkcs11_pin_file or Path(),
+        token_iv=settings.pkcs11_iv == "token",
+    )
+    log.info("Using PKCS#11", module=str(module.path), key=key.name)
+    return await start.resources.enter_async_context(
+        open_pkcs11(
+            key,
+            [labelled(token, each) for each in settings.pkcs11_former_key_labels],
+            Processes(module, size=settings.pkcs11_processes, call_seconds=settings.pkcs11_call_timeout_ms / 1000),
+            WrapCount(settings.data_dir / FOLDER, key.name, limit=settings.pkcs11_max_wraps),
+            calls_at_once=settings.pkcs11_processes,
+            random_of_token=settings.pkcs11_random == "token",
+            observe=start.observe,
+        )
+    )
+
+
 _OPEN: Mapping[str, Callable[[_Start], Awaitable[KeyProvider]]] = {
     "local": _open_local,
     "aws": _open_aws,
     "vault": _open_vault,
+    "pkcs11": _open_pkcs11,
 }

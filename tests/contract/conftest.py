@@ -3,7 +3,7 @@
 import os
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from betrace_kms_server.stores.sqlite.store import DATABASE_FILE, SqliteStore, o
 from botocore.awsrequest import AWSResponse
 
 from tests.contract.doubles import CountedLocalProvider, FakeClock, Kms, Open, StoreKind, counting
+from tests.contract.pkcs11_peer import KeptProcesses, pkcs11_provider
 from tests.contract.postgres_peer import Place, emptied
 from tests.contract.vault_peer import vault_provider
 from tests.moto_server import REGION, MotoServer
 from tests.openbao_server import OpenBaoServer
+from tests.softhsm import Token
 
 
 @asynccontextmanager
@@ -51,10 +53,33 @@ async def _vault(request: pytest.FixtureRequest) -> AsyncIterator[Kms]:
         yield Kms(provider, calls, foreign)
 
 
+@asynccontextmanager
+async def _pkcs11(request: pytest.FixtureRequest) -> AsyncIterator[Kms]:
+    """Two keys of SoftHSM, and processes of it, that all tests share."""
+    token: Token = request.getfixturevalue("hsm_token")
+    ours, theirs = request.getfixturevalue("hsm_keys")
+    calls = Counter[str]()
+    async with (
+        pkcs11_provider(token, ours, processes=KeptProcesses, observe=counting(calls)) as provider,
+        pkcs11_provider(token, theirs, processes=KeptProcesses) as foreign,
+    ):
+        yield Kms(provider, calls, foreign)
+
+
+@pytest.fixture(scope="session")
+def hsm_keys(hsm_token: Token) -> Iterator[tuple[str, str]]:
+    """Make two master keys for the process, and give their labels."""
+    yield hsm_token.make_key(), hsm_token.make_key()
+    for worker in KeptProcesses.idle:
+        worker.end()
+    KeptProcesses.idle.clear()
+
+
 PROVIDERS: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Kms]]] = {
     "local": _local,
     "aws": _aws,
     "vault": _vault,
+    "pkcs11": _pkcs11,
 }
 
 

@@ -24,10 +24,12 @@ from betrace_kms_server.telemetry.observers import KmsCallObserver
 
 from tests.aws_proxy import aws_proxy
 from tests.contract.conftest import PROVIDERS
+from tests.contract.pkcs11_peer import AlteredProcesses, pkcs11_provider
 from tests.contract.samples import ARN
 from tests.contract.vault_peer import vault_provider, vault_proxy
 from tests.moto_server import REGION, MotoServer
 from tests.openbao_server import OpenBaoServer
+from tests.softhsm import Token
 
 CONTEXT = {"tenantId": "acme", "keyType": "encryption"}
 MISSING = object()
@@ -95,9 +97,31 @@ async def _vault(request: pytest.FixtureRequest) -> AsyncIterator[Service]:
             yield Service(provider, alter, stats)
 
 
+@asynccontextmanager
+async def _pkcs11(request: pytest.FixtureRequest) -> AsyncIterator[Service]:
+    """SoftHSM, which also makes the data keys, so that there is an answer to alter."""
+    token: Token = request.getfixturevalue("hsm_token")
+    key, _ = request.getfixturevalue("hsm_keys")
+    stats = CallStats()
+    altered: dict[str, str | None] = {}
+
+    def alter(part: str, value: Any) -> None:
+        if part == "key":
+            pytest.skip("no answer of an HSM names the key")
+        altered[part] = None if value is MISSING else base64.b64encode(value).decode()
+
+    class Altered(AlteredProcesses):
+        parts = altered
+
+    observe = KmsCallObserver(stats, None)
+    async with pkcs11_provider(token, key, processes=Altered, observe=observe, random_of_token=True) as provider:
+        yield Service(provider, alter, stats)
+
+
 SERVICES: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Service]]] = {
     "aws": _aws,
     "vault": _vault,
+    "pkcs11": _pkcs11,
 }
 
 

@@ -14,6 +14,7 @@ _REMEDIES = {
     "chromium-headless-shell": "make chromium unpacks Debian's",
     **dict.fromkeys(("grpcurl", "grpc_health_probe"), "make tools builds it, with Go"),
     **dict.fromkeys(("helm", "kubecheck", "kustomize"), "make kubernetes-tools builds it, with Go"),
+    **dict.fromkeys(("pkcs11-tool", "softhsm2-util"), "make softhsm unpacks Debian's"),
     **dict.fromkeys(("prometheus", "promtool"), "make prometheus unpacks Debian's"),
     **dict.fromkeys(("buf", "cyclonedx-py", "pip-audit"), "make sbom installs requirements/tools.txt"),
 }

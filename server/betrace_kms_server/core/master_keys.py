@@ -2,13 +2,20 @@
 
 LOCAL_PREFIX = "arn:betrace:kms:local::key/"
 VAULT_PREFIX = "vault:"
+PKCS11_PREFIX = "pkcs11:"
 _PREFIXES = {
     LOCAL_PREFIX: "local",
     VAULT_PREFIX: "vault",
+    PKCS11_PREFIX: "pkcs11",
 }
 _MESSAGE_PROVIDER_IDS = {
     "aws": "aws-kms",  # what official SDKs look for
     "local": "betrace-local",
+}
+
+_STEPS = {
+    "aws": "list it in aws.kms.decrypt-key-ids",
+    "pkcs11": "list its label in pkcs11.former-key-labels",
 }
 
 
@@ -28,4 +35,4 @@ def step_to_configure(master_key: str, provider: str) -> str:
     owner = provider_of(master_key)
     if owner != provider:
         return f"add {owner} to kms.former-providers"
-    return "list it in aws.kms.decrypt-key-ids" if owner == "aws" else "configure that key again"
+    return _STEPS.get(owner, "configure that key again")

@@ -1,4 +1,4 @@
-"""Makes a file whole or not at all, and never over one that is there: for files that no one could make again."""
+"""Makes a file whole or not at all: never over one that is there, where no one could make it again, or in its place."""
 
 import os
 import tempfile
@@ -13,16 +13,35 @@ def atomic_create(path: Path) -> Iterator[Path]:
 
     Raises OSError as the file system does; then `path` is as it was.
     """
+    with _durable(path) as temporary:
+        yield temporary
+        _sync(temporary)
+        with suppress(FileExistsError):  # another daemon was faster: its file is the one
+            os.link(temporary, path)
+
+
+@contextmanager
+def atomic_replace(path: Path) -> Iterator[Path]:
+    """Give a new file (0600) beside `path` to fill; on leaving it replaces `path`, durably.
+
+    Raises OSError as the file system does; then `path` is as it was.
+    """
+    with _durable(path) as temporary:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+
+
+@contextmanager
+def _durable(path: Path) -> Iterator[Path]:
+    """Give a file beside `path`, which is removed on leaving if it is still there, and sync the folder."""
     descriptor, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:
         yield temporary
-        _sync(temporary)
-        with suppress(FileExistsError):  # another daemon was faster: its file is the one
-            os.link(temporary, path)
     finally:
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
     _sync(path.parent)
 
 
