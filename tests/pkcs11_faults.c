@@ -6,6 +6,7 @@
  *   fail C_Encrypt 0x30         it returns that CK_RV
  *   iv                          the token makes the IVs, and refuses others
  *   aad                         the token forgets the additional authenticated data
+ *   gcm                         the token has no AES-GCM
  *   flags 0x20000               the token has more flags
  *
  * All arguments of all functions are integers or pointers of at most six words, so one signature passes them on.
@@ -21,7 +22,7 @@
 typedef unsigned long word;
 typedef word function(word, word, word, word, word, word);
 
-enum { INITIALIZE = 0, TOKEN_INFO = 6, OPEN_SESSION = 12, LOGIN = 18, FIND_INIT = 26, ENCRYPT_INIT = 29, ENCRYPT = 30, DECRYPT_INIT = 33, DECRYPT = 34, RANDOM = 64, FUNCTIONS = 68 };
+enum { INITIALIZE = 0, TOKEN_INFO = 6, MECHANISMS = 7, OPEN_SESSION = 12, LOGIN = 18, FIND_INIT = 26, ENCRYPT_INIT = 29, ENCRYPT = 30, DECRYPT_INIT = 33, DECRYPT = 34, RANDOM = 64, FUNCTIONS = 68 };
 
 struct list { unsigned char version[2]; function *functions[FUNCTIONS]; };
 struct mechanism { word type; void *parameter; word length; };
@@ -67,6 +68,13 @@ static word C_GetTokenInfo(word slot, word info, word c, word d, word e, word f)
   return result;
 }
 
+static word C_GetMechanismList(word slot, word list, word count, word d, word e, word f) {
+  word value, result = real[MECHANISMS](slot, list, count, d, e, f);
+  if (!result && list && mode("gcm", NULL, &value))
+    for (word i = 0; i < *(word *)count; i++) if (((word *)list)[i] == 0x1087) ((word *)list)[i] = 0x1082; /* CKM_AES_CBC */
+  return result;
+}
+
 static word C_EncryptInit(word a, word b, word c, word d, word e, word f) {
   struct gcm *parameters = ((struct mechanism *)b)->parameter;
   word value;
@@ -93,6 +101,7 @@ word C_GetFunctionList(struct list **found) {
   ours = *theirs;
   ours.functions[INITIALIZE] = C_Initialize;
   ours.functions[TOKEN_INFO] = C_GetTokenInfo;
+  ours.functions[MECHANISMS] = C_GetMechanismList;
   ours.functions[OPEN_SESSION] = C_OpenSession;
   ours.functions[LOGIN] = C_Login;
   ours.functions[FIND_INIT] = C_FindObjectsInit;

@@ -33,6 +33,7 @@ async def pkcs11_provider(
     size: int = 1,
     call_seconds: float = 20.0,
     limit: int = 2**32,
+    retry_seconds: float = 0.0,
     observe: KmsObserver = unobserved,
     processes: type[Processes] = Processes,
     **options: Any,
@@ -42,7 +43,7 @@ async def pkcs11_provider(
     with TemporaryDirectory() as folder:
         wraps = WrapCount(Path(folder) / "wraps", name.name, limit=limit)
         library = Module(module or token.module, token.label, pin_file or token.pin_file, token_iv)
-        async with processes(library, size=size, call_seconds=call_seconds) as opened:
+        async with processes(library, size=size, call_seconds=call_seconds, retry_seconds=retry_seconds) as opened:
             yield Pkcs11Provider(
                 name,
                 [labelled(token.label, former) for former in formers],

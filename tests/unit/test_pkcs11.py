@@ -20,6 +20,7 @@ from betrace_kms_server.providers.pkcs11.errors import FAULTS, FUNCTIONS, Died, 
 from betrace_kms_server.providers.pkcs11.inspection import inspect_wraps, problem_of
 from betrace_kms_server.providers.pkcs11.keys import HsmKey, labelled
 from betrace_kms_server.providers.pkcs11.remedies import remedy
+from betrace_kms_server.providers.pkcs11.wrapped import joined, parts
 from betrace_kms_server.providers.pkcs11.wraps import WrapCount
 
 KEY = HsmKey("betrace", "master-1")
@@ -83,15 +84,16 @@ def test_the_table_names_what_there_is() -> None:
         ("GeneralError", "Encrypt", KmsUnreachable, True),
         ("EncryptedDataInvalid", "Encrypt", KmsUnreachable, True),
         ("UserNotLoggedIn", "Encrypt", KmsUnreachable, True),
-        ("NoSuchKey", "Encrypt", MasterKeyUnusable, True),
+        ("NoSuchKey", "Encrypt", MasterKeyUnusable, False),
+        ("NoSuchKey", "DescribeKey", MasterKeyUnusable, True),
         ("MechanismParamInvalid", "Encrypt", MasterKeyUnusable, False),
         ("HostMemory", "Encrypt", KmsUnreachable, True),
     ],
 )
 def test_what_a_fault_means(fault: str, action: str, error: type[KmsError], stale: bool) -> None:
     """And whether a new session may help."""
-    found = ModuleFault(fault)
-    assert (error, stale) == (type(unanswered(action, KEY, found)), is_stale(found, decrypts=action == "Decrypt"))
+    found, do = ModuleFault(fault), {"Decrypt": "decrypt", "DescribeKey": "describe"}.get(action, "encrypt")
+    assert (error, stale) == (type(unanswered(action, KEY, found)), is_stale(found, do))
 
 
 @pytest.mark.parametrize(
@@ -132,6 +134,31 @@ def test_which_key_is_fit(change: Mapping[str, object], problem: str | None) -> 
     assert (found is None) == (problem is None)
     assert problem is None or (found is not None and problem in found[0])
     assert (problem_of({**FIT, **change}, wraps=False) is None) == (problem in (None, "does not encrypt"))
+
+
+@pytest.mark.parametrize(
+    ("iv", "ciphertext", "makes"),
+    [
+        (b"i" * 12, b"c" * 48, True),
+        (b"i" * 11, b"c" * 48, False),
+        (b"i" * 16, b"c" * 48, False),
+        (bytes(12), b"c" * 48, False),
+        (None, b"c" * 48, False),
+        (b"i" * 12, b"c" * 47, False),
+        (b"i" * 12, b"c" * 60, False),
+        (b"i" * 12, None, False),
+    ],
+)
+def test_what_makes_a_wrapped_key(iv: bytes | None, ciphertext: bytes | None, makes: bool) -> None:
+    """An IV that the token did not write is none, and a ciphertext is as long as key and tag."""
+    assert (b"bth1" + b"i" * 12 + b"c" * 48 if makes else None) == joined(iv, ciphertext, 32)
+
+
+@pytest.mark.parametrize("blob", [b"", b"bth1", b"bth1" + bytes(28), b"btl1" + bytes(60)])
+def test_what_is_no_wrapped_key(blob: bytes) -> None:
+    """It is not sent to the HSM."""
+    assert parts(blob) is None
+    assert (bytes(12), bytes(17)) == parts(b"bth1" + bytes(29))
 
 
 async def test_wraps_are_counted_over_restarts(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ class ModuleFault(Exception):
     """A request that the library, or the process that holds it, answered with a fault."""
 
     def __init__(self, name: str, detail: str = "") -> None:
-        super().__init__(name)
+        super().__init__(name, detail)
         self.name = name
         self.detail = detail
 
@@ -81,14 +81,16 @@ def unanswered(action: str, key: HsmKey, cause: BaseException) -> KmsError:
     )
 
 
-def is_stale(fault: ModuleFault, *, decrypts: bool) -> bool:
-    """Return whether a new session may do better. One on a token that went away may find no key on it.
+def is_stale(fault: ModuleFault, do: str) -> bool:
+    """Return whether a new session may do better at a request of that kind.
 
-    What may be about the ciphertext is not: callers could have sessions opened at will.
+    What may be about a ciphertext says nothing about the session: callers could have sessions opened at will. A session
+    may find no key because its token went away: a check, which is seldom, has another one opened.
     """
-    if decrypts and fault.name in UNSPECIFIC | _DOES_NOT_OPEN:
+    if do == "decrypt" and fault.name in UNSPECIFIC | _DOES_NOT_OPEN:
         return False
-    return FAULTS.get(fault.name, _failed) in (_failed, _gone, _no_key)
+    made = FAULTS.get(fault.name, _failed)
+    return made in (_failed, _gone) or (made is _no_key and do == "describe")
 
 
 def pin_unread(problem: str) -> CredentialsUnavailable:

@@ -9,8 +9,9 @@ not tried again, whatever starts, until the file holds another one.
 """
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -49,10 +50,19 @@ class Module:
 class Processes:
     """Keeps at most `size` processes, beside one for checks. An async context manager, which ends them.
 
-    `call_seconds` bounds a request; a process that has to be opened for it takes up to OPEN_SECONDS more.
+    `call_seconds` bounds a request; a process that has to be opened for it takes up to OPEN_SECONDS more. If one
+    cannot be opened, none is tried for `retry_seconds`: who asks meanwhile gets the same fault. `clock` is monotonic.
     """
 
-    def __init__(self, module: Module, *, size: int, call_seconds: float) -> None:
+    def __init__(
+        self,
+        module: Module,
+        *,
+        size: int,
+        call_seconds: float,
+        retry_seconds: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.logins: Counter[str] = Counter()
         """Attempts to log in, by how they ended: OK, or the reason of the error."""
         self._module = module
@@ -60,6 +70,9 @@ class Processes:
         self._call_seconds = call_seconds
         self._idle: list[Process] = []
         self._opening = asyncio.Lock()
+        self._retry_seconds = retry_seconds
+        self._clock = clock
+        self._failure: tuple[float, ModuleFault] | None = None
         self._refused_pin = ""
         self._ends: set[asyncio.Task[None]] = set()
 
@@ -85,7 +98,7 @@ class Processes:
             try:
                 return await self._asked(process, request)
             except ModuleFault as fault:
-                if not is_stale(fault, decrypts=request["do"] == "decrypt"):
+                if not is_stale(fault, request["do"]):
                     raise
             self.renew()
         async with asyncio.timeout(OPEN_SECONDS), self._opening:
@@ -106,7 +119,7 @@ class Processes:
             keep = True
             return answer
         except ModuleFault as fault:
-            keep = not is_stale(fault, decrypts=request["do"] == "decrypt")
+            keep = not is_stale(fault, request["do"])
             raise
         except Died as death:
             log.warning("The process of the PKCS#11 library ended", pid=process.pid, exit_code=death.code)
@@ -122,6 +135,8 @@ class Processes:
 
     async def _opened(self) -> Process:
         pin = self._pin()
+        if self._failure is not None and self._clock() < self._failure[0]:
+            raise ModuleFault(*self._failure[1].args)
         process = await Process.start()
         try:
             await process.ask(self._login(pin))
@@ -129,8 +144,8 @@ class Processes:
             self._end(process)
             if fault.name in PIN_REFUSED:
                 self._refused_pin = pin
-            login_failed = "Pin" in fault.name
-            self.logins[CredentialsUnavailable.reason if login_failed else KmsUnreachable.reason] += 1
+            self._failure = self._clock() + self._retry_seconds, fault
+            self.logins[CredentialsUnavailable.reason if "Pin" in fault.name else KmsUnreachable.reason] += 1
             raise
         except BaseException:
             process.kill()

@@ -4,8 +4,6 @@ The token wraps data keys by AES-GCM (CKM_AES_GCM) with the encryption context a
 keys come from this machine's generator, or from the token's (C_GenerateRandom). The user of the PIN needs C_Encrypt and
 C_Decrypt with the key, and to read its attributes.
 
-Wrapped key: ``bth1``, 12 bytes IV, ciphertext with its tag of 16 bytes. The name of its key is beside it.
-
 What a key wrapped that left the token may be in unknown hands, so one that is or was extractable is refused. So is a
 token that does not authenticate the context: a check lets it refuse a trial ciphertext under another one.
 """
@@ -32,14 +30,13 @@ from betrace_kms_server.providers.pkcs11.inspection import inspect_flags, inspec
 from betrace_kms_server.providers.pkcs11.keys import HsmKey
 from betrace_kms_server.providers.pkcs11.processes import Processes
 from betrace_kms_server.providers.pkcs11.remedies import LATENCY_ADVICE, remedy
+from betrace_kms_server.providers.pkcs11.wrapped import joined, parts
 from betrace_kms_server.providers.pkcs11.wraps import WrapCount
 
 R = TypeVar("R")
 
 _ANSWERS = Answers("the HSM", "PKCS#11 ", "pkcs11.module")
 _PLACE = "pkcs11"
-_MAGIC = b"bth1"
-_IV_BYTES, _TAG_BYTES = 12, 16
 _FAILURES = (KmsError, ModuleFault, Died, OSError)  # TimeoutError is an OSError
 _TRIAL, _TRIAL_AAD, _OTHER_AAD = b"betrace-kms trial", b"trial", b"other"
 
@@ -126,7 +123,7 @@ class Pkcs11Provider:
     async def unwrap(self, wrapped: WrappedKey, context: Context) -> KeyMaterial:
         """See KeyProvider. What is not of the form of a wrapped key is not sent."""
         key = self._keys.get(wrapped.master_key_arn)
-        if key is None or _parts(wrapped.blob) is None:
+        if key is None or parts(wrapped.blob) is None:
             raise DoesNotOpen
 
         async def make() -> KeyMaterial:
@@ -192,15 +189,10 @@ class Pkcs11Provider:
         answer = await self._processes.ask(
             _about(self._key, "encrypt", plaintext=_encoded(plaintext), aad=_encoded(aad))
         )
-        iv, ciphertext = _decoded(answer.get("iv")), _decoded(answer.get("ciphertext"))
-        if iv is None or len(iv) != _IV_BYTES or not any(iv):  # zeros: the token did not write its own there
-            return None
-        if ciphertext is None or len(ciphertext) != len(plaintext) + _TAG_BYTES:
-            return None
-        return _MAGIC + iv + ciphertext
+        return joined(_decoded(answer.get("iv")), _decoded(answer.get("ciphertext")), len(plaintext))
 
     async def _decrypt(self, key: HsmKey, blob: bytes, aad: bytes) -> bytes | None:
-        iv, ciphertext = _parts(blob) or (b"", b"")
+        iv, ciphertext = parts(blob) or (b"", b"")
         return _decoded(
             await self._processes.ask(
                 _about(key, "decrypt", iv=_encoded(iv), ciphertext=_encoded(ciphertext), aad=_encoded(aad))
@@ -251,14 +243,6 @@ _IV_STEP = "set pkcs11.iv to os, or to token for an HSM that makes the IVs, as d
 
 def _about(key: HsmKey, do: str, **more: str) -> Mapping[str, str]:
     return {"do": do, "label": key.label, "id": key.id.hex(), **more}
-
-
-def _parts(blob: bytes) -> tuple[bytes, bytes] | None:
-    """Return the IV and the ciphertext of a wrapped key, or None if it is none."""
-    body = blob.removeprefix(_MAGIC)
-    if len(body) == len(blob) or len(body) <= _IV_BYTES + _TAG_BYTES:
-        return None
-    return body[:_IV_BYTES], body[_IV_BYTES:]
 
 
 def _encoded(raw: bytes) -> str:

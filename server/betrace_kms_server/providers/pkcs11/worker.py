@@ -16,6 +16,7 @@ import threading
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
@@ -45,7 +46,8 @@ class Worker:
     def close(self) -> None:
         """Log out, if it is logged in."""
         if self._hsm is not None:
-            self._hsm.close()
+            with suppress(PKCS11Error):  # the token is gone
+                self._hsm.close()
 
     def _do(self, request: Mapping[str, Any]) -> Any:
         if request["do"] == "open":
