@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from tests.cloud_kms_server import CloudKmsServer
     from tests.moto_server import MotoServer
     from tests.openbao_server import OpenBaoServer
     from tests.postgres_server import PostgresServer
@@ -97,3 +98,12 @@ def hsm(tmp_path_factory: pytest.TempPathFactory) -> Iterator["SoftHsm"]:
 def hsm_token(hsm: "SoftHsm") -> "Token":
     """Make one token for the process, which no test breaks."""
     return hsm.make_token()
+
+
+@pytest.fixture(scope="session")
+def cloud_kms() -> Iterator["CloudKmsServer"]:
+    """Run one Cloud KMS, played on loopback, for the process."""
+    from tests.cloud_kms_server import cloud_kms_server  # late: importing the SDK takes a second
+
+    with cloud_kms_server() as server:
+        yield server

@@ -165,9 +165,34 @@ async def _open_pkcs11(start: _Start) -> KeyProvider:
     )
 
 
+async def _open_gcp(start: _Start) -> KeyProvider:
+    try:
+        from betrace_kms_server.providers.gcp.errors import KeyName
+        from betrace_kms_server.providers.gcp.opening import open_gcp
+    except ModuleNotFoundError as cause:
+        raise StartRefused(f"provider gcp needs {cause.name}: run pip install 'betrace-kms[server,gcp]'") from cause
+
+    settings = start.settings
+    log.info("Using Cloud KMS", key=settings.gcp_key_name, endpoint=settings.gcp_endpoint)
+    if settings.gcp_emulated:
+        log.warning("gcp.kms.endpoint is set: calls do not go to Cloud KMS", endpoint=settings.gcp_endpoint)
+    return await start.resources.enter_async_context(
+        open_gcp(
+            KeyName(settings.gcp_key_name or ""),
+            endpoint=settings.gcp_endpoint,
+            emulated=settings.gcp_emulated,
+            former=settings.gcp_decrypt_key_names,
+            random_of_kms=settings.gcp_random == "hsm",
+            call_seconds=settings.gcp_call_timeout_ms / 1000,
+            observe=start.observe,
+        )
+    )
+
+
 _OPEN: Mapping[str, Callable[[_Start], Awaitable[KeyProvider]]] = {
     "local": _open_local,
     "aws": _open_aws,
     "vault": _open_vault,
     "pkcs11": _open_pkcs11,
+    "gcp": _open_gcp,
 }

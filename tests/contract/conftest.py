@@ -18,7 +18,9 @@ from betrace_kms_server.stores.postgresql.store import open_postgresql
 from betrace_kms_server.stores.sqlite.store import DATABASE_FILE, SqliteStore, open_sqlite
 from botocore.awsrequest import AWSResponse
 
+from tests.cloud_kms_server import CloudKmsServer
 from tests.contract.doubles import CountedLocalProvider, FakeClock, Kms, Open, StoreKind, counting
+from tests.contract.gcp_peer import gcp_provider
 from tests.contract.pkcs11_peer import KeptProcesses, pkcs11_provider
 from tests.contract.postgres_peer import Place, emptied
 from tests.contract.vault_peer import vault_provider
@@ -75,11 +77,20 @@ def hsm_keys(hsm_token: Token) -> Iterator[tuple[str, str]]:
     KeptProcesses.idle.clear()
 
 
+@asynccontextmanager
+async def _gcp(request: pytest.FixtureRequest) -> AsyncIterator[Kms]:
+    server: CloudKmsServer = request.getfixturevalue("cloud_kms")
+    calls = Counter[str]()
+    async with gcp_provider(server, observe=counting(calls)) as provider, gcp_provider(server) as foreign:
+        yield Kms(provider, calls, foreign)
+
+
 PROVIDERS: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Kms]]] = {
     "local": _local,
     "aws": _aws,
     "vault": _vault,
     "pkcs11": _pkcs11,
+    "gcp": _gcp,
 }
 
 

@@ -17,13 +17,16 @@ from betrace_kms_server.core.keys import KeyMaterial, WrappedKey
 from betrace_kms_server.data_keys.keyring import KeyRing
 from betrace_kms_server.providers.answers import Answers
 from betrace_kms_server.providers.aws.provider import AwsProvider
+from betrace_kms_server.providers.gcp.sdk import crc32c
 from betrace_kms_server.providers.protocol import KeyProvider
 from betrace_kms_server.signing_keys.seeds import new_key
 from betrace_kms_server.telemetry.figures import CallStats
 from betrace_kms_server.telemetry.observers import KmsCallObserver
 
 from tests.aws_proxy import aws_proxy
+from tests.cloud_kms_server import CloudKmsServer
 from tests.contract.conftest import PROVIDERS
+from tests.contract.gcp_peer import gcp_provider
 from tests.contract.pkcs11_peer import AlteredProcesses, pkcs11_provider
 from tests.contract.samples import ARN
 from tests.contract.vault_peer import vault_provider, vault_proxy
@@ -118,10 +121,37 @@ async def _pkcs11(request: pytest.FixtureRequest) -> AsyncIterator[Service]:
         yield Service(provider, alter, stats)
 
 
+@asynccontextmanager
+async def _gcp(request: pytest.FixtureRequest) -> AsyncIterator[Service]:
+    """Cloud KMS, which also makes the data keys; what is altered has the checksum that fits."""
+    server: CloudKmsServer = request.getfixturevalue("cloud_kms")
+    stats = CallStats()
+    names = {"plaintext": ("plaintext", "data"), "blob": ("ciphertext",), "key": ("name",)}
+    key = server.make_key()
+
+    def alter(part: str, value: Any) -> None:
+        if part == "key" and "unwrapped" in request.node.name:
+            pytest.skip("an answer to Decrypt does not name the key")
+
+        def answer(method: str, message: Any) -> None:
+            for name in names[part]:
+                if name not in type(message).meta.fields or method == "GetCryptoKey":
+                    continue
+                setattr(message, name, (b"" if part != "key" else "") if value is MISSING else value)
+                if part != "key":
+                    setattr(message, f"{name}_crc32c", crc32c(getattr(message, name)))
+
+        key.answer = answer
+
+    async with gcp_provider(server, key, observe=KmsCallObserver(stats, None), random_of_kms=True) as provider:
+        yield Service(provider, alter, stats)
+
+
 SERVICES: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Service]]] = {
     "aws": _aws,
     "vault": _vault,
     "pkcs11": _pkcs11,
+    "gcp": _gcp,
 }
 
 

@@ -3,10 +3,12 @@
 LOCAL_PREFIX = "arn:betrace:kms:local::key/"
 VAULT_PREFIX = "vault:"
 PKCS11_PREFIX = "pkcs11:"
+GCP_PREFIX = "projects/"
 _PREFIXES = {
     LOCAL_PREFIX: "local",
     VAULT_PREFIX: "vault",
     PKCS11_PREFIX: "pkcs11",
+    GCP_PREFIX: "gcp",
 }
 _MESSAGE_PROVIDER_IDS = {
     "aws": "aws-kms",  # what official SDKs look for
@@ -16,6 +18,7 @@ _MESSAGE_PROVIDER_IDS = {
 _STEPS = {
     "aws": "list it in aws.kms.decrypt-key-ids",
     "pkcs11": "list its label in pkcs11.former-key-labels",
+    "gcp": "list it in gcp.kms.decrypt-key-names",
 }
 
 

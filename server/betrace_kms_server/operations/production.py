@@ -16,6 +16,7 @@ def inspect_deployment(
     """
     overrides = {
         "aws.kms.endpoint": ("calls do not go to AWS KMS", settings.endpoint),
+        "gcp.kms.endpoint": ("calls do not go to Cloud KMS", settings.gcp_emulated),
         "kms.store.endpoint": ("keys are not kept in DynamoDB of AWS", settings.store_endpoint),
     }
     return [

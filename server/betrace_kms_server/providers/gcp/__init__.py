@@ -1,0 +1,1 @@
+"""Cloud KMS of Google Cloud."""
