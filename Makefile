@@ -315,7 +315,7 @@ ci: ## everything that CI runs (needs Go, Node.js, Java, Maven and Debian's apt-
 	.ci/run
 
 requirements: $(VENV)/dev.stamp ## pin the newest versions that pyproject.toml allows
-	$(COMPILE) pyproject.toml requirements/build.in --extra server --extra gcp --extra otel --extra pkcs11 --extra postgresql --group dev -o requirements/dev.txt
+	$(COMPILE) pyproject.toml requirements/build.in --extra server --extra azure --extra gcp --extra otel --extra pkcs11 --extra postgresql --group dev -o requirements/dev.txt
 	$(COMPILE) requirements/build.in -c requirements/dev.txt -o requirements/build.txt
 	$(COMPILE) pyproject.toml --extra server -c requirements/dev.txt -o requirements/server.txt
 	$(COMPILE) --group fuzz -c requirements/dev.txt -o requirements/fuzz.txt

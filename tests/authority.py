@@ -59,16 +59,16 @@ class Authority:
         name: str = "",
         *,
         uris: Sequence[str] = (),
-        host: str | None = None,
+        host: str | Sequence[str] | None = None,
         begin: timedelta = timedelta(hours=-1),
         end: timedelta = timedelta(hours=1),
         usage: x509.ObjectIdentifier | None = None,
     ) -> Pair:
-        """Return a certificate with its key. With `host`, an IP address or a name, it is a server's."""
+        """Return a certificate with its key. With `host`, an IP address or names, it is a server's."""
         key = ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in uris]
         if host is not None:
-            names.append(_name_of(host))
+            names += map(_name_of, [host] if isinstance(host, str) else host)
         builder = self._builder(subject(name), key, begin, end)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=not name)

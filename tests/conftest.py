@@ -9,6 +9,7 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.cloud_kms_server import CloudKmsServer
+    from tests.keyvault_server import KeyVaultServer
     from tests.moto_server import MotoServer
     from tests.openbao_server import OpenBaoServer
     from tests.postgres_server import PostgresServer
@@ -59,6 +60,15 @@ def moto() -> Iterator["MotoServer"]:
 def kms_key(moto: "MotoServer") -> str:
     """Make a symmetric KMS key in us-east-1 that no other test uses, and return its ARN."""
     return moto.create_key()
+
+
+@pytest.fixture(scope="session")
+def key_vault(tmp_path_factory: pytest.TempPathFactory) -> Iterator["KeyVaultServer"]:
+    """Run one Key Vault and Managed HSM for the process."""
+    from tests.keyvault_server import key_vault_server
+
+    with key_vault_server(tmp_path_factory.mktemp("key-vault")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -105,6 +105,26 @@ async def _open_aws(start: _Start) -> KeyProvider:
     )
 
 
+async def _open_azure(start: _Start) -> KeyProvider:
+    settings = start.settings
+    try:
+        from betrace_kms_server.providers.azure.opening import open_azure  # late: the Azure SDK takes half a second
+    except ModuleNotFoundError as cause:
+        raise StartRefused(f"{cause.name} is missing: install betrace-kms[server,azure]") from cause
+    from betrace_kms_server.providers.azure.key_ids import KeyId
+
+    key, sign_key = KeyId(settings.azure_key_id or ""), settings.azure_sign_key_id
+    log.info("Using Azure Key Vault", key=key.id, sign_key=sign_key)
+    return await start.resources.enter_async_context(
+        open_azure(
+            key,
+            None if sign_key is None else KeyId(sign_key),
+            call_seconds=settings.azure_call_timeout_ms / 1000,
+            observe=start.observe,
+        )
+    )
+
+
 async def _open_vault(start: _Start) -> KeyProvider:
     from betrace_kms_server.providers.vault.client import VaultClient
     from betrace_kms_server.providers.vault.errors import TransitKey
@@ -192,6 +212,7 @@ async def _open_gcp(start: _Start) -> KeyProvider:
 _OPEN: Mapping[str, Callable[[_Start], Awaitable[KeyProvider]]] = {
     "local": _open_local,
     "aws": _open_aws,
+    "azure": _open_azure,
     "vault": _open_vault,
     "pkcs11": _open_pkcs11,
     "gcp": _open_gcp,

@@ -19,11 +19,13 @@ from betrace_kms_server.stores.sqlite.store import DATABASE_FILE, SqliteStore, o
 from botocore.awsrequest import AWSResponse
 
 from tests.cloud_kms_server import CloudKmsServer
+from tests.contract.azure_peer import azure_provider
 from tests.contract.doubles import CountedLocalProvider, FakeClock, Kms, Open, StoreKind, counting
 from tests.contract.gcp_peer import gcp_provider
 from tests.contract.pkcs11_peer import KeptProcesses, pkcs11_provider
 from tests.contract.postgres_peer import Place, emptied
 from tests.contract.vault_peer import vault_provider
+from tests.keyvault_server import KeyVaultServer
 from tests.moto_server import REGION, MotoServer
 from tests.openbao_server import OpenBaoServer
 from tests.softhsm import Token
@@ -44,6 +46,15 @@ async def _aws(request: pytest.FixtureRequest) -> AsyncIterator[Kms]:
     ):
         moto.calls.clear()
         yield Kms(provider, moto.calls, foreign)
+
+
+@asynccontextmanager
+async def _azure(request: pytest.FixtureRequest) -> AsyncIterator[Kms]:
+    server: KeyVaultServer = request.getfixturevalue("key_vault")
+    calls = Counter[str]()
+    async with azure_provider(server, observe=counting(calls)) as provider, azure_provider(server) as foreign:
+        calls.clear()
+        yield Kms(provider, calls, foreign)
 
 
 @asynccontextmanager
@@ -88,6 +99,7 @@ async def _gcp(request: pytest.FixtureRequest) -> AsyncIterator[Kms]:
 PROVIDERS: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Kms]]] = {
     "local": _local,
     "aws": _aws,
+    "azure": _azure,
     "vault": _vault,
     "pkcs11": _pkcs11,
     "gcp": _gcp,

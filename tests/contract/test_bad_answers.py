@@ -25,17 +25,20 @@ from betrace_kms_server.telemetry.observers import KmsCallObserver
 
 from tests.aws_proxy import aws_proxy
 from tests.cloud_kms_server import CloudKmsServer
+from tests.contract.azure_peer import hsm_provider
 from tests.contract.conftest import PROVIDERS
 from tests.contract.gcp_peer import gcp_provider
 from tests.contract.pkcs11_peer import AlteredProcesses, pkcs11_provider
 from tests.contract.samples import ARN
 from tests.contract.vault_peer import vault_provider, vault_proxy
+from tests.keyvault_server import KeyVaultServer
 from tests.moto_server import REGION, MotoServer
 from tests.openbao_server import OpenBaoServer
 from tests.softhsm import Token
 
 CONTEXT = {"tenantId": "acme", "keyType": "encryption"}
 MISSING = object()
+_MADE_BY_THE_SERVICE = ("test_bad_data_key_is_refused", "test_nothing_is_sealed_or_signed_under_a_bad_key")
 ANSWERS = Answers("KMS", "kms:", "the proxies on the route")
 
 
@@ -72,6 +75,34 @@ async def _aws(request: pytest.FixtureRequest) -> AsyncIterator[Service]:
         observe = KmsCallObserver(stats, None)
         async with AwsProvider(moto.create_key(), region=REGION, endpoint=proxy.url, observe=observe) as provider:
             yield Service(provider, alter, stats)
+
+
+@asynccontextmanager
+async def _azure(request: pytest.FixtureRequest) -> AsyncIterator[Service]:
+    """A Managed HSM; data keys are made here, so only what unwraps has a plaintext to alter."""
+    server: KeyVaultServer = request.getfixturevalue("key_vault")
+    stats = CallStats()
+    names = {"plaintext": ("decrypt", "value"), "blob": ("encrypt", "value"), "key": ("", "kid")}
+
+    def alter(part: str, value: Any) -> None:
+        if part == "plaintext" and request.node.originalname in _MADE_BY_THE_SERVICE:
+            pytest.skip("data keys are made here")
+        operation, name = names[part]
+
+        def doctor(path: str, body: dict[str, Any]) -> None:
+            if name in body and path.endswith(operation):
+                del body[name]
+                if value is not MISSING:
+                    body[name] = base64.urlsafe_b64encode(value).decode().rstrip("=") if part != "key" else value
+
+        server.doctor = doctor
+
+    try:
+        async with hsm_provider(server, observe=KmsCallObserver(stats, None)) as provider:
+            stats.counts.clear()
+            yield Service(provider, alter, stats)
+    finally:
+        server.doctor = lambda path, body: None
 
 
 @asynccontextmanager
@@ -149,6 +180,7 @@ async def _gcp(request: pytest.FixtureRequest) -> AsyncIterator[Service]:
 
 SERVICES: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Service]]] = {
     "aws": _aws,
+    "azure": _azure,
     "vault": _vault,
     "pkcs11": _pkcs11,
     "gcp": _gcp,

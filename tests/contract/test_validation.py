@@ -16,6 +16,7 @@ from betrace_kms_server.operations.validation import READY, Validation, Validato
 from betrace_kms_server.operations.validation_run import Test
 from betrace_kms_server.providers.aws import remedies as aws_remedies
 from betrace_kms_server.providers.aws.provider import AwsProvider
+from betrace_kms_server.providers.azure import remedies as azure_remedies
 from betrace_kms_server.providers.gcp import remedies as gcp_remedies
 from betrace_kms_server.providers.local import LocalProvider
 from betrace_kms_server.providers.pkcs11 import remedies as pkcs11_remedies
@@ -534,7 +535,7 @@ def test_every_error_of_a_provider_or_a_store_has_its_step() -> None:
         errors.TenantPendingShred,
         errors.TenantShredded,
     }
-    for of_provider in (aws_remedies, vault_remedies, pkcs11_remedies, gcp_remedies):
+    for of_provider in (aws_remedies, azure_remedies, gcp_remedies, vault_remedies, pkcs11_remedies):
         assert set(leaves()) - others == set(REMEDIES) | set(of_provider.REMEDIES)
 
 

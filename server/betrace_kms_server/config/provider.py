@@ -11,7 +11,7 @@ from betrace_kms_server.config.values import REGION, Endpoint, Endpoints, WholeN
 _KEY_ARN = re.compile(r"arn:aws[a-z-]*:kms:(?P<region>[a-z0-9-]+):[0-9]{12}:key/[A-Za-z0-9-]+")
 
 
-ProviderName = Literal["local", "aws", "vault", "pkcs11", "gcp"]
+ProviderName = Literal["local", "aws", "azure", "gcp", "vault", "pkcs11"]
 
 
 def _providers(value: Any) -> Any:
@@ -31,7 +31,7 @@ class ProviderSettings(BaseModel):
     provider: ProviderName = Field(
         "local",
         alias="betrace.kms.provider",
-        description="who wraps keys: `aws`, `vault`, `pkcs11`, `gcp`, or `local` (not for production)",
+        description="who wraps keys: `aws`, `azure`, `gcp`, `vault`, `pkcs11`, or `local` (not for production)",
     )
     former_providers: Annotated[Words, AfterValidator(_providers)] = Field(
         (),

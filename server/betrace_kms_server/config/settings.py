@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from betrace_kms_server.config.azure import AzureSettings
 from betrace_kms_server.config.gcp import GcpSettings
 from betrace_kms_server.config.keys import KeySettings
 from betrace_kms_server.config.pkcs11 import Pkcs11Settings
@@ -14,7 +15,9 @@ from betrace_kms_server.config.values import REGION, Dsn, Endpoint, Switch
 from betrace_kms_server.config.vault import VaultSettings
 
 
-class Settings(ServerSettings, KeySettings, ProviderSettings, VaultSettings, Pkcs11Settings, GcpSettings):
+class Settings(
+    ServerSettings, KeySettings, ProviderSettings, AzureSettings, GcpSettings, VaultSettings, Pkcs11Settings
+):
     """Every setting under its public name; `model_fields` has the descriptions that docs/configuration.md shows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -75,6 +78,8 @@ class Settings(ServerSettings, KeySettings, ProviderSettings, VaultSettings, Pkc
 
     @model_validator(mode="after")
     def _providers_are_whole(self) -> "Settings":
+        if self.uses("azure") and (problem := self.azure_problem()):
+            raise ValueError(problem)
         if self.uses("vault") and (problem := self.vault_problem()):
             raise ValueError(problem)
         if self.uses("pkcs11") and (problem := self.pkcs11_problem()):

@@ -1,10 +1,12 @@
 """What the name of a master key says, in rows and in messages: the names of two providers never meet."""
 
+AZURE_PREFIX = "https://"
 LOCAL_PREFIX = "arn:betrace:kms:local::key/"
 VAULT_PREFIX = "vault:"
 PKCS11_PREFIX = "pkcs11:"
 GCP_PREFIX = "projects/"
 _PREFIXES = {
+    AZURE_PREFIX: "azure",
     LOCAL_PREFIX: "local",
     VAULT_PREFIX: "vault",
     PKCS11_PREFIX: "pkcs11",

@@ -13,8 +13,9 @@ from typing import TextIO
 import structlog
 import structlog.tracebacks
 
-_SAID_BY_US = ("aiobotocore.credentials", "botocore.credentials", "botocore.utils", "botocore.tokens")
-"""Each failed renewal of credentials is a traceback there; aws/credentials.py logs it once."""
+_SAID_BY_US = ("aiobotocore.credentials", "azure", "botocore.credentials", "botocore.utils", "botocore.tokens")
+"""Each failed renewal of credentials is a traceback there; aws/credentials.py logs it once. "azure" is a line for each
+header of each request, and for each credential that is not there."""
 _NEVER_DEBUG = ("aioboto3", "aiobotocore", "aiocache", "boto3", "botocore", "aiosqlite", "urllib3")
 
 
