@@ -2,7 +2,6 @@
 
 import ast
 import asyncio
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from betrace_kms_server.core.errors import CredentialsUnavailable, KmsError, Kms
 from betrace_kms_server.providers.gcp import sdk
 from betrace_kms_server.providers.gcp.errors import PERMISSIONS, TABLE, KeyName, refused, without_credentials
 from betrace_kms_server.providers.gcp.remedies import remedy
-from betrace_kms_server.providers.gcp.sdk import auth_errors, silence
+from betrace_kms_server.providers.gcp.sdk import auth_errors
 
 from tests.install import ROOT
 
@@ -87,19 +86,6 @@ def test_our_own_error_stays() -> None:
 def test_the_table_has_no_row_that_another_hides() -> None:
     """Each row is another class of the SDK, or of Python."""
     assert len(TABLE) == len({kind.__qualname__ for kind in TABLE})
-
-
-def test_the_sdk_does_not_log_requests() -> None:
-    """Requests hold plaintext keys. A client reads the SDK's variable once it is made, so ours comes after."""
-    name = "google.cloud.kms_v1.services.key_management_service.transports.grpc_asyncio"
-    logger = logging.getLogger(name)
-    before = logger.level
-    try:
-        logger.setLevel(logging.DEBUG)
-        silence()
-        assert not logger.isEnabledFor(logging.DEBUG)
-    finally:
-        logger.setLevel(before)
 
 
 def test_the_sdk_is_imported_in_one_place() -> None:

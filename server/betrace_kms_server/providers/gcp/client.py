@@ -18,7 +18,6 @@ from betrace_kms_server.providers.gcp.sdk import (
     KeyManagementServiceAsyncClient,
     KeyManagementServiceGrpcAsyncIOTransport,
     api_errors,
-    silence,
 )
 
 A = TypeVar("A")
@@ -63,7 +62,6 @@ class CloudKms:
         # would stay in memory until the next collection of garbage, and the process would end two seconds late.
         self._channel._unary_unary_interceptors.clear()  # type: ignore[attr-defined]
         self._client = KeyManagementServiceAsyncClient(transport=transport)
-        silence()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:

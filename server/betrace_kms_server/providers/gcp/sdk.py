@@ -4,7 +4,6 @@ The SDK warns, at its import, that grpcio below 1.83 has no post-quantum key exc
 (docs/adr/0009), and the warning is no news to an operator; docs/providers/gcp.md has the limitation.
 """
 
-import logging
 import warnings
 
 with warnings.catch_warnings():
@@ -15,8 +14,7 @@ with warnings.catch_warnings():
     from google.auth.credentials import Credentials, TokenState
     from google.auth.transport.requests import Request
     from google.cloud.kms_v1 import KeyManagementServiceAsyncClient
-    from google.cloud.kms_v1.services.key_management_service import async_client as _async_client
-    from google.cloud.kms_v1.services.key_management_service.transports import grpc_asyncio as _transport
+    from google.cloud.kms_v1.services.key_management_service.transports import KeyManagementServiceGrpcAsyncIOTransport
     from google.cloud.kms_v1.types import (
         CryptoKey,
         CryptoKeyVersion,
@@ -31,8 +29,6 @@ with warnings.catch_warnings():
     )
     from google.iam.v1.iam_policy_pb2 import TestIamPermissionsRequest as IamPermissionsRequest
     from google_crc32c import value as crc32c
-
-KeyManagementServiceGrpcAsyncIOTransport = _transport.KeyManagementServiceGrpcAsyncIOTransport
 
 __all__ = [
     "Credentials",
@@ -55,16 +51,4 @@ __all__ = [
     "auth",
     "auth_errors",
     "crc32c",
-    "silence",
 ]
-
-_LOGS_REQUESTS = (_async_client.__name__, _transport.__name__, "google.auth")
-
-
-def silence() -> None:
-    """Keep the SDK from logging requests, with plaintext keys and tokens, whatever its own variables say.
-
-    A client that is made reads GOOGLE_SDK_PYTHON_LOGGING_SCOPE, so this comes after.
-    """
-    for name in _LOGS_REQUESTS:
-        logging.getLogger(name).setLevel(logging.WARNING)
