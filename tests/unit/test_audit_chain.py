@@ -239,7 +239,7 @@ def test_lines_cut_off_at_the_end() -> None:
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\b[^\n]*\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)
 
 
 def test_documented_fields() -> None:
