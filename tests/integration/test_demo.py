@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.request import urlopen
 
 import pytest
@@ -56,10 +57,17 @@ def left_behind(folder: Path) -> list[str]:
     return found
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Give a folder whose path leaves room for the name of a unix socket."""
+    with TemporaryDirectory(prefix="demo") as name:
+        yield Path(name)
+
+
 @pytest.mark.timeout(400)
-def test_every_step_is_green(tmp_path: Path) -> None:
+def test_every_step_is_green(folder: Path) -> None:
     """Without a terminal, kept up until Ctrl-C: it exits with 0, and neither files nor processes stay."""
-    with demo(tmp_path, DEMO_KEEP="1") as process:
+    with demo(folder, DEMO_KEEP="1") as process:
         lines = lines_until(process, "Everything stays up")
         found = re.search(r"http://127\.0\.0\.1:\d+/", lines[-1])
         assert found, "".join(lines)
@@ -75,7 +83,7 @@ def test_every_step_is_green(tmp_path: Path) -> None:
     assert 17 == int(summary[1]) + int(summary[2]), printed
     assert int(summary[2]) == len(re.findall(r"^     skipped: .+ is not here: .+$", printed, re.MULTILINE)) <= 2
     assert "\x1b[" not in printed
-    assert [] == left_behind(tmp_path)
+    assert [] == left_behind(folder)
 
 
 HELD = """
@@ -95,12 +103,12 @@ sys.exit(main([Step("Hold", hold), Step("Stop", lambda stage: None)]))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+def test_an_interrupted_demo_leaves_nothing(folder: Path, number: signal.Signals) -> None:
     """Ctrl-C in the middle, or SIGTERM, ends what was started and removes its folder."""
-    with demo(tmp_path, ("-c", HELD)) as process:
+    with demo(folder, ("-c", HELD)) as process:
         lines_until(process, "held")
-        assert len(left_behind(tmp_path)) >= 2
+        assert len(left_behind(folder)) >= 2
         process.send_signal(number)
         lines = lines_until(process, "Interrupted")
         assert (130, True) == (process.wait(timeout=30), "Interrupted" in lines[-1])
-    assert [] == left_behind(tmp_path)
+    assert [] == left_behind(folder)

@@ -213,7 +213,7 @@ AWS_KEY = "arn:aws:kms:us-east-1:123456789012:key/abcd1234-5678-90ab-cdef-123456
         (["--set", "kms.cache.max-sise=5"], "kms.cache.max-sise (from command line): no such setting"),
         (["--set", "kms.cache.max-size=many"], "kms.cache.max-size (from command line)"),
         (["--set", "kms.cache.max-size"], "write it as NAME=VALUE"),
-        (["--set", "betrace.kms.provider=vault"], "betrace.kms.provider (from command line)"),
+        (["--set", "betrace.kms.provider=keepass"], "betrace.kms.provider (from command line)"),
         (["--set", "betrace.kms.provider=aws"], "aws.kms.master-key-id is missing"),
         (["--config", "no-such-file"], "cannot be read"),
         (["--set", "aws.kms.endpoint=http://localhost:notaport"], "aws.kms.endpoint (from command line)"),

@@ -22,7 +22,8 @@ COMMANDS: dict[str, Callable[[], Sequence[str]]] = {"python": lambda: [sys.execu
 
 def program(language: str, official: OfficialBranchKeys) -> str:
     """Return the program of a language for a table and its KMS key."""
-    (found,) = re.findall(f"```{language}\n(.*?)```", (ROOT / "docs/encryption.md").read_text("utf-8"), re.DOTALL)
+    document = (ROOT / "docs/encryption.md").read_text("utf-8")
+    (found,) = re.findall(rf"```{language}\b[^\n]*\n(.*?)```", document, re.DOTALL)
     changed = {
         '"betrace-kms-branch-keys"': f'"{official.table}"',
         "arn:aws:kms:us-east-1:123456789012:key/MASTER": official.kms_key,
