@@ -14,7 +14,7 @@
 {{- end -}}
 {{- range $place, $settings := dict "config" .Values.config "secret.data" .Values.secret.data -}}
 {{- range $name, $value := $settings -}}
-{{- if not (regexMatch "^[a-z]+(\\.[a-z0-9]+(-[a-z0-9]+)*)+$" $name) -}}
+{{- if not (regexMatch "^[a-z][a-z0-9]*(\\.[a-z0-9]+(-[a-z0-9]+)*)+$" $name) -}}
 {{- fail (printf "%s: %s is no setting: write names of docs/configuration.md, each whole and on a line of its own, such as kms.store: sqlite" $place $name) -}}
 {{- end -}}
 {{- with get $owned $name -}}
