@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.daemon import COMMAND, spawned
+from tests.daemon import spawned
 from tests.integration.callers import needs_root
 from tests.interop.tools import tool
 from tests.kubernetes.kustomizations import KUBERNETES, built
@@ -21,6 +22,9 @@ from tests.kubernetes.objects import loaded
 
 if TYPE_CHECKING:
     from tests.moto_server import MotoServer
+
+COMMAND = (sys.executable, "-m", "betrace_kms_client")
+"""The command without its script: where the path has a blank, that is one of a shell, which starts without rights."""
 
 pytestmark = needs_root
 
@@ -109,7 +113,7 @@ def test_the_sidecar_serves_the_group_of_the_pod_and_nobody_else(pod: Pod, moto:
     else:
         environ |= {"AWS_KMS_MASTER_KEY_ID": kms_key, "KMS_STORE_ALLOW_EPHEMERAL": "true"}
     none_of_ours = ["env", *(f"--unset={name}" for name in CREDENTIALS if name not in environ)]
-    start = [*none_of_ours, *pod.as_container(pod.sidecar, pod.groups), str(COMMAND), "serve"]
+    start = [*none_of_ours, *pod.as_container(pod.sidecar, pod.groups), *COMMAND, "serve"]
     address = pod.here(pod.backend["env"][0]["value"])
     with spawned(environ=environ, command=start) as daemon:
         daemon.wait_for("serving", 60)
@@ -128,7 +132,7 @@ def test_the_sidecar_serves_the_group_of_the_pod_and_nobody_else(pod: Pod, moto:
 
 def encrypt(start: Sequence[str], address: str) -> tuple[int, str]:
     """Run `betrace-kms encrypt` by a command that becomes somebody; return its exit code and what it complains of."""
-    command = [*start, str(COMMAND), "encrypt", "--tenant", "acme", "--addr", address, "--timeout", "5"]
+    command = [*start, *COMMAND, "encrypt", "--tenant", "acme", "--addr", address, "--timeout", "5"]
     environ = {"PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, input=b"hello", capture_output=True, timeout=60, env=environ, check=False)
     return done.returncode, done.stderr.decode()
