@@ -29,7 +29,6 @@ CANONICAL = re.compile(r"[-_.]+")
 MATRIX = ("3.11", "3.12", "3.13", "3.14")
 RUN_BY_A_SHELL = (
     "tests/integration/test_emergency_stop.py::test_the_runbook_as_it_is_written",
-    "tests/documents/test_documents.py::test_document[docs/policy.md]",
     "tests/interop/test_operations.py::test_the_guides_lines_pass_with_only_the_port_changed",
 )
 """Tests that give paths of the clone to a shell, which a blank in them must not break."""
